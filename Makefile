@@ -1,0 +1,58 @@
+# Two commands for a fresh clone: `make demo` and `make test`. Each makes $(VENV) when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= pt2q-demo
+PYTEST_ARGS ?= -n auto --maxprocesses 4
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+# Spinning threads beside a busy neighbour cost more than they win.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help demo test test-slow lint typecheck format clean
+
+help:
+	@echo "make demo       quantize the bundled digits network and compare it with float"
+	@echo "make test       run the tests"
+	@echo "make test-slow  run the slow tests"
+	@echo "make lint       ruff check and ruff format --check"
+	@echo "make typecheck  mypy on an installed copy"
+	@echo "make format     let ruff rewrite what it can"
+
+demo: $(VENV)/.pt2q-demo
+	$(BIN)/python -m pt2q demo --out $(OUT)
+
+test: $(VENV)/.pt2q-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.pt2q-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m slow
+
+lint: $(VENV)/.pt2q-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.pt2q-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The finder-based editable install is invisible to mypy; the linked tree of the strict one is not.
+typecheck: $(VENV)/.pt2q-lint $(VENV)/.pt2q-test
+	$(PIP) install --quiet --no-deps --config-settings editable_mode=strict -e .
+	cd / && "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" \
+	    --cache-dir "$(CURDIR)/.mypy_cache" -p pt2q
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch goes in by itself and first, so that no later pip call can resolve another one.
+$(VENV)/.pt2q-torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt torch==2.13.0
+	touch $@
+
+$(VENV)/.pt2q-%: $(VENV)/.pt2q-torch pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e ".[$*]"
+	touch $@
+
+.PRECIOUS: $(VENV)/.pt2q-%
