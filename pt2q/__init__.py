@@ -1,0 +1,1 @@
+"""pt2q: PyTorch 2 Export quantization."""

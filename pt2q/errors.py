@@ -1,0 +1,74 @@
+"""Every exception and warning pt2q raises on purpose, by name.
+
+Each message says what was expected, what was found, where, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class Pt2qError(Exception):
+    """Base of all errors raised by pt2q."""
+
+
+class NotExportedError(Pt2qError, TypeError):
+    """A module that was never captured with ``torch.export`` was given."""
+
+
+class SpecError(Pt2qError, ValueError):
+    """A quantization spec contradicts itself or its dtype."""
+
+
+class AnnotationError(Pt2qError, ValueError):
+    """An annotation names a node, edge or tensor that cannot be quantized as asked."""
+
+
+class SharingError(AnnotationError):
+    """Sharing references cannot be resolved: a cycle, a conflict or a dangling reference."""
+
+
+class FlowError(Pt2qError, RuntimeError):
+    """The main calls were made in an order that makes no sense."""
+
+
+class NoDataError(Pt2qError, RuntimeError):
+    """An observer was asked for quantization parameters but never saw data."""
+
+
+class NonFiniteActivationError(Pt2qError, ValueError):
+    """NaN reached an observer."""
+
+
+class InputShapeError(Pt2qError, ValueError):
+    """A prepared or converted model was called with shapes it was not exported for."""
+
+
+class LoweringError(Pt2qError, RuntimeError):
+    """A converted model could not be lowered to, or run by, a runtime."""
+
+
+class MissingDependencyError(Pt2qError, ImportError):
+    """An optional dependency is needed for this call and is not installed."""
+
+
+class DataError(Pt2qError, ValueError):
+    """Calibration data or a model file could not be read or does not fit the model."""
+
+
+class GraphLawError(Pt2qError, AssertionError):
+    """A pass broke one of the laws of the graph."""
+
+
+class Pt2qWarning(UserWarning):
+    """Base of all warnings given by pt2q."""
+
+
+class UnmatchedRuleWarning(Pt2qWarning):
+    """A quantizer rule matched nothing in the model."""
+
+
+class NothingQuantizedWarning(Pt2qWarning):
+    """The model was prepared or converted but nothing in it is quantized."""
+
+
+class BatchNormNotFoldedWarning(Pt2qWarning):
+    """A batch norm stays in the model because folding it would change the function."""

@@ -1,0 +1,191 @@
+"""The one place that names operators.
+
+Operators are compared as overloads through the frozen sets below; `overloads` turns what a
+user gives (a packet, an overload, a Python function) into such a set. Arguments are read and
+written by schema name, so that no pass depends on their position.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+# Registers the quantized_decomposed operators; a program that loads a saved model needs it too.
+from torch.ao.quantization.fx import _decomposed as _decomposed
+from torch.fx import Node
+
+aten = torch.ops.aten
+qd = torch.ops.quantized_decomposed
+
+Target = Callable[..., Any]
+
+
+@lru_cache(maxsize=4096)
+def overloads(op: Any) -> frozenset[Target]:
+    """All operators meant by ``op``.
+
+    Args:
+        op: an overload (itself only), a packet (every overload of it) or any other callable
+            (itself only).
+
+    Returns:
+        The set to compare node targets with.
+    """
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        return frozenset(getattr(op, name) for name in op.overloads())
+    return frozenset({op})
+
+
+def _all(*ops: Any) -> frozenset[Target]:
+    return frozenset().union(*(overloads(op) for op in ops))
+
+
+CONV1D = _all(aten.conv1d)
+CONV2D = _all(aten.conv2d)
+CONV3D = _all(aten.conv3d)
+CONV_TRANSPOSE1D = _all(aten.conv_transpose1d)
+CONV_TRANSPOSE2D = _all(aten.conv_transpose2d)
+CONV_TRANSPOSE3D = _all(aten.conv_transpose3d)
+CONV_FORWARD = CONV1D | CONV2D | CONV3D
+CONV_TRANSPOSE = CONV_TRANSPOSE1D | CONV_TRANSPOSE2D | CONV_TRANSPOSE3D
+CONV_GENERIC = _all(aten.convolution)
+CONV = CONV_FORWARD | CONV_TRANSPOSE
+LINEAR = _all(aten.linear)
+ADDMM = _all(aten.addmm)
+MM = _all(aten.mm)
+BMM = _all(aten.bmm)
+MATMUL = _all(aten.matmul)
+EMBEDDING = _all(aten.embedding)
+SDPA = _all(aten.scaled_dot_product_attention)
+
+BATCH_NORM = _all(aten.batch_norm)
+
+RELU = _all(aten.relu, aten.relu_)
+RELU6 = _all(aten.relu6, aten.relu6_)
+HARDTANH = _all(aten.hardtanh, aten.hardtanh_)
+CLAMP = _all(aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_min_)
+ADD = _all(aten.add, aten.add_)
+SUB = _all(aten.sub, aten.sub_)
+MUL = _all(aten.mul, aten.mul_)
+CAT = _all(aten.cat, aten.concat)
+
+DROPOUT = _all(
+    aten.dropout,
+    aten.dropout_,
+    aten.native_dropout,
+    aten.feature_dropout,
+    aten.feature_dropout_,
+    aten.alpha_dropout,
+    aten.alpha_dropout_,
+    aten.feature_alpha_dropout,
+    aten.feature_alpha_dropout_,
+)
+
+GETITEM = operator.getitem
+
+QUANTIZE = frozenset(
+    {
+        qd.quantize_per_tensor.default,
+        qd.quantize_per_tensor.tensor,
+        qd.quantize_per_tensor.tensor2,
+        qd.quantize_per_channel.default,
+        qd.quantize_per_token.default,
+        qd.quantize_per_channel_group.default,
+    }
+)
+DEQUANTIZE = frozenset(
+    {
+        qd.dequantize_per_tensor.default,
+        qd.dequantize_per_tensor.tensor,
+        qd.dequantize_per_tensor.tensor2,
+        qd.dequantize_per_channel.default,
+        qd.dequantize_per_token.default,
+        qd.dequantize_per_channel_group.default,
+    }
+)
+CHOOSE_QPARAMS = frozenset(
+    {
+        qd.choose_qparams.tensor,
+        qd.choose_qparams_symmetric.tensor,
+        qd.choose_qparams_per_token_asymmetric.default,
+        qd.choose_qparams_per_token.default,
+    }
+)
+TO_DTYPE = aten.to.dtype
+
+
+def is_op(node: object, ops: frozenset[Target]) -> bool:
+    """Whether ``node`` is a call of one of ``ops``.
+
+    Args:
+        node: anything; only an FX node can be a call.
+        ops: a set of overloads.
+    """
+    return isinstance(node, Node) and node.op == "call_function" and node.target in ops
+
+
+@lru_cache(maxsize=4096)
+def _argument_index(target: Target, name: str) -> tuple[int, Any, bool]:
+    schema = getattr(target, "_schema", None)
+    for index, argument in enumerate(schema.arguments if schema is not None else ()):
+        if argument.name == name:
+            return index, argument.default_value, argument.kwarg_only
+    raise KeyError(f"{target} has no argument named {name!r}")
+
+
+def has_argument(node: Node, name: str) -> bool:
+    """Whether the operator's schema has an argument of that name."""
+    try:
+        _argument_index(node.target, name)  # type: ignore[arg-type]
+    except KeyError:
+        return False
+    return True
+
+
+def argument(node: Node, name: str) -> Any:
+    """The argument of a call by its schema name, or the schema's default.
+
+    Args:
+        node: a call_function node of an overload.
+        name: the schema's name ("input", "weight", "momentum", ...).
+
+    Raises:
+        KeyError: the schema has no such argument.
+    """
+    index, default, kwarg_only = _argument_index(node.target, name)  # type: ignore[arg-type]
+    if name in node.kwargs:
+        return node.kwargs[name]
+    if not kwarg_only and index < len(node.args):
+        return node.args[index]
+    return default
+
+
+def set_argument(node: Node, name: str, value: Any) -> None:
+    """Set the argument of a call by its schema name, leaving all others as they are.
+
+    Args:
+        node: a call_function node of an overload.
+        name: the schema's name.
+        value: a node or a literal.
+
+    Raises:
+        KeyError: the schema has no such argument.
+    """
+    index, _, kwarg_only = _argument_index(node.target, name)  # type: ignore[arg-type]
+    if kwarg_only or name in node.kwargs or index > len(node.args):
+        node.kwargs = {**node.kwargs, name: value}
+        return
+    args = list(node.args)
+    args[index : index + 1] = [value]
+    node.args = tuple(args)
+
+
+def data_input(node: Node) -> Any:
+    """The first argument of a call: what convolutions, norms and activations work on."""
+    if node.args:
+        return node.args[0]
+    return argument(node, node.target._schema.arguments[0].name)  # type: ignore[union-attr]
