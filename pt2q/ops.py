@@ -85,7 +85,77 @@ DROPOUT = _all(
     aten.feature_alpha_dropout_,
 )
 
+COUNT_ONE = aten.add_.Tensor
+COUNT = frozenset({COUNT_ONE})
+ITEM = aten.item.default
+
 GETITEM = operator.getitem
+
+MEAN = _all(aten.mean)
+ADAPTIVE_AVG_POOL2D = _all(aten.adaptive_avg_pool2d)
+MAX_POOL2D = _all(aten.max_pool2d)
+SOFTMAX = _all(aten.softmax, aten._softmax, aten.log_softmax)
+
+# Operators that move elements and compute nothing, told apart by what their output looks like.
+RESHAPE = _all(
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.flatten,
+    aten.unflatten,
+    aten.squeeze,
+    aten.unsqueeze,
+)
+PERMUTE = _all(
+    aten.permute,
+    aten.transpose,
+    aten.t,
+    aten.movedim,
+    aten.swapaxes,
+    aten.swapdims,
+    aten.numpy_T,
+    aten.mT,
+    aten.pixel_shuffle,
+    aten.pixel_unshuffle,
+    aten.channel_shuffle,
+)
+SUBSET = _all(aten.slice, aten.select, aten.narrow)
+SPLIT = _all(
+    aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unbind, aten.unsafe_split
+)
+REPEAT = _all(aten.expand, aten.expand_as, aten.repeat, aten.repeat_interleave)
+COPY = _all(aten.clone, aten.contiguous, aten.alias, aten.detach)
+UPSAMPLE_NEAREST = _all(aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d)
+SHAPE = RESHAPE | PERMUTE | SUBSET | SPLIT | REPEAT | COPY
+
+# What attention masks are built of: elementwise selection, scaling and casts.
+MASK_ARITHMETIC = (
+    ADD
+    | SUB
+    | MUL
+    | _all(
+        aten.where,
+        aten.masked_fill,
+        aten.masked_fill_,
+        aten.rsub,
+        aten.div,
+        aten.neg,
+        aten.full,
+        aten.full_like,
+        aten.new_full,
+        aten.scalar_tensor,
+        aten.triu,
+        aten.tril,
+        aten.log,
+        aten.maximum,
+        aten.minimum,
+        aten.lift_fresh_copy,
+        aten.copy_,
+        aten.to,
+        aten._to_copy,
+        aten.type_as,
+    )
+)
 
 QUANTIZE = frozenset(
     {
@@ -189,3 +259,49 @@ def data_input(node: Node) -> Any:
     if node.args:
         return node.args[0]
     return argument(node, node.target._schema.arguments[0].name)  # type: ignore[union-attr]
+
+
+def is_mutating(node: Node) -> bool:
+    """Whether a call writes into one of its arguments."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+
+
+def tensor_arguments(node: Node) -> list[tuple[str, Node]]:
+    """(schema name, node) of every node a call reads, in order; lists are flattened.
+
+    Args:
+        node: any node; arguments of calls without a schema have the name "".
+    """
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    found: list[tuple[str, Node]] = []
+    for index, value in enumerate(node.args):
+        _collect(names[index] if index < len(names) else "", value, found)
+    for name, value in node.kwargs.items():
+        _collect(name, value, found)
+    return found
+
+
+def _collect(name: str, value: Any, found: list[tuple[str, Node]]) -> None:
+    if isinstance(value, Node):
+        found.append((name, value))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _collect(name, item, found)
+
+
+def functional_operators(fn: Any) -> frozenset[Target]:
+    """The operators a Python function such as ``torch.nn.functional.linear`` is exported as.
+
+    Args:
+        fn: a packet, an overload, or a function whose name is that of an ATen operator.
+
+    Returns:
+        The overloads, or an empty set if the name is not that of an operator.
+    """
+    if isinstance(fn, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return overloads(fn)
+    name = getattr(fn, "__name__", "")
+    packets = [getattr(aten, n) for n in (name, f"{name}_") if name and hasattr(aten, n)]
+    return _all(*packets) if packets else frozenset()
