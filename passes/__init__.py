@@ -1,0 +1,23 @@
+"""The passes that prepare and convert are made of, one per file."""
+
+from pt2q.passes.base import Pass, run_passes, verified_passes
+from pt2q.passes.conv_bn_fold import FoldConvBatchNorm
+from pt2q.passes.duplicate_dq import DuplicateDQPass
+from pt2q.passes.fold_constants import FoldQuantizedConstants
+from pt2q.passes.insert_observers import InsertObservers
+from pt2q.passes.observers_to_qdq import ObserversToQDQ
+from pt2q.passes.port_metadata import PortNodeMetaForQDQ
+from pt2q.passes.prune import RemoveUnusedConstants
+
+__all__ = [
+    "DuplicateDQPass",
+    "FoldConvBatchNorm",
+    "FoldQuantizedConstants",
+    "InsertObservers",
+    "ObserversToQDQ",
+    "Pass",
+    "PortNodeMetaForQDQ",
+    "RemoveUnusedConstants",
+    "run_passes",
+    "verified_passes",
+]

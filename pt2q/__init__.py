@@ -1,1 +1,70 @@
-"""pt2q: PyTorch 2 Export quantization."""
+"""pt2q: quantization of models captured with ``torch.export``.
+
+The main calls are `prepare_pt2e` and `convert_pt2e`; a `Quantizer` says what a backend wants.
+"""
+
+from pt2q.errors import Pt2qError, Pt2qWarning
+from pt2q.flow import convert_pt2e, prepare_pt2e
+from pt2q.module import QuantGraphModule
+from pt2q.numerics import sqnr
+from pt2q.observers import (
+    FixedQParamsObserver,
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    NoopObserver,
+    ObserverBase,
+    PerChannelMinMaxObserver,
+    PlaceholderObserver,
+    disable_observer,
+    enable_observer,
+)
+from pt2q.passes.train_eval import (
+    allow_exported_model_train_eval,
+    move_exported_model_to_eval,
+    move_exported_model_to_train,
+)
+from pt2q.spec import (
+    DerivedQuantizationSpec,
+    EdgeOrNode,
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DerivedQuantizationSpec",
+    "EdgeOrNode",
+    "FixedQParamsObserver",
+    "FixedQParamsQuantizationSpec",
+    "HistogramObserver",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver",
+    "NoopObserver",
+    "ObserverBase",
+    "PerChannelMinMaxObserver",
+    "PlaceholderObserver",
+    "Pt2qError",
+    "Pt2qWarning",
+    "QuantGraphModule",
+    "QuantizationAnnotation",
+    "QuantizationSpec",
+    "QuantizationSpecBase",
+    "Quantizer",
+    "SharedQuantizationSpec",
+    "allow_exported_model_train_eval",
+    "convert_pt2e",
+    "disable_observer",
+    "enable_observer",
+    "move_exported_model_to_eval",
+    "move_exported_model_to_train",
+    "prepare_pt2e",
+    "sqnr",
+]

@@ -1,0 +1,79 @@
+"""What a pass is, and the runner that checks it.
+
+A pass is a frozen dataclass whose fields are its options. Called with a `QuantGraphModule` it
+changes the graph in place and says whether it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+from pt2q.errors import GraphLawError
+from pt2q.graph import dump
+from pt2q.module import QuantGraphModule
+
+_verify: ContextVar[bool] = ContextVar("verify", default=False)
+
+
+class Pass(Protocol):
+    """A step of a pipeline."""
+
+    def __call__(self, model: QuantGraphModule) -> bool:
+        """Change the model in place.
+
+        Args:
+            model: the module to work on.
+
+        Returns:
+            Whether anything was changed.
+        """
+        ...
+
+
+@contextmanager
+def verified_passes() -> Iterator[None]:
+    """Within it, every pass is followed by checks that cost time: meant for tests.
+
+    The graph must lint, and a pass that says "not modified" must not have modified.
+    """
+    token = _verify.set(True)
+    try:
+        yield
+    finally:
+        _verify.reset(token)
+
+
+def run_passes(model: QuantGraphModule, passes: Iterable[Pass]) -> QuantGraphModule:
+    """Run a pipeline in order and bring the module's code up to date once.
+
+    Args:
+        model: changed in place.
+        passes: the pipeline.
+
+    Returns:
+        The same module.
+
+    Raises:
+        GraphLawError: under `verified_passes`, a pass broke a law.
+    """
+    modified = False
+    for step in passes:
+        modified |= _run_verified(model, step) if _verify.get() else step(model)
+    if modified:
+        model.recompile()
+    return model
+
+
+def _run_verified(model: QuantGraphModule, step: Pass) -> bool:
+    before = dump(model)
+    modified = step(model)
+    if not modified and dump(model) != before:
+        raise GraphLawError(f"{step} says it changed nothing, but the graph differs")
+    try:
+        model.graph.lint()
+    except Exception as error:
+        raise GraphLawError(f"{step} left a graph that does not lint: {error}") from error
+    return modified

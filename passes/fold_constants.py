@@ -1,0 +1,111 @@
+"""Store constants quantized, and let go of the float ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from pt2q import ops
+from pt2q.graph import Names, copy_meta, fake_constant, is_constant, set_constant, value_of
+from pt2q.module import QuantGraphModule
+from pt2q.passes.constants import Constants
+
+
+@dataclass(frozen=True)
+class FoldQuantizedConstants:
+    """Replace each quantize of a constant by its result.
+
+    The quantize operators are run one by one and nothing else is: no dequantize, no float
+    computation that is not needed. A constant that is quantized twice with equal parameters
+    (a tied weight) is stored once. Float tensors nobody reads any more are dropped from the
+    module as soon as their last reader is gone, so that they are not held longer than needed.
+    """
+
+    def __call__(self, model: QuantGraphModule) -> bool:
+        """Fold; returns whether any quantize was folded."""
+        constants = Constants(model)
+        found = [
+            n
+            for n in model.graph.nodes
+            if ops.is_op(n, ops.QUANTIZE) and constants.is_constant(n)
+        ]
+        folder = _Folder(model, constants)
+        for node in found:
+            folder.fold(node)
+        return bool(found)
+
+
+class _Folder:
+    def __init__(self, model: QuantGraphModule, constants: Constants) -> None:
+        self.model = model
+        self.constants = constants
+        self.names = Names.of(model)
+        self.stored: dict[Any, str] = {}
+        self.readers: dict[str, int] = {}
+        for node in model.graph.nodes:
+            if is_constant(node):
+                target = str(node.target)
+                self.readers[target] = self.readers.get(target, 0) + 1
+
+    def fold(self, node: Node) -> None:
+        key = self._key(node)
+        if key not in self.stored:
+            base = self._base_name(node)
+            self.stored[key] = self.names.fresh(f"{base}_quantized")
+            set_constant(self.model, self.stored[key], self.constants.value(node))
+        with self.model.graph.inserting_before(node):
+            new = self.model.graph.get_attr(self.stored[key])
+        value = value_of(node)
+        if not isinstance(value, torch.Tensor):
+            value = fake_constant(self.constants.value(node), None)
+        copy_meta(new, node, "pt2q.fold_constants", value)
+        node.replace_all_uses_with(new)
+        self._erase(node)
+
+    def _key(self, node: Node) -> Any:
+        """Equal for quantizes with an equal result: same tensor, same parameters."""
+        value = node.args[0]
+        rest = tuple(self._identity(a) for a in node.args[1:])
+        return node.target, self._identity(value), rest, tuple(node.kwargs.items())
+
+    def _identity(self, argument: Any) -> Any:
+        if not isinstance(argument, Node):
+            return argument
+        if not is_constant(argument):
+            return argument
+        tensor = self.constants.value(argument)
+        if tensor.numel() <= 1 << 16 and tensor.dim() <= 1:
+            # Scales are small: equal numbers are the same parameters.
+            return str(tensor.dtype), tuple(tensor.tolist())
+        return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+
+    def _base_name(self, node: Node) -> str:
+        at: Any = node.args[0]
+        while isinstance(at, Node) and not is_constant(at) and at.all_input_nodes:
+            at = at.all_input_nodes[0]
+        return str(at.target) if isinstance(at, Node) and is_constant(at) else node.name
+
+    def _erase(self, node: Node) -> None:
+        """Erase a node and the constants that only it read."""
+        waiting = [node]
+        while waiting:
+            at = waiting.pop()
+            if at.users or at.op not in ("get_attr", "call_function"):
+                continue
+            waiting.extend(at.all_input_nodes)
+            self.model.graph.erase_node(at)
+            if at.op == "get_attr":
+                self._forget(str(at.target))
+
+    def _forget(self, target: str) -> None:
+        self.readers[target] = self.readers.get(target, 1) - 1
+        if self.readers[target] > 0:
+            return
+        *path, name = target.split(".")
+        owner = self.model.get_submodule(".".join(path))
+        for store in (owner._parameters, owner._buffers):
+            store.pop(name, None)
+        owner.__dict__.pop(name, None)

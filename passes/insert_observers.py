@@ -1,0 +1,212 @@
+"""Insert the observers, or fake quantizers, that a plan asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from pt2q.alias import StorageMap
+from pt2q.derived import DerivedObserver
+from pt2q.errors import AnnotationError
+from pt2q.graph import Names, copy_meta, edge_name, get_constant, is_constant
+from pt2q.module import QuantGraphModule
+from pt2q.observers import FixedQParamsObserver
+from pt2q.plan import Group, Plan
+from pt2q.spec import (
+    DerivedQuantizationSpec,
+    EdgeOrNode,
+    FixedQParamsQuantizationSpec,
+    QuantizationSpec,
+)
+
+OBSERVER_NAME = "activation_post_process"
+Observers = dict[EdgeOrNode, Any]
+
+
+def _given(spec: QuantizationSpec | FixedQParamsQuantizationSpec) -> dict[str, Any]:
+    names = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")
+    given = {name: getattr(spec, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def make_observer(group: Group, sources: list[Any], *, is_qat: bool) -> Any:
+    """The observer, or fake quantizer, of one group.
+
+    Args:
+        group: its spec says which.
+        sources: the observers its parameters are derived from.
+        is_qat: whether what passes is rounded.
+
+    Raises:
+        AnnotationError: the spec's constructor did not make an observer.
+    """
+    spec = group.spec
+    if isinstance(spec, DerivedQuantizationSpec):
+        return DerivedObserver(spec, sources, fake_quant=is_qat)
+    if isinstance(spec, FixedQParamsQuantizationSpec):
+        return _fixed(spec, is_qat)
+    assert isinstance(spec, QuantizationSpec)
+    made = spec.observer_or_fake_quant_ctr(is_dynamic=spec.is_dynamic, **_given(spec))
+    if isinstance(made, torch.nn.Module) and hasattr(made, "calculate_qparams"):
+        return made
+    raise AnnotationError(
+        f"{edge_name(group.members[0])}: observer_or_fake_quant_ctr made a "
+        f"{type(made).__name__}; it must make a module with calculate_qparams()"
+    )
+
+
+def _fixed(spec: FixedQParamsQuantizationSpec, is_qat: bool) -> Any:
+    arguments = {"scale": spec.scale, "zero_point": spec.zero_point, **_given(spec)}
+    if not is_qat:
+        return FixedQParamsObserver(**arguments)
+    from pt2q.fake_quantize import FixedQParamsFakeQuantize  # only training needs it
+
+    return FixedQParamsFakeQuantize(observer=FixedQParamsObserver, **arguments)
+
+
+def make_observers(plan: Plan, *, is_qat: bool) -> Observers:
+    """One observer per group, for every edge and node of the plan.
+
+    Args:
+        plan: the groups.
+        is_qat: make fake quantizers where the spec leaves the choice.
+    """
+    made: list[Any] = []
+    for group in plan.groups:
+        made.append(make_observer(group, [made[i] for i in group.derived_from], is_qat=is_qat))
+    return {key: made[index] for key, index in plan.group_of.items()}
+
+
+@dataclass(frozen=True)
+class InsertObservers:
+    """Put a call of its observer behind every planned value.
+
+    A node's output is observed once, directly behind it, and all its users read the observed
+    value. An edge with other parameters has an observer of its own behind that. Where storage is
+    written later, the observer stands directly before each reader instead.
+
+    Args:
+        plan: what is quantized.
+        callback: sees the observers by edge and node before insertion and may replace them.
+        is_qat: insert fake quantizers.
+    """
+
+    plan: Plan
+    callback: Callable[[QuantGraphModule, Observers], None] | None = None
+    is_qat: bool = False
+
+    def __call__(self, model: QuantGraphModule) -> bool:
+        """Insert; see the class."""
+        observers = make_observers(self.plan, is_qat=self.is_qat)
+        if self.callback is not None:
+            self.callback(model, observers)
+        for edge_or_node, reason in self.plan.skipped:
+            model.record.note("insert_observers", edge_name(edge_or_node), reason)
+        _Inserter(model, observers, self.is_qat).run()
+        return bool(observers)
+
+
+class _Inserter:
+    def __init__(self, model: QuantGraphModule, observers: Observers, is_qat: bool) -> None:
+        self.model = model
+        self.graph: Graph = model.graph
+        self.observers = observers
+        self.names = Names.of(model)
+        self.storage = StorageMap.of(model.graph)
+        self.target: dict[int, str] = {}
+        self.inputs_end = self._last_placeholder()
+        self.is_qat = is_qat
+        self.values: dict[int, set[Any]] = {}
+        for key, observer in observers.items():
+            value = key if isinstance(key, Node) else key[0]
+            constant = str(value.target) if is_constant(value) else value
+            self.values.setdefault(id(observer), set()).add(constant)
+
+    def _last_placeholder(self) -> Node | None:
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
+        return inputs[-1] if inputs else None
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            users = list(node.users)
+            if self.storage.written_later(node):
+                self._before_each_reader(node, users)
+            else:
+                self._behind(node, users)
+
+    def _behind(self, node: Node, users: list[Node]) -> None:
+        observed = node
+        output = self.observers.get(node)
+        if output is not None:
+            observed = self._call(output, node, node, users)
+            self._redirect(users, node, observed)
+        placed: dict[int, Node] = {id(output): observed} if output is not None else {}
+        for user in users:
+            observer = self.observers.get((node, user))
+            if observer is None or self.storage.must_write_through(node, user):
+                continue
+            if id(observer) not in placed:
+                placed[id(observer)] = self._call(observer, observed, node, [user])
+            user.replace_input_with(observed, placed[id(observer)])
+
+    def _redirect(self, users: list[Node], node: Node, observed: Node) -> None:
+        for user in users:
+            if not self.storage.must_write_through(node, user):
+                user.replace_input_with(node, observed)
+
+    def _before_each_reader(self, node: Node, users: list[Node]) -> None:
+        output = self.observers.get(node)
+        for user in users:
+            if self.storage.must_write_through(node, user):
+                continue
+            observed = node
+            edge = self.observers.get((node, user))
+            for observer in [output] if edge is output else [output, edge]:
+                if observer is not None:
+                    new = self._call(observer, observed, node, [user], before=user)
+                    user.replace_input_with(observed, new)
+                    observed = new
+
+    def _call(
+        self,
+        observer: Any,
+        value: Node,
+        source: Node,
+        users: list[Node],
+        before: Node | None = None,
+    ) -> Node:
+        target = self._register(observer, source)
+        with self._place(value, before):
+            new = self.graph.call_module(target, (value,))
+        described = source if "nn_module_stack" in source.meta or not users else users[0]
+        copy_meta(new, described, "pt2q.insert_observers", source.meta.get("val"))
+        if is_constant(source) and not (self.is_qat or self.storage.is_mutated(source)):
+            self._watch_constant(observer, source)
+        return new
+
+    def _place(self, value: Node, before: Node | None) -> Any:
+        if before is not None:
+            return self.graph.inserting_before(before)
+        if value.op == "placeholder" and self.inputs_end is not None:
+            return self.graph.inserting_after(self.inputs_end)
+        return self.graph.inserting_after(value)
+
+    def _register(self, observer: Any, source: Node) -> str:
+        """The name of an observer; one that is shared has one name."""
+        if id(observer) not in self.target:
+            name = self.names.numbered(OBSERVER_NAME)
+            self.model.add_module(name, observer)
+            observer.node_name = source.name
+            observer.train(self.model.training)
+            self.target[id(observer)] = name
+        return self.target[id(observer)]
+
+    def _watch_constant(self, observer: Any, source: Node) -> None:
+        """A weight is observed at once; alone in its group, again only when it changes."""
+        if hasattr(observer, "constant_input"):
+            observer.constant_input = len(self.values[id(observer)]) == 1
+        observer(get_constant(self.model, source))

@@ -1,0 +1,270 @@
+"""Replace every observer by the quantize and dequantize operators it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from pt2q import ops
+from pt2q.errors import FlowError, NoDataError
+from pt2q.graph import Names, copy_meta, fake_constant, fake_like, set_constant, value_of
+from pt2q.module import QuantGraphModule
+from pt2q.observers import NoopObserver
+from pt2q.passes.constants import Constants
+from pt2q.spec import CAST_DTYPES, PER_CHANNEL_SCHEMES
+
+PASS_NAME = "pt2q.observers_to_qdq"
+
+
+def is_observer(module: object) -> bool:
+    """Whether a submodule observes or fake-quantizes: it can say scale and zero point."""
+    return isinstance(module, torch.nn.Module) and hasattr(module, "calculate_qparams")
+
+
+def observer_nodes(model: QuantGraphModule) -> list[tuple[Node, Any]]:
+    """The calls of observers in a prepared graph, each with its observer."""
+    found = []
+    for node in model.graph.nodes:
+        if node.op == "call_module":
+            module = model.get_submodule(str(node.target))
+            if is_observer(module):
+                found.append((node, module))
+    return found
+
+
+@dataclass(frozen=True)
+class ObserversToQDQ:
+    """Write q/dq operators with the parameters that the observers found.
+
+    Per-tensor parameters become literals, per-channel ones buffers; dynamic ones are computed
+    in the graph by ``choose_qparams``; float16 and bfloat16 specs become a pair of casts.
+    """
+
+    def __call__(self, model: QuantGraphModule) -> bool:
+        """Replace all observers of the model.
+
+        Raises:
+            NoDataError: a static activation observer never saw data.
+        """
+        found = observer_nodes(model)
+        _observe_constants(model, found)
+        writer = _Writer(model, _all_qparams(found))
+        for node, observer in found:
+            writer.replace(node, observer)
+        for target in {str(node.target) for node, _ in found}:
+            model.delete_submodule(target)
+        return bool(found)
+
+
+# ------------------------------------------------------------------ parameters
+
+
+def _is_static(observer: Any) -> bool:
+    if isinstance(observer, NoopObserver) or callable(getattr(observer, "convert", None)):
+        return False
+    return not getattr(observer, "is_dynamic", False) and observer.dtype not in CAST_DTYPES
+
+
+def _has_data(observer: Any) -> bool:
+    if not hasattr(observer, "has_data"):
+        return True  # another library's observer: its own calculate_qparams tells
+    return bool(observer.has_data)
+
+
+def _observe_constants(model: QuantGraphModule, found: list[tuple[Node, Any]]) -> None:
+    """Show constants to observers that need them: weights want no forward pass."""
+    constants = Constants(model)
+    for node, observer in found:
+        value = node.args[0]
+        if not _is_static(observer) or not isinstance(value, Node):
+            continue
+        fresh = getattr(observer, "constant_input", False)
+        if constants.is_constant(value) and (fresh or not _has_data(observer)):
+            observer(constants.value(value))
+
+
+def _all_qparams(found: list[tuple[Node, Any]]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Scale and zero point of each static observer, asked once however often it is used."""
+    static = {id(o): (o, node) for node, o in found if _is_static(o)}
+    _require_data([(node, observer) for observer, node in static.values()])
+    return {key: observer.calculate_qparams() for key, (observer, _) in static.items()}
+
+
+def _require_data(static: list[tuple[Node, Any]]) -> None:
+    empty = [node for node, observer in static if not _has_data(observer)]
+    if not empty:
+        return
+    names = [node.args[0].name for node in empty if isinstance(node.args[0], Node)]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    raise NoDataError(
+        f"no data was observed at {shown}. Either calibrate: call the prepared model with "
+        "representative inputs that reach them before convert_pt2e; or leave them in float: "
+        "give the quantizer None for their module, e.g. "
+        f"quantizer.set_module_name({_module_hint(empty[0])!r}, None)"
+    )
+
+
+def _module_hint(node: Node) -> str:
+    from pt2q.graph import module_path
+
+    return module_path(node) or "name.of.module"
+
+
+# ------------------------------------------------------------------ operators
+
+
+@dataclass
+class _Writer:
+    model: QuantGraphModule
+    qparams: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    names: Names = field(init=False)
+    buffers: dict[tuple[int, str], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = Names.of(self.model)
+
+    def replace(self, node: Node, observer: Any) -> None:
+        """Write the operators of one observer call in its place."""
+        value = node.args[0]
+        assert isinstance(value, Node)
+        if not node.users:  # nobody reads it: nothing to quantize
+            self.model.graph.erase_node(node)
+            return
+        convert = getattr(observer, "convert", None)
+        if callable(convert):
+            convert(self.model, node)
+            return
+        with self.model.graph.inserting_before(node):
+            new = self._operators(node, value, observer)
+        node.replace_all_uses_with(new)
+        self.model.graph.erase_node(node)
+
+    def _operators(self, node: Node, value: Node, observer: Any) -> Node:
+        if isinstance(observer, NoopObserver):
+            return value
+        if observer.dtype in CAST_DTYPES:
+            return self._cast(node, value, observer)
+        if getattr(observer, "is_dynamic", False):
+            if getattr(observer, "per_token", False):
+                return self._per_token(node, value, observer)
+            return self._dynamic(node, value, observer)
+        if getattr(observer, "group_size", None):
+            return self._per_group(node, value, observer)
+        if observer.qscheme in PER_CHANNEL_SCHEMES:
+            return self._per_channel(node, value, observer)
+        return self._per_tensor(node, value, observer)
+
+    def _call(self, node: Node, target: Any, args: tuple[Any, ...], val: Any, **kw: Any) -> Node:
+        new = self.model.graph.call_function(target, args, kw)
+        copy_meta(new, node, PASS_NAME, val)
+        return new
+
+    def _qdq(
+        self, node: Node, value: Node, observer: Any, quantize: Any, dequantize: Any, *params: Any
+    ) -> Node:
+        """``quantize(value, *params)`` and its mirror image."""
+        low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
+        real = value_of(value)
+        stored = fake_like(real, dtype)
+        q = self._call(node, quantize, (value, *params, low, high, dtype), stored)
+        args = (q, *params, low, high, dtype)
+        return self._call(node, dequantize, args, real, **_out_dtype(real))
+
+    def _per_tensor(self, node: Node, value: Node, observer: Any) -> Node:
+        scale, zero_point = self.qparams[id(observer)]
+        if scale.numel() != 1:
+            raise FlowError(
+                f"{node.name}: {type(observer).__name__} gave {scale.numel()} scales for the "
+                f"per-tensor scheme {observer.qscheme}"
+            )
+        params = (float(scale), int(zero_point))
+        q, dq = ops.qd.quantize_per_tensor.default, ops.qd.dequantize_per_tensor.default
+        return self._qdq(node, value, observer, q, dq, *params)
+
+    def _per_channel(self, node: Node, value: Node, observer: Any) -> Node:
+        scale = self._buffer(node, value, observer, "scale", 0)
+        zero_point = self._buffer(node, value, observer, "zero_point", 1)
+        q, dq = ops.qd.quantize_per_channel.default, ops.qd.dequantize_per_channel.default
+        axis = observer.ch_axis
+        return self._qdq(node, value, observer, q, dq, scale, zero_point, axis)
+
+    def _per_group(self, node: Node, value: Node, observer: Any) -> Node:
+        scale = self._buffer(node, value, observer, "scale", 0)
+        zero_point = self._buffer(node, value, observer, "zero_point", 1)
+        low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
+        common = (scale, zero_point, low, high, dtype, observer.group_size)
+        real = value_of(value)
+        quantize = ops.qd.quantize_per_channel_group.default
+        q = self._call(node, quantize, (value, *common), fake_like(real, dtype))
+        out = real.dtype if isinstance(real, torch.Tensor) else torch.float32
+        dequantize = ops.qd.dequantize_per_channel_group.default
+        return self._call(node, dequantize, (q, *common, out), real)
+
+    def _dynamic(self, node: Node, value: Node, observer: Any) -> Node:
+        symmetric = observer.qscheme == torch.per_tensor_symmetric
+        packet = ops.qd.choose_qparams_symmetric if symmetric else ops.qd.choose_qparams
+        eps = float(getattr(observer, "eps", torch.finfo(torch.float32).eps))
+        low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
+        args = (value, low, high, eps, dtype)
+        scale, zero_point = self._chosen(node, packet.tensor, args, (1,))
+        q, dq = ops.qd.quantize_per_tensor.tensor, ops.qd.dequantize_per_tensor.tensor
+        return self._qdq(node, value, observer, q, dq, scale, zero_point)
+
+    def _per_token(self, node: Node, value: Node, observer: Any) -> Node:
+        real = value_of(value)
+        shape = (*real.shape[:-1], 1) if isinstance(real, torch.Tensor) else (1,)
+        chooser = ops.qd.choose_qparams_per_token_asymmetric.default
+        scale, zero_point = self._chosen(node, chooser, (value, observer.dtype), shape)
+        low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
+        params = (scale, zero_point, low, high, dtype)
+        quantize = ops.qd.quantize_per_token.default
+        q = self._call(node, quantize, (value, *params), fake_like(real, dtype))
+        out = real.dtype if isinstance(real, torch.Tensor) else torch.float32
+        dequantize = ops.qd.dequantize_per_token.default
+        return self._call(node, dequantize, (q, *params, out), real)
+
+    def _chosen(
+        self, node: Node, chooser: Any, args: tuple[Any, ...], shape: tuple[Any, ...]
+    ) -> tuple[Node, Node]:
+        """Scale (float64) and zero point (int64) computed in the graph, as two nodes."""
+        real = value_of(args[0])
+        values = (None, None)
+        if isinstance(real, torch.Tensor):
+            with real.fake_mode if hasattr(real, "fake_mode") else torch.no_grad():
+                scale = torch.empty(shape, dtype=torch.float64, device=real.device)
+                zero_point = torch.empty(shape, dtype=torch.int64, device=real.device)
+            values = (scale, zero_point)
+        chosen = self._call(node, chooser, args, values)
+        scale_node = self._call(node, ops.GETITEM, (chosen, 0), values[0])
+        return scale_node, self._call(node, ops.GETITEM, (chosen, 1), values[1])
+
+    def _cast(self, node: Node, value: Node, observer: Any) -> Node:
+        real = value_of(value)
+        if isinstance(real, torch.Tensor) and real.dtype == observer.dtype:
+            return value
+        narrow = fake_like(real, observer.dtype)
+        cast = self._call(node, ops.TO_DTYPE, (value, observer.dtype), narrow)
+        back = real.dtype if isinstance(real, torch.Tensor) else torch.float32
+        return self._call(node, ops.TO_DTYPE, (cast, back), real)
+
+    def _buffer(self, node: Node, value: Node, observer: Any, kind: str, which: int) -> Node:
+        """A get_attr of the observer's scale or zero point; stored once per observer."""
+        key = (id(observer), kind)
+        tensor = self.qparams[id(observer)][which].detach()
+        if key not in self.buffers:
+            base = str(value.target) if value.op == "get_attr" else value.name
+            self.buffers[key] = self.names.fresh(f"{base}_{kind}")
+            set_constant(self.model, self.buffers[key], tensor)
+        new = self.model.graph.get_attr(self.buffers[key])
+        copy_meta(new, node, PASS_NAME, fake_constant(tensor, value_of(value)))
+        return new
+
+
+def _out_dtype(real: Any) -> dict[str, torch.dtype]:
+    """``out_dtype`` for models that do not compute in float32."""
+    if not isinstance(real, torch.Tensor) or real.dtype == torch.float32:
+        return {}
+    return {"out_dtype": real.dtype}

@@ -1,0 +1,95 @@
+"""Which nodes share storage, and who writes into it.
+
+An observer is an identity, but the quantize and dequantize that replace it make a new tensor at
+one moment. Where storage is written later, that moment matters: this file says where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Graph, Node
+
+
+def _written_arguments(node: Node) -> list[Node]:
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.is_mutable:
+        return []
+    found = []
+    for argument, value in zip(schema.arguments, node.args, strict=False):
+        alias = argument.alias_info
+        if alias is not None and alias.is_write and isinstance(value, Node):
+            found.append(value)
+    return found
+
+
+def _aliased_input(node: Node) -> Node | None:
+    """The input whose storage the output may share, by the operator's schema."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function":
+        return None
+    if schema is None:  # getitem of a list of views, and the like
+        first = node.args[0] if node.args else None
+        return first if isinstance(first, Node) else None
+    if not any(result.alias_info is not None for result in schema.returns):
+        return None
+    for argument, value in zip(schema.arguments, node.args, strict=False):
+        if argument.alias_info is not None and isinstance(value, Node):
+            return value
+    return None
+
+
+@dataclass(frozen=True)
+class StorageMap:
+    """Storage of every node of a graph, as the node or constant it began with.
+
+    Args:
+        root: for each node, the node its storage came from (itself if it made a new tensor).
+            Constants with the same target have the same root.
+        last_write: for each root that is written, the position of the last write.
+        position: the position of each node in the graph.
+    """
+
+    root: dict[Node, Node]
+    last_write: dict[Node, int]
+    position: dict[Node, int]
+
+    @classmethod
+    def of(cls, graph: Graph) -> StorageMap:
+        """Read the graph once."""
+        root: dict[Node, Node] = {}
+        constants: dict[str, Node] = {}
+        last_write: dict[Node, int] = {}
+        position: dict[Node, int] = {}
+        for index, node in enumerate(graph.nodes):
+            position[node] = index
+            aliased = _aliased_input(node)
+            root[node] = node if aliased is None else root[aliased]
+            if node.op == "get_attr":
+                root[node] = constants.setdefault(str(node.target), node)
+            for written in _written_arguments(node):
+                last_write[root[written]] = index
+        return cls(root, last_write, position)
+
+    def written_later(self, node: Node) -> bool:
+        """Whether the node's storage is written by a node that comes after it."""
+        return self.last_write.get(self.root[node], -1) > self.position[node]
+
+    def is_mutated(self, node: Node) -> bool:
+        """Whether the node's storage is written anywhere in the graph."""
+        return self.root[node] in self.last_write
+
+    def is_external(self, node: Node) -> bool:
+        """Whether the storage outlives the call: a constant's or an input's."""
+        return self.root[node].op in ("get_attr", "placeholder")
+
+    def must_write_through(self, producer: Node, consumer: Node) -> bool:
+        """Whether ``consumer`` writes into ``producer`` and somebody else can see it.
+
+        Such an edge keeps reading the very tensor; a dequantized copy would swallow the write.
+        """
+        if producer not in _written_arguments(consumer):
+            return False
+        return self.is_external(producer) or len(producer.users) > 1 or (
+            self.root[producer] is not producer
+        )

@@ -1,0 +1,201 @@
+"""The main calls: prepare, calibrate or train, convert. Each is a visible list of passes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from pt2q.errors import (
+    BatchNormNotFoldedWarning,
+    FlowError,
+    NotExportedError,
+    NothingQuantizedWarning,
+)
+from pt2q.module import (
+    EXPORT_HINT,
+    FlowRecord,
+    QuantGraphModule,
+    Stage,
+    copy_module,
+    import_exported,
+)
+from pt2q.passes.base import Pass, run_passes
+from pt2q.passes.conv_bn_fold import FoldConvBatchNorm
+from pt2q.passes.duplicate_dq import DuplicateDQPass
+from pt2q.passes.fold_constants import FoldQuantizedConstants
+from pt2q.passes.insert_observers import InsertObservers
+from pt2q.passes.observers_to_qdq import ObserversToQDQ
+from pt2q.passes.port_metadata import PortNodeMetaForQDQ
+from pt2q.passes.prune import RemoveUnusedConstants
+from pt2q.plan import Plan, build_plan
+from pt2q.spec import Quantizer
+
+
+def prepare_pt2e(
+    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, fold_batch_norm: bool = True
+) -> QuantGraphModule:
+    """Insert observers into an exported model, for post-training quantization.
+
+    Args:
+        model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed;
+            the result shares its parameters.
+        quantizer: says what is quantized and how.
+        fold_batch_norm: fold inference-mode batch norms into the convolution or linear before
+            them where that provably keeps the function.
+
+    Returns:
+        The prepared module. Call it with representative inputs to calibrate, then hand it to
+        `convert_pt2e`.
+
+    Raises:
+        NotExportedError: the model was not captured with ``torch.export``.
+        FlowError: the model is prepared or converted already.
+        AnnotationError, SharingError: the quantizer's annotations contradict the graph or
+            each other.
+    """
+    prepared = import_exported(model)
+    if fold_batch_norm:
+        run_passes(prepared, [FoldConvBatchNorm()])
+    plan = annotate(prepared, quantizer)
+    run_passes(prepared, [_insertion(plan, quantizer, is_qat=False)])
+    prepared.record.stage = Stage.PREPARED
+    _warn(prepared, plan)
+    return prepared
+
+
+def annotate(model: QuantGraphModule, quantizer: Quantizer) -> Plan:
+    """Let a quantizer transform, annotate and validate a model, and resolve what it says.
+
+    Args:
+        model: changed in place by ``transform_for_annotation`` and by the annotations.
+        quantizer: the backend's, or the user's own.
+
+    Returns:
+        The plan; printing it shows every sharing group.
+    """
+    _check_quantizer(quantizer)
+    _take(model, quantizer.transform_for_annotation(model))
+    _take(model, quantizer.annotate(model))
+    quantizer.validate(model)
+    return build_plan(model.graph)
+
+
+def _check_quantizer(quantizer: object) -> None:
+    missing = [
+        name
+        for name in ("transform_for_annotation", "annotate", "validate")
+        if not callable(getattr(quantizer, name, None))
+    ]
+    if missing or isinstance(quantizer, type):
+        what = quantizer.__name__ if isinstance(quantizer, type) else type(quantizer).__name__
+        raise FlowError(
+            f"{what} is no quantizer instance (it lacks {missing or 'being instantiated'}); "
+            "pass an object such as XNNPACKQuantizer()"
+        )
+
+
+def _take(model: QuantGraphModule, result: Any) -> None:
+    """Adopt what a quantizer gave back, which may be another module."""
+    if result is model or result is None:
+        return
+    if not isinstance(result, GraphModule):
+        raise FlowError(f"a quantizer must give back the model, found {type(result).__name__}")
+    moved = copy_module(result)
+    model.__dict__.update(
+        {k: moved.__dict__[k] for k in ("_modules", "_parameters", "_buffers")}
+    )
+    model.graph = moved.graph
+
+
+def _insertion(plan: Plan, quantizer: Quantizer, *, is_qat: bool) -> Pass:
+    callback = getattr(quantizer, "prepare_obs_or_fq_callback", None)
+    return InsertObservers(plan, callback, is_qat)
+
+
+def _warn(model: QuantGraphModule, plan: Plan) -> None:
+    kept = [note for note in model.record.notes if note.origin.startswith("conv_bn")]
+    if kept:
+        lines = "\n".join(f"  {note.node}: {note.text}" for note in kept)
+        warnings.warn(
+            f"{len(kept)} batch norm(s) stay in the model:\n{lines}",
+            BatchNormNotFoldedWarning,
+            stacklevel=3,
+        )
+    if not plan.groups:
+        warnings.warn(
+            "the quantizer annotated nothing: the model stays in float. Its rules may name "
+            "modules or operators that the model does not have (quantizer.report() says more)",
+            NothingQuantizedWarning,
+            stacklevel=3,
+        )
+
+
+def convert_pt2e(
+    model: GraphModule,
+    use_reference_representation: bool = False,
+    fold_quantize: bool = True,
+) -> QuantGraphModule:
+    """Replace the observers of a calibrated or trained model by quantize / dequantize operators.
+
+    Args:
+        model: what `prepare_pt2e` or `prepare_qat_pt2e` returned, after calibration or
+            training. It is not changed: it may be trained on and converted again.
+        use_reference_representation: rewrite the quantized operators to integer arithmetic.
+        fold_quantize: store weights quantized; False keeps them in float behind a quantize.
+
+    Returns:
+        The converted module, in evaluation mode's graph; it can be exported again with
+        ``torch.export.export``, saved and lowered.
+
+    Raises:
+        FlowError: the model was never prepared, or is converted already.
+        NoDataError: an activation observer saw no data.
+    """
+    _check_prepared(model)
+    assert isinstance(model, QuantGraphModule)
+    converted = copy_module(model, _next_record(model))
+    run_passes(converted, conversion_passes(fold_quantize=fold_quantize))
+    if use_reference_representation:
+        raise NotImplementedError
+    result = copy_module(converted, converted.record)  # leaves behind what nothing reads
+    return result
+
+
+def conversion_passes(*, fold_quantize: bool) -> list[Pass]:
+    """The pipeline of `convert_pt2e`, in order.
+
+    Args:
+        fold_quantize: whether constants are stored quantized.
+    """
+    passes: list[Pass] = [
+        ObserversToQDQ(),
+        RemoveUnusedConstants(),
+        DuplicateDQPass(),
+        PortNodeMetaForQDQ(),
+    ]
+    if fold_quantize:
+        passes.append(FoldQuantizedConstants())
+    return passes
+
+
+def _check_prepared(model: object) -> None:
+    if not isinstance(model, GraphModule):
+        raise NotExportedError(
+            f"{type(model).__name__} was never captured with torch.export; {EXPORT_HINT}"
+        )
+    stage = model.record.stage if isinstance(model, QuantGraphModule) else Stage.FLOAT
+    if stage is Stage.CONVERTED:
+        raise FlowError("this model is already converted; use it as it is")
+    if stage is Stage.FLOAT:
+        raise FlowError(
+            "this model was never prepared; call prepare_pt2e(exported, quantizer), calibrate "
+            "the result, and convert that"
+        )
+
+
+def _next_record(model: QuantGraphModule) -> FlowRecord:
+    old = model.record
+    return FlowRecord(Stage.CONVERTED, list(old.notes), dict(old.facts))
