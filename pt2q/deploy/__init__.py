@@ -1,0 +1,1 @@
+"""What happens after convert: one module per target, each importing its runtime only when used."""

@@ -1,0 +1,81 @@
+"""Keep what other libraries print away from the user's terminal, without losing it.
+
+ExecuTorch logs from C++ straight to file descriptor 2, and importing it sets up the root logger.
+Both are turned around here: the native log becomes text that an error message can carry.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+_NOISY_LOGGERS = ("torchao", "executorch", "torch.utils._pytree", "torch.export", "root")
+
+
+@dataclass
+class NativeLog:
+    """What native code wrote while it was watched; `text` is complete once the block has ended."""
+
+    text: str = ""
+
+    @property
+    def last_line(self) -> str:
+        """The last line without its source position, or an empty string."""
+        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
+        return lines[-1].split("] ", 1)[-1] if lines else ""
+
+
+@contextmanager
+def quiet_python() -> Iterator[None]:
+    """Hide third-party warnings and log records below ERROR; leave the root logger as it was."""
+    root = logging.getLogger()
+    root_before = (root.level, list(root.handlers))
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS if name != "root"]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        root.level, root.handlers[:] = root_before
+
+
+@contextmanager
+def captured_stderr() -> Iterator[NativeLog]:
+    """Collect what is written to file descriptor 2, by native code too.
+
+    Descriptors belong to the whole process: what other threads write to it during the block is
+    collected with the rest, so keep the block short.
+    """
+    log = NativeLog()
+    try:
+        saved = os.dup(2)
+    except OSError:  # no standard error, as under some service managers
+        yield log
+        return
+    with tempfile.TemporaryFile() as sink:
+        _flush()
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield log
+        finally:
+            _flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            sink.seek(0)
+            log.text = sink.read().decode(errors="replace")
+
+
+def _flush() -> None:
+    with suppress(Exception):  # a closed or replaced sys.stderr has nothing to flush
+        sys.stderr.flush()
