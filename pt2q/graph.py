@@ -230,6 +230,21 @@ def set_constant(
         owner.register_buffer(name, value, persistent=persistent)
 
 
+def delete_constant(model: GraphModule, target: str) -> None:
+    """Remove a tensor from the module; nothing happens if it is not there.
+
+    Args:
+        model: the module that owns the graph; no node of it may read the tensor.
+        target: the qualified name.
+    """
+    path, _, name = target.rpartition(".")
+    owner: Any = model
+    for part in path.split(".") if path else ():
+        owner = getattr(owner, part, None)
+    if owner is not None and hasattr(owner, name):
+        delattr(owner, name)
+
+
 def is_parameter(model: GraphModule, target: str) -> bool:
     """Whether the qualified name is a Parameter of the module."""
     owner, name = _owner(model, target, create=False)

@@ -63,6 +63,13 @@ EMBEDDING = _all(aten.embedding)
 SDPA = _all(aten.scaled_dot_product_attention)
 
 BATCH_NORM = _all(aten.batch_norm)
+# With those that decomposed programs hold: they give batch statistics, too.
+BATCH_NORM_ANY = BATCH_NORM | {
+    aten._native_batch_norm_legit_no_training.default,
+    aten._native_batch_norm_legit_functional.default,
+    aten._native_batch_norm_legit.default,
+    aten.native_batch_norm.default,
+}
 
 RELU = _all(aten.relu, aten.relu_)
 RELU6 = _all(aten.relu6, aten.relu6_)
