@@ -7,7 +7,7 @@ from pt2q.passes.fold_constants import FoldQuantizedConstants
 from pt2q.passes.insert_observers import InsertObservers
 from pt2q.passes.observers_to_qdq import ObserversToQDQ
 from pt2q.passes.port_metadata import PortNodeMetaForQDQ
-from pt2q.passes.prune import RemoveUnusedConstants
+from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
 
 __all__ = [
     "DuplicateDQPass",
@@ -17,6 +17,7 @@ __all__ = [
     "ObserversToQDQ",
     "Pass",
     "PortNodeMetaForQDQ",
+    "RemoveUnusedAttributes",
     "RemoveUnusedConstants",
     "run_passes",
     "verified_passes",

@@ -47,7 +47,7 @@ def verified_passes() -> Iterator[None]:
 
 
 def run_passes(model: QuantGraphModule, passes: Iterable[Pass]) -> QuantGraphModule:
-    """Run a pipeline in order and bring the module's code up to date once.
+    """Run a pipeline in order and bring the module's code up to date once, if it changed.
 
     Args:
         model: changed in place.

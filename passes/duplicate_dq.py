@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from pt2q import ops
-from pt2q.graph import copy_meta
+from pt2q.graph import copy_meta, create_call
 from pt2q.module import QuantGraphModule
 
 
@@ -31,6 +31,6 @@ class DuplicateDQPass:
 def _copy(model: QuantGraphModule, node: Node, user: Node) -> Node:
     # Directly behind the original: between it and the user its input may be overwritten.
     with model.graph.inserting_after(node):
-        new = model.graph.call_function(node.target, node.args, dict(node.kwargs))  # type: ignore[arg-type]
+        new = create_call(model.graph, node.target, node.args, dict(node.kwargs))
     copy_meta(new, node, "pt2q.duplicate_dq")
     return new

@@ -57,7 +57,7 @@ class _Folder:
             self.stored[key] = self.names.fresh(f"{base}_quantized")
             set_constant(self.model, self.stored[key], self.constants.value(node))
         with self.model.graph.inserting_before(node):
-            new = self.model.graph.get_attr(self.stored[key])
+            new = self.model.graph.create_node("get_attr", self.stored[key])
         value = value_of(node)
         if not isinstance(value, torch.Tensor):
             value = fake_constant(self.constants.value(node), None)

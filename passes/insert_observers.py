@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from pt2q.alias import StorageMap
 from pt2q.derived import DerivedObserver
 from pt2q.errors import AnnotationError
-from pt2q.graph import Names, copy_meta, edge_name, get_constant, is_constant
+from pt2q.graph import Names, copy_meta, create_call, edge_name, get_constant, is_constant
 from pt2q.module import QuantGraphModule
 from pt2q.observers import FixedQParamsObserver
 from pt2q.plan import Group, Plan
@@ -181,7 +181,7 @@ class _Inserter:
     ) -> Node:
         target = self._register(observer, source)
         with self._place(value, before):
-            new = self.graph.call_module(target, (value,))
+            new = create_call(self.graph, target, (value,))
         described = source if "nn_module_stack" in source.meta or not users else users[0]
         copy_meta(new, described, "pt2q.insert_observers", source.meta.get("val"))
         if is_constant(source) and not (self.is_qat or self.storage.is_mutated(source)):

@@ -10,7 +10,15 @@ from torch.fx import Node
 
 from pt2q import ops
 from pt2q.errors import FlowError, NoDataError
-from pt2q.graph import Names, copy_meta, fake_constant, fake_like, set_constant, value_of
+from pt2q.graph import (
+    Names,
+    copy_meta,
+    create_call,
+    fake_constant,
+    fake_like,
+    set_constant,
+    value_of,
+)
 from pt2q.module import QuantGraphModule
 from pt2q.observers import NoopObserver
 from pt2q.passes.constants import Constants
@@ -158,7 +166,7 @@ class _Writer:
         return self._per_tensor(node, value, observer)
 
     def _call(self, node: Node, target: Any, args: tuple[Any, ...], val: Any, **kw: Any) -> Node:
-        new = self.model.graph.call_function(target, args, kw)
+        new = create_call(self.model.graph, target, args, kw)
         copy_meta(new, node, PASS_NAME, val)
         return new
 
@@ -258,7 +266,7 @@ class _Writer:
             base = str(value.target) if value.op == "get_attr" else value.name
             self.buffers[key] = self.names.fresh(f"{base}_{kind}")
             set_constant(self.model, self.buffers[key], tensor)
-        new = self.model.graph.get_attr(self.buffers[key])
+        new = self.model.graph.create_node("get_attr", self.buffers[key])
         copy_meta(new, node, PASS_NAME, fake_constant(tensor, value_of(value)))
         return new
 

@@ -20,6 +20,7 @@ from pt2q.module import (
     QuantGraphModule,
     Stage,
     copy_module,
+    deferred_code,
     import_exported,
 )
 from pt2q.passes.base import Pass, run_passes
@@ -29,7 +30,7 @@ from pt2q.passes.fold_constants import FoldQuantizedConstants
 from pt2q.passes.insert_observers import InsertObservers
 from pt2q.passes.observers_to_qdq import ObserversToQDQ
 from pt2q.passes.port_metadata import PortNodeMetaForQDQ
-from pt2q.passes.prune import RemoveUnusedConstants
+from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
 from pt2q.plan import Plan, build_plan
 from pt2q.spec import Quantizer
 
@@ -56,11 +57,13 @@ def prepare_pt2e(
         AnnotationError, SharingError: the quantizer's annotations contradict the graph or
             each other.
     """
-    prepared = import_exported(model)
-    if fold_batch_norm:
-        run_passes(prepared, [FoldConvBatchNorm()])
-    plan = annotate(prepared, quantizer)
-    run_passes(prepared, [_insertion(plan, quantizer, is_qat=False)])
+    with deferred_code():
+        prepared = import_exported(model)
+        if fold_batch_norm:
+            run_passes(prepared, [FoldConvBatchNorm()])
+        plan = annotate(prepared, quantizer)
+        run_passes(prepared, [_insertion(plan, quantizer, is_qat=False)])
+    prepared.recompile()
     prepared.record.stage = Stage.PREPARED
     _warn(prepared, plan)
     return prepared
@@ -156,12 +159,13 @@ def convert_pt2e(
     """
     _check_prepared(model)
     assert isinstance(model, QuantGraphModule)
-    converted = copy_module(model, _next_record(model))
-    run_passes(converted, conversion_passes(fold_quantize=fold_quantize))
+    with deferred_code():
+        converted = copy_module(model, _next_record(model))
+        run_passes(converted, conversion_passes(fold_quantize=fold_quantize))
     if use_reference_representation:
         raise NotImplementedError
-    result = copy_module(converted, converted.record)  # leaves behind what nothing reads
-    return result
+    converted.recompile()
+    return converted
 
 
 def conversion_passes(*, fold_quantize: bool) -> list[Pass]:
@@ -178,6 +182,7 @@ def conversion_passes(*, fold_quantize: bool) -> list[Pass]:
     ]
     if fold_quantize:
         passes.append(FoldQuantizedConstants())
+    passes.append(RemoveUnusedAttributes())
     return passes
 
 

@@ -8,6 +8,9 @@ with, and that can be deep-copied and pickled without losing node metadata.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -16,6 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from pt2q.errors import FlowError, InputShapeError, NotExportedError
@@ -69,6 +73,28 @@ class FlowRecord:
         self.notes.append(Note(origin, node, text))
 
 
+_deferred: ContextVar[bool] = ContextVar("deferred", default=False)
+
+
+@contextmanager
+def deferred_code() -> Iterator[None]:
+    """Within it, modules do not generate code; who calls one gets it generated then.
+
+    Generating and compiling the code of a graph costs more than any pass over it, so the flow
+    does it once, at its end.
+    """
+    token = _deferred.set(True)
+    try:
+        yield
+    finally:
+        _deferred.reset(token)
+
+
+def _generate_and_forward(self: QuantGraphModule, *args: Any, **kwargs: Any) -> Any:
+    GraphModule.recompile(self)
+    return self.forward(*args, **kwargs)
+
+
 class QuantGraphModule(GraphModule):
     """A graph module on its way from float to quantized.
 
@@ -105,6 +131,13 @@ class QuantGraphModule(GraphModule):
         super().train(mode)
         switch_mode(self, mode)
         return self
+
+    def recompile(self) -> Any:
+        """Bring the code up to date with the graph; under `deferred_code`, at the next call."""
+        if not _deferred.get():
+            return super().recompile()
+        type(self).forward = _generate_and_forward
+        return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantGraphModule:
         graph_memo: dict[Any, Any] = {}
@@ -152,7 +185,12 @@ def _copy_graph(graph: Graph, memo: dict[Any, Any]) -> Graph:
     result = Graph(tracer_cls=graph._tracer_cls)
     result._codegen = copy.copy(graph._codegen)
     for node in graph.nodes:
-        new = result.node_copy(node, memo.__getitem__)
+        new = result.create_node(node.op, node.target, None, None, node.name, node.type)
+        # Arguments are set afterwards: create_node searches given ones for symbolic numbers.
+        new.args = map_arg(node.args, memo.__getitem__)
+        if node.kwargs:
+            new.kwargs = map_arg(node.kwargs, memo.__getitem__)
+        new.meta = node.meta.copy()
         memo[node] = new
         annotation = new.meta.get(QUANT_ANNOTATION_KEY)
         if annotation is not None:
@@ -388,7 +426,7 @@ def _thaw_value(value: Any, mode: FakeTensorMode) -> Any:
 def _freeze_graph(graph: Graph) -> tuple[Any, list[Any]]:
     rows = []
     for node in graph.nodes:
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: _Ref(n.name))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: _Ref(n.name))
         meta = {key: node.meta[key] for key in (*COPIED_META, "from_node") if key in node.meta}
         meta["val"] = _freeze_value(node.meta.get("val"))
         rows.append((node.op, node.name, _freeze_target(node.target), args, kwargs, meta))
