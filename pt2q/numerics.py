@@ -119,7 +119,7 @@ def choose_qparams(
     high = max_val.to(torch.float32).clamp(min=-_FLOAT32_MAX, max=_FLOAT32_MAX)
     if qscheme == torch.per_channel_affine_float_qparams:
         scale = _span_over(low, high, float(quant_max - quant_min))
-        scale = _normal(torch.where(scale > eps, scale, torch.ones_like(scale)))
+        scale = normal_scale(torch.where(scale > eps, scale, torch.ones_like(scale)))
         return scale, -low / scale
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if dtype in FLOAT8_DTYPES or is_symmetric(qscheme):
@@ -140,10 +140,11 @@ def _span_over(low: Tensor, high: Tensor, steps: float) -> Tensor:
 
 def _at_least(scale: Tensor, eps: float | Tensor) -> Tensor:
     floor = scale.new_tensor(eps) if isinstance(eps, float | int) else eps.to(scale)
-    return _normal(torch.maximum(scale, floor))
+    return normal_scale(torch.maximum(scale, floor))
 
 
-def _normal(scale: Tensor) -> Tensor:
+def normal_scale(scale: Tensor) -> Tensor:
+    """Return ``scale`` within the bounds in which it and its reciprocal are normal numbers."""
     return scale.clamp(min=_SCALE_FLOOR, max=_SCALE_CEILING)
 
 

@@ -1,0 +1,376 @@
+"""A streaming histogram that costs little: pure functions on counts.
+
+Bins. A value ``x`` falls into bin ``trunc(x / 2 ** exponent)``. Truncation divides evenly: doubling
+the width sends bin ``i`` to ``trunc(i / 2)``, so a growing range adds neighbouring bins and loses
+nothing, and the result does not depend on when the range grew. Counts are whole numbers, so it
+does not depend on the order of additions either.
+
+Large tensors. Counting every value costs more than a fast layer. What is taken of a tensor of more
+than ``WHOLE`` elements is
+
+* samples: one from each stratum of ``stratum_of(n)`` neighbours, at a random place in it. A regular
+  stride would meet the same channel again and again;
+* extremes: the smallest and the largest value of each block of ``BLOCK`` elements. A block takes
+  every so-many-th element of the tensor, so that neighbours fall into different blocks.
+
+Samples alone lose the tails, which decide where to clip; extremes alone know nothing else. With a
+fraction ``f`` of ``b`` blocks whose maximum is beyond ``t``, about ``-b * log(1 - f)`` values are
+beyond ``t``; :func:`tail_counts` weighs this with the samples by their variances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DEFAULT_BINS = 4096
+WHOLE = 16384
+BLOCK = 127
+SMALLEST_EXPONENT = -126
+_PHASES = 4
+_FEWEST_SAMPLES = 4096
+_WIDEST_STRATUM = 64
+_MOST_WAITING = 32768
+_ROWS = 4
+
+
+def exponent_for(largest: float, bins: int) -> int:
+    """Return the smallest exponent whose bins hold magnitudes up to ``largest``."""
+    return max(math.frexp(largest)[1] - (bins // 2).bit_length() + 1, SMALLEST_EXPONENT)
+
+
+def exponent_tensor(largest: Tensor, bins: int) -> Tensor:
+    """Return :func:`exponent_for` of a tensor, on its device, as int32."""
+    exponent = torch.frexp(largest)[1] - (bins // 2).bit_length() + 1
+    return exponent.to(torch.int32).clamp(min=SMALLEST_EXPONENT)
+
+
+def widened(counts: Tensor, doublings: Tensor | int) -> Tensor:
+    """Return counts ``[rows, bins]`` for bins ``2 ** doublings`` times as wide."""
+    half = counts.shape[1] // 2
+    index = torch.arange(-half, half, device=counts.device)
+    width = 2 ** torch.as_tensor(doublings, device=counts.device).clamp(max=62)
+    index = torch.div(index, width, rounding_mode="trunc") + half
+    return torch.zeros_like(counts).index_add_(1, index, counts)
+
+
+def counted(values: Tensor, inverse_width: Tensor | float, bins: int) -> Tensor:
+    """Return how many of ``values`` fall into each bin, int64 ``[bins]``."""
+    index = (values * inverse_width).to(torch.int32).add_(bins // 2)
+    if values.device.type == "cpu":
+        return torch.bincount(index, minlength=bins)
+    # After a NaN, which the range remembers, the width is not to be relied on.
+    index = index.clamp_(0, bins - 1)
+    # bincount asks for the largest index first, which would stall the device.
+    counts = torch.zeros(bins, dtype=torch.int64, device=values.device)
+    return counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int64))
+
+
+def stratum_of(size: int) -> int:
+    """Return how many elements one sample of a tensor of ``size`` elements stands for."""
+    return min(size // _FEWEST_SAMPLES, _WIDEST_STRATUM)
+
+
+@lru_cache(maxsize=256)
+def sample_positions(size: int, phase: int, device: torch.device) -> Tensor:
+    """Return one random position in each stratum, ``[size // stratum_of(size)]``."""
+    stratum = stratum_of(size)
+    generator = torch.Generator().manual_seed(size * _PHASES + phase)
+    strata = size // stratum
+    jitter = torch.randint(0, stratum, (strata,), generator=generator)
+    return (torch.arange(strata) * stratum + jitter).to(torch.int32).to(device)
+
+
+def samples_of(flat: Tensor, call: int) -> Tensor:
+    """Return the samples of a flat tensor; successive calls look at different places."""
+    positions = sample_positions(flat.shape[0], call % _PHASES, flat.device)
+    return flat.index_select(0, positions)
+
+
+def flattened(x: Tensor) -> Tensor:
+    """Return the elements of ``x`` in some order as ``[n]``, without a copy where that can be."""
+    if x.is_contiguous():
+        return x.view(-1)
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return x.reshape(-1)
+        expected *= size
+    return x.as_strided((expected,), (1,))
+
+
+def extremes_of(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest value of each block.
+
+    What is left over when the size is no multiple of ``BLOCK`` makes one more, smaller block.
+    """
+    blocks = flat.shape[0] // BLOCK
+    body, rest = flat[: blocks * BLOCK].view(BLOCK, blocks), flat[blocks * BLOCK :]
+    low, high = body.amin(0), body.amax(0)
+    if rest.shape[0] == 0:
+        return low, high
+    rest_low, rest_high = torch.aminmax(rest)
+    return torch.cat([low, rest_low.view(1)]), torch.cat([high, rest_high.view(1)])
+
+
+@dataclass
+class Summary:
+    """What is taken of one tensor: ``values``, each standing for ``weight`` elements."""
+
+    values: Tensor
+    weight: int
+    low: Tensor
+    high: Tensor
+    minima: Tensor | None = None
+    maxima: Tensor | None = None
+
+
+def summarise(flat: Tensor, call: int) -> Summary:
+    """Return all of a small flat tensor, or samples and block extremes of a large one."""
+    if flat.shape[0] <= WHOLE:
+        low, high = torch.aminmax(flat)
+        return Summary(flat, 1, low, high)
+    minima, maxima = extremes_of(flat)
+    values = samples_of(flat, call)
+    return Summary(values, stratum_of(flat.shape[0]), minima.amin(), maxima.amax(), minima, maxima)
+
+
+def make_room(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Give the buffers of ``module`` the shapes of those about to be loaded."""
+    for name, buffer in module._buffers.items():
+        saved = state_dict.get(prefix + name)
+        if saved is not None and buffer is not None:
+            module._buffers[name] = torch.empty_like(saved, device=buffer.device)
+
+
+class StreamingHistogram(nn.Module):
+    """The counts of what was seen, in bins whose width follows the range.
+
+    Values wait in a list until there are enough to be worth counting. All that is stored is whole
+    numbers, so what is counted when makes no difference.
+
+    Args:
+        bins: Number of bins, a power of two; half of them lie on either side of zero.
+
+    Attributes:
+        counts: int64 ``[1, bins]``, or ``[4, bins]`` once a large tensor was seen: values of small
+            tensors, samples times what they stand for, block minima, block maxima.
+        exponent: int32 scalar; a bin is ``2 ** exponent`` wide.
+        zeros: int64 ``[2]``: exact zeros in the first two rows.
+        totals: int64 ``[4]``: calls, elements sampled from, samples, blocks.
+    """
+
+    counts: Tensor
+    exponent: Tensor
+    zeros: Tensor
+    totals: Tensor
+
+    def __init__(self, bins: int = DEFAULT_BINS) -> None:
+        super().__init__()
+        if bins < 64 or bins & (bins - 1):
+            raise ValueError(f"expected bins to be a power of two from 64 up, found {bins}")
+        self.bins = bins
+        self.register_buffer("counts", torch.zeros(1, bins, dtype=torch.int64))
+        self.register_buffer("exponent", torch.tensor(SMALLEST_EXPONENT, dtype=torch.int32))
+        self.register_buffer("zeros", torch.zeros(2, dtype=torch.int64))
+        self.register_buffer("totals", torch.zeros(4, dtype=torch.int64))
+        self._forget()
+
+    def _forget(self) -> None:
+        self.calls = 0
+        self._sampling = [0, 0, 0]
+        self._largest: Tensor | float = 0.0
+        self._clear_waiting()
+
+    def _clear_waiting(self) -> None:
+        self._waiting = 0
+        self._weight = 1
+        self._values: list[Tensor] = []
+        self._minima: list[Tensor] = []
+        self._maxima: list[Tensor] = []
+
+    def reset(self) -> None:
+        """Forget all that was seen."""
+        self._forget()
+        device = self.counts.device
+        self._buffers["counts"] = torch.zeros(1, self.bins, dtype=torch.int64, device=device)
+        self._buffers["zeros"] = torch.zeros(2, dtype=torch.int64, device=device)
+        self._buffers["totals"] = torch.zeros(4, dtype=torch.int64, device=device)
+        self._buffers["exponent"] = torch.full_like(self.exponent, SMALLEST_EXPONENT)
+
+    def add(self, summary: Summary, largest: Tensor | float) -> None:
+        """Take in a tensor's summary.
+
+        Args:
+            summary: What was taken of the tensor; finite.
+            largest: The largest magnitude so far or in this tensor: a number if the tensor is on
+                the host, a tensor where it is not.
+        """
+        if self._waiting and self._weight != summary.weight:
+            self.flush()
+        self.calls += 1
+        self._largest = (
+            largest if isinstance(largest, Tensor) else max(float(self._largest), largest)
+        )
+        self._weight = summary.weight
+        if summary.minima is None or summary.maxima is None:
+            # The caller may write over a tensor that was taken whole.
+            self._values.append(summary.values.clone())
+        else:
+            self._values.append(summary.values)
+            self._minima.append(summary.minima)
+            self._maxima.append(summary.maxima)
+            size = summary.values.shape[0]
+            for index, amount in enumerate((size * summary.weight, size, summary.minima.shape[0])):
+                self._sampling[index] += amount
+        self._waiting += summary.values.shape[0]
+        if self._waiting >= _MOST_WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Count what waits."""
+        if not self._waiting:
+            return
+        values = torch.cat(self._values).to(torch.float32)
+        self._follow(values.device)
+        inverse_width = self._widen()
+        row = 0 if not self._minima else 1
+        counts = self.counts.clone()
+        if row and counts.shape[0] == 1:
+            counts = torch.cat([counts, counts.new_zeros(_ROWS - 1, self.bins)])
+        counts[row] += counted(values, inverse_width, self.bins) * self._weight
+        if row:
+            for index, extremes in ((2, self._minima), (3, self._maxima)):
+                counts[index] += counted(torch.cat(extremes).float(), inverse_width, self.bins)
+        zeros = self.zeros.clone()
+        zeros[row] += (values.shape[0] - torch.count_nonzero(values)) * self._weight
+        self._buffers["counts"], self._buffers["zeros"] = counts, zeros
+        self._clear_waiting()
+
+    def _follow(self, device: torch.device) -> None:
+        if self.counts.device != device:
+            self.to(device)
+
+    def _widen(self) -> Tensor | float:
+        """Make the bins wide enough for the largest value; return one over their width."""
+        if isinstance(self._largest, Tensor):
+            largest = self._largest.nan_to_num(0.0, 0.0, 0.0)
+            exponent = torch.maximum(self.exponent, exponent_tensor(largest, self.bins))
+            self._buffers["counts"] = widened(self.counts, exponent - self.exponent)
+            self._buffers["exponent"] = exponent
+            return torch.ldexp(torch.ones_like(largest), -exponent)
+        old = int(self.exponent)
+        new = max(old, exponent_for(self._largest, self.bins))
+        if new > old:
+            self._buffers["counts"] = widened(self.counts, new - old)
+            self._buffers["exponent"] = torch.full_like(self.exponent, new)
+        return 2.0**-new
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.flush()
+        totals = [self.calls, *self._sampling]
+        self._buffers["totals"] = torch.tensor(totals, device=self.counts.device)
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        make_room(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._forget()
+        self.bins = self.counts.shape[1]
+        self.calls, *self._sampling = self.totals.tolist()
+
+    @property
+    def sampling(self) -> tuple[int, int, int]:
+        """Elements sampled from, samples and blocks so far."""
+        elements, samples, blocks = self._sampling
+        return elements, samples, blocks
+
+
+def estimated_counts(
+    histograms: Sequence[StreamingHistogram], low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the counts of all values but exact zeros, and the exponents, on the host.
+
+    Zeros are exact on every grid and so have no say in the search.
+
+    Args:
+        histograms: N histograms of one number of bins.
+        low: ``[N]`` smallest values.
+        high: ``[N]`` largest values.
+
+    Returns:
+        float64 ``[N, bins]``, even bins covering ``[-bins / 2, bins / 2)``, and int32 ``[N]``.
+    """
+    for histogram in histograms:
+        histogram.flush()
+    zeros = torch.stack([h.zeros.cpu() for h in histograms]).double()
+    exponent = torch.stack([h.exponent.cpu() for h in histograms])
+    counts = torch.stack([h.counts[0].cpu() for h in histograms]).double()
+    result = _even(counts, zeros[:, 0], low, high)
+    large = [i for i, h in enumerate(histograms) if h.counts.shape[0] > 1]
+    if not large:
+        return result, exponent
+    chosen = [histograms[i] for i in large]
+    rows = torch.stack([h.counts[1:].cpu() for h in chosen]).double()
+    sampled = _even(rows[:, 0], zeros[large, 1], low[large], high[large])
+    elements, samples, blocks = (
+        torch.tensor([h.sampling for h in chosen], dtype=torch.float64).unsqueeze(2).unbind(1)
+    )
+    half = counts.shape[1] // 2
+    none = torch.zeros_like(blocks)
+    below = torch.cat([none, rows[:, 1, 1:half].flip(1)], 1)
+    above = torch.cat([none, rows[:, 2, half + 1 :]], 1)
+    fraction = samples / elements
+    lower = tail_counts(sampled[:, :half].flip(1), below, fraction, blocks).flip(1)
+    upper = tail_counts(sampled[:, half:], above, fraction, blocks)
+    result[large] += torch.cat([lower, upper], 1)
+    return result, exponent
+
+
+def _even(counts: Tensor, zeros: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return counts in bins of one width: the bin around zero, twice as wide, is split.
+
+    Its values other than zeros go to the side that there is, or to both alike.
+    """
+    half = counts.shape[1] // 2
+    centre = (counts[:, half] - zeros).clamp(min=0)
+    share = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, 0.5))
+    # Bin half - 1 + i is i on the negative side: each moves one place away from zero's old bin.
+    below = torch.cat([counts[:, 1:half], (centre * (1 - share)).unsqueeze(1)], 1)
+    above = torch.cat([(centre * share).unsqueeze(1), counts[:, half + 1 :]], 1)
+    return torch.cat([below, above], 1)
+
+
+def tail_counts(sampled: Tensor, extremes: Tensor, fraction: Tensor, blocks: Tensor) -> Tensor:
+    """Return the counts in bins on one side of zero, tails restored from block extremes.
+
+    Args:
+        sampled: ``[N, half]`` counts estimated from samples, by growing magnitude.
+        extremes: ``[N, half]`` counts of block extremes on this side.
+        fraction: ``[N, 1]`` samples taken for each element they stand for.
+        blocks: ``[N, 1]`` number of blocks, at least 1.
+    """
+    beyond = sampled.flip(1).cumsum(1)
+    # Values beyond a level, thrown into blocks at random, leave blocks empty like a Poisson law.
+    occupied = extremes.flip(1).cumsum(1)
+    mean = -torch.log1p(-(occupied / blocks).clamp(max=1 - 1e-9))
+    from_blocks = mean * blocks
+    block_variance = blocks * (torch.expm1(mean) - mean) + 1e-3
+    weight = 1 / fraction
+    sample_variance = torch.maximum(from_blocks, weight) * (weight - 1) + 1e-3
+    # Values that cluster in few blocks: the samples contradict the blocks beyond doubt.
+    excess = (beyond - from_blocks).square() - 16 * sample_variance
+    block_variance = block_variance + excess.clamp(min=0)
+    share = sample_variance / (sample_variance + block_variance)
+    combined = torch.lerp(beyond, from_blocks, share)
+    # A count of values beyond a level can only grow toward zero.
+    combined = combined.cummax(1).values
+    return torch.diff(combined, dim=1, prepend=torch.zeros_like(combined[:, :1])).flip(1)
