@@ -1,0 +1,21 @@
+"""Quantizers: what each backend runs quantized, and the tools to write more of them."""
+
+from pt2q.quantizers.config import QuantizationConfig, get_symmetric_quantization_config
+from pt2q.quantizers.engine import TableQuantizer
+from pt2q.quantizers.report import Report, Row
+from pt2q.quantizers.rules import Kind, Match, Rule
+from pt2q.quantizers.selection import Selection
+from pt2q.quantizers.xnnpack import XNNPACKQuantizer
+
+__all__ = [
+    "Kind",
+    "Match",
+    "QuantizationConfig",
+    "Report",
+    "Row",
+    "Rule",
+    "Selection",
+    "TableQuantizer",
+    "XNNPACKQuantizer",
+    "get_symmetric_quantization_config",
+]

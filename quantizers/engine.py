@@ -1,0 +1,253 @@
+"""`TableQuantizer`: a quantizer made of rule tables, on which backends stand."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from torch.fx import Graph, GraphModule, Node
+from typing_extensions import Self
+
+from pt2q.graph import annotation_of, is_float_tensor, module_path
+from pt2q.ops import GETITEM, SHAPE, is_mutating, is_op
+from pt2q.quantizers.annotate import carried_from
+from pt2q.quantizers.config import QuantizationConfig
+from pt2q.quantizers.masks import MaskFinder
+from pt2q.quantizers.report import Report, Row
+from pt2q.quantizers.roles import float_activations, roles_of
+from pt2q.quantizers.rules import Context, Kind, Match, Rule, RuleTable, follow_chain
+from pt2q.quantizers.selection import Choice, NodeFilter, Selection
+from pt2q.quantizers.worth import select_worthwhile
+from pt2q.spec import QuantizationSpec, Quantizer
+
+
+class TableQuantizer(Quantizer):
+    """Annotates by rule tables what the user selected; see `Selection` for the precedence.
+
+    A backend says which rules hold under a configuration (`rules`) and why what no rule names
+    stays in float (`why_float`).
+
+    Args:
+        default: the configuration used everywhere if no ``set_`` method is given one.
+    """
+
+    def __init__(self, default: QuantizationConfig | None = None) -> None:
+        self.selection: Selection[QuantizationConfig] = Selection(default)
+        self._report = Report()
+
+    # ------------------------------------------------------------ what the user says
+
+    def set_global(self, quantization_config: QuantizationConfig | None) -> Self:
+        """Use a configuration wherever nothing more specific is said; None: float."""
+        self.selection.set_global(quantization_config)
+        return self
+
+    def set_module_name(
+        self, module_name: str, quantization_config: QuantizationConfig | None
+    ) -> Self:
+        """Use a configuration in a module and all it holds; None leaves it in float.
+
+        Args:
+            module_name: as in ``named_modules``; ``block.1`` also means ``block.1.conv``.
+            quantization_config: what to use.
+
+        Raises:
+            SpecError: the name is empty.
+        """
+        self.selection.set_module_name(module_name, quantization_config)
+        return self
+
+    def set_module_type(
+        self, module_type: type | str, quantization_config: QuantizationConfig | None
+    ) -> Self:
+        """Use a configuration in all modules of a class; None leaves them in float.
+
+        Args:
+            module_type: the class, or its qualified name.
+            quantization_config: what to use.
+        """
+        self.selection.set_module_type(module_type, quantization_config)
+        return self
+
+    def set_operator_type(
+        self, operator_type: Any, quantization_config: QuantizationConfig | None
+    ) -> Self:
+        """Use a configuration for an operator; None leaves it in float.
+
+        Args:
+            operator_type: an overload, a packet (all its overloads), or a function of torch named
+                like one.
+            quantization_config: what to use.
+
+        Raises:
+            SpecError: it is no operator.
+        """
+        self.selection.set_operator_type(operator_type, quantization_config)
+        return self
+
+    def set_filter_function(self, filter_fn: NodeFilter | None) -> Self:
+        """Leave in float every node for which a function returns False; None: no filter."""
+        self.selection.node_filter = filter_fn
+        return self
+
+    # ------------------------------------------------------------ what a backend says
+
+    @abstractmethod
+    def rules(self, config: QuantizationConfig) -> tuple[Rule, ...]:
+        """The table for nodes with this configuration."""
+
+    @abstractmethod
+    def why_float(self, node: Node, config: QuantizationConfig) -> str:
+        """Why a node that no rule names stays in float, for the user."""
+
+    # ------------------------------------------------------------ annotation
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate the graph and make the report."""
+        run = _Run(self, model)
+        for match in run.matches():
+            match.rule.annotate(match)
+        self._report = run.report()
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing to check that the rules have not."""
+
+    def report(self) -> Report:
+        """The decisions of the last `annotate`, node by node."""
+        return self._report
+
+
+class _Run:
+    """The annotation of one graph."""
+
+    def __init__(self, quantizer: TableQuantizer, model: GraphModule) -> None:
+        self.quantizer = quantizer
+        self.graph: Graph = model.graph
+        self.context = Context(model, MaskFinder(model))
+        self.choices = quantizer.selection.resolve(model.graph)
+        self.live = live_nodes(model.graph)
+        self.tables: dict[QuantizationConfig, RuleTable] = {}
+        self.reasons: dict[Node, str] = {}
+        self.kept: dict[Node, Match] = {}
+
+    def matches(self) -> list[Match]:
+        """What to annotate, in the order of the graph."""
+        self.kept, left = select_worthwhile(self._candidates())
+        self.reasons.update(left)
+        return [m for node, m in self.kept.items() if m.head is node]
+
+    def _candidates(self) -> Iterator[Match]:
+        claimed: set[Node] = set()
+        for node in self.graph.nodes:
+            if node not in self.live or node in claimed or node not in self.choices:
+                continue
+            match = self._match(node, self.choices[node])
+            if match is not None:
+                claimed.update(match.nodes)
+                yield match
+
+    def _match(self, node: Node, choice: Choice[QuantizationConfig]) -> Match | None:
+        if annotation_of(node) is not None:
+            self.reasons[node] = "another quantizer annotated it"
+            return None
+        if choice.config is None:
+            self.reasons[node] = choice.origin
+            return None
+        for rule in self._table(choice.config).rules_for(node):
+            match = Match(
+                rule, follow_chain(node, rule.tails, self._may_fuse), choice, self.context
+            )
+            reason = next(filter(None, (check(match) for check in rule.checks)), None)
+            if reason is None:
+                return match
+            self.reasons.setdefault(node, reason)
+        self.reasons.setdefault(node, self.quantizer.why_float(node, choice.config))
+        return None
+
+    def _table(self, config: QuantizationConfig) -> RuleTable:
+        if config not in self.tables:
+            self.tables[config] = RuleTable(self.quantizer.rules(config))
+        return self.tables[config]
+
+    def _may_fuse(self, node: Node) -> bool:
+        """A follower joins its chain unless the user wants it in float or it is taken."""
+        choice = self.choices[node]
+        wanted = choice.config is not None or not choice.stated
+        return wanted and annotation_of(node) is None
+
+    # ------------------------------------------------------------ report
+
+    def report(self) -> Report:
+        """One row per live operator that computes on floating point tensors."""
+        return Report(tuple(self._row(n) for n in self.graph.nodes if self._is_of_interest(n)))
+
+    def _is_of_interest(self, node: Node) -> bool:
+        if node not in self.choices or node not in self.live:
+            return False
+        if node.target is GETITEM or (is_op(node, SHAPE) and node not in self.kept):
+            return False
+        return yields_float(node) and bool(float_activations(node))
+
+    def _row(self, node: Node) -> Row:
+        match = self.kept.get(node)
+        how = f"float: {self.reasons.get(node, '')}" if match is None else describe(match, node)
+        return Row(node.name, module_path(node), str(node.target), match is not None, how)
+
+
+def live_nodes(graph: Graph) -> set[Node]:
+    """Nodes that an output, or a write into a tensor, depends on."""
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or is_mutating(node) or any(u in live for u in node.users):
+            live.add(node)
+    return live
+
+
+def yields_float(node: Node) -> bool:
+    """Whether a node gives a floating point tensor, or several."""
+    value = node.meta.get("val")
+    if not isinstance(value, list | tuple):
+        return is_float_tensor(node)
+    return any(getattr(v, "dtype", None) is not None and v.is_floating_point() for v in value)
+
+
+# ------------------------------------------------------------------ words
+
+
+def describe(match: Match, node: Node) -> str:
+    """How a node is quantized, in a few words.
+
+    Args:
+        match: what it belongs to.
+        node: one of the match's nodes.
+    """
+    spec = match.config.input_activation
+    words = type_words(spec) if spec is not None else "weight only"
+    if node is not match.head:
+        return f"{words}, fused into {match.head.name}"
+    if match.rule.kind is Kind.CARRYING:
+        return f"{words}, parameters of {carried_from(node).name}"
+    weight = roles_of(node).weight
+    annotation = annotation_of(node)
+    found = annotation.input_qspec_map.get(weight) if annotation and weight else None
+    if not isinstance(found, QuantizationSpec):
+        return words
+    axis = "per-tensor" if found.ch_axis is None else "per-channel"
+    return f"{words}, weight {bits_words(found)} {axis}"
+
+
+def type_words(spec: QuantizationSpec) -> str:
+    """``int8 static`` or ``int8 dynamic``."""
+    return f"{bits_words(spec)} {'dynamic' if spec.is_dynamic else 'static'}"
+
+
+def bits_words(spec: QuantizationSpec) -> str:
+    """``int8``, or ``int4`` where fewer of the dtype's bits are used."""
+    name = str(spec.dtype).removeprefix("torch.")
+    if spec.quant_min is None or spec.quant_max is None or not name.startswith(("int", "uint")):
+        return name
+    bits = (spec.quant_max - spec.quant_min).bit_length()
+    kind = name.rstrip("0123456789")
+    return f"{kind}{min(bits, int(name.removeprefix(kind)))}"
