@@ -29,7 +29,9 @@ def set_annotation(
         output: the spec of its result, or None.
     """
     given = {} if inputs is None else inputs
-    kept = {source: spec for source, spec in given.items() if spec is not None}
+    kept: dict[Node, QuantizationSpecBase | None] = {
+        source: spec for source, spec in given.items() if spec is not None
+    }
     node.meta[QUANT_ANNOTATION_KEY] = QuantizationAnnotation(kept, output, _annotated=True)
 
 

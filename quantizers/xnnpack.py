@@ -8,6 +8,10 @@ quantize and a dequantize around it, so it stays in float.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.errors import AnnotationError
@@ -46,6 +50,7 @@ from pt2q.ops import (
     SUB,
     SUBSET,
     UPSAMPLE_NEAREST,
+    Target,
     argument,
     is_op,
 )
@@ -65,7 +70,8 @@ from pt2q.quantizers.config import (
 )
 from pt2q.quantizers.engine import TableQuantizer
 from pt2q.quantizers.roles import float_activations, roles_of
-from pt2q.quantizers.rules import Kind, Match, Rule
+from pt2q.quantizers.rules import Check, Kind, Match, Rule
+from pt2q.spec import QuantizationSpec
 
 MAX_DIMENSIONS = 6
 FUSED = RELU | RELU6 | HARDTANH
@@ -154,8 +160,8 @@ def _pool_window(match: Match) -> str | None:
     return None
 
 
-def _pair(value: list[int] | int) -> tuple[int, int]:
-    items = [value] if isinstance(value, int) else list(value)
+def _pair(value: Sequence[int] | int) -> tuple[int, int]:
+    items = [value] if isinstance(value, int) else value
     return items[0], items[-1]
 
 
@@ -202,10 +208,8 @@ def _annotate_mm(match: Match) -> None:
     _annotate_with_weight(match, per_tensor(match.config.weight, match.config.is_qat))
 
 
-def _annotate_with_weight(match: Match, weight: object) -> None:
-    from dataclasses import replace
-
-    annotate_with(match, replace(match.config, weight=weight))  # type: ignore[arg-type]
+def _annotate_with_weight(match: Match, weight: QuantizationSpec | None) -> None:
+    annotate_with(match, replace(match.config, weight=weight))
 
 
 # ------------------------------------------------------------------ the table
@@ -222,43 +226,43 @@ _BINARY = (
 _CARRIED = (checks.float_inputs, checks.writes_nothing_shared, _few_dimensions)
 
 
-def _convolutions(tails: tuple[frozenset[object], ...]) -> tuple[Rule, ...]:
+def _convolutions(tails: tuple[frozenset[Target], ...]) -> tuple[Rule, ...]:
     return (
         Rule(
             "convolution",
             CONV1D | CONV2D,
             annotate_weighted,
-            tails,  # type: ignore[arg-type]
+            tails,
             (*_WEIGHTED, _batched),
         ),
         Rule(
             "transposed convolution",
             CONV_TRANSPOSE1D | CONV_TRANSPOSE2D,
             _annotate_transposed,
-            tails,  # type: ignore[arg-type]
+            tails,
             (*_WEIGHTED, _batched),
         ),
     )
 
 
-def _carrying(name: str, heads: frozenset[object], *more: object) -> Rule:
+def _carrying(name: str, heads: frozenset[Target], *more: Check) -> Rule:
     """An operator with a kernel of its own in the runtime's int8."""
     return Rule(
         name,
-        heads,  # type: ignore[arg-type]
+        heads,
         annotate_carried,
-        checks=(*_CARRIED, *more),  # type: ignore[arg-type]
+        checks=(*_CARRIED, *more),
         kind=Kind.CARRYING,
     )
 
 
-def _passing(name: str, heads: frozenset[object], *more: object) -> Rule:
+def _passing(name: str, heads: frozenset[Target], *more: Check) -> Rule:
     """An operator that the runtime runs in float; int8 before and after it loses nothing."""
     return Rule(
         name,
-        heads,  # type: ignore[arg-type]
+        heads,
         annotate_carried,
-        checks=(*_CARRIED, *more),  # type: ignore[arg-type]
+        checks=(*_CARRIED, *more),
         kind=Kind.CARRYING,
         ends_at_output=False,
     )
@@ -316,7 +320,7 @@ DYNAMIC_RULES = (
 
 _DYNAMIC_ONLY = "dynamic quantization covers linear layers only"
 _NO_KERNEL = "the runtime has no int8 kernel for it"
-_REASONS: tuple[tuple[frozenset[object], str], ...] = (
+_REASONS: tuple[tuple[frozenset[Target], str], ...] = (
     (BMM | MATMUL | SDPA, "the runtime multiplies two activations in float"),
     (CONV3D | CONV_TRANSPOSE3D, "the runtime has no 3d convolution"),
     (BATCH_NORM, "a batch norm that is not folded into a convolution runs in float"),
@@ -353,7 +357,7 @@ class XNNPACKQuantizer(TableQuantizer):
         if config.is_dynamic:
             return _DYNAMIC_ONLY
         for ops, reason in _REASONS:
-            if is_op(node, ops):  # type: ignore[arg-type]
+            if is_op(node, ops):
                 return reason
         return _NO_KERNEL
 
@@ -368,8 +372,6 @@ class XNNPACKQuantizer(TableQuantizer):
 
 
 def _validate_config(config: QuantizationConfig) -> None:
-    import torch
-
     for role in ("input_activation", "output_activation", "weight"):
         spec = getattr(config, role)
         if spec is not None and spec.dtype is not torch.int8:
