@@ -79,7 +79,7 @@ class _Folder:
         tensor = self.constants.value(argument)
         if tensor.numel() <= 1 << 16 and tensor.dim() <= 1:
             # Scales are small: equal numbers are the same parameters.
-            return str(tensor.dtype), tuple(tensor.tolist())
+            return str(tensor.dtype), tuple(tensor.reshape(-1).tolist()), tensor.dim()
         return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
 
     def _base_name(self, node: Node) -> str:
