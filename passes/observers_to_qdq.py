@@ -20,7 +20,7 @@ from pt2q.graph import (
     value_of,
 )
 from pt2q.module import QuantGraphModule
-from pt2q.observers import NoopObserver
+from pt2q.observers import HistogramObserver, NoopObserver, batched_qparams
 from pt2q.passes.constants import Constants
 from pt2q.spec import CAST_DTYPES, PER_CHANNEL_SCHEMES
 
@@ -98,7 +98,13 @@ def _all_qparams(found: list[tuple[Node, Any]]) -> dict[int, tuple[torch.Tensor,
     """Scale and zero point of each static observer, asked once however often it is used."""
     static = {id(o): (o, node) for node, o in found if _is_static(o)}
     _require_data([(node, observer) for observer, node in static.values()])
-    return {key: observer.calculate_qparams() for key, (observer, _) in static.items()}
+    # Ours are searched together, which is several times faster than one by one.
+    ours = [o for o, _ in static.values() if type(o) is HistogramObserver]
+    found = dict(zip(map(id, ours), batched_qparams(ours), strict=True))
+    for key, (observer, _) in static.items():
+        if key not in found:
+            found[key] = observer.calculate_qparams()
+    return found
 
 
 def _require_data(static: list[tuple[Node, Any]]) -> None:
