@@ -49,6 +49,23 @@ def per_channel_at(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec
     return replace(spec, ch_axis=axis)
 
 
+def dynamic_form(config: QuantizationConfig) -> QuantizationConfig:
+    """The configuration that quantizes the same inputs and weights, but at run time.
+
+    Args:
+        config: a static configuration for inference.
+    """
+    activation, weight = config.input_activation, config.weight
+    assert activation is not None and activation.quant_min is not None and weight is not None
+    assert activation.quant_max is not None
+    return replace(
+        config,
+        input_activation=_activation_spec(False, True, activation.quant_min, activation.quant_max),
+        output_activation=None,
+        weight=_weight_spec(True, False, weight.quant_min, weight.quant_max, weight.dtype),
+    )
+
+
 def per_tensor(spec: QuantizationSpec | None, is_qat: bool) -> QuantizationSpec | None:
     """The same weight spec with one scale, for operators that take no scale per channel.
 

@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 from typing_extensions import Self
 
 from pt2q.graph import annotation_of, is_float_tensor, module_path
-from pt2q.ops import GETITEM, SHAPE, is_mutating, is_op
+from pt2q.ops import DROPOUT, GETITEM, SHAPE, is_mutating, is_op
 from pt2q.quantizers.annotate import carried_from
 from pt2q.quantizers.config import QuantizationConfig
 from pt2q.quantizers.masks import MaskFinder
@@ -101,6 +101,19 @@ class TableQuantizer(Quantizer):
     def why_float(self, node: Node, config: QuantizationConfig) -> str:
         """Why a node that no rule names stays in float, for the user."""
 
+    def refine(self, match: Match, kept: dict[Node, Match]) -> Match:
+        """Look at a match once more, now that its neighbours are decided.
+
+        Args:
+            match: one that will be annotated.
+            kept: all that will be, by each of their nodes; whoever reads the match's output
+                quantized is among them.
+
+        Returns:
+            The match, or one on the same head with another rule or configuration.
+        """
+        return match
+
     # ------------------------------------------------------------ annotation
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -134,9 +147,12 @@ class _Run:
 
     def matches(self) -> list[Match]:
         """What to annotate, in the order of the graph."""
-        self.kept, left = select_worthwhile(self._candidates())
+        kept, left = select_worthwhile(self._candidates())
         self.reasons.update(left)
-        return [m for node, m in self.kept.items() if m.head is node]
+        heads = [match for node, match in kept.items() if match.head is node]
+        refined = [self.quantizer.refine(match, kept) for match in heads]
+        self.kept = {node: match for match in refined for node in match.nodes}
+        return refined
 
     def _candidates(self) -> Iterator[Match]:
         claimed: set[Node] = set()
@@ -186,7 +202,7 @@ class _Run:
     def _is_of_interest(self, node: Node) -> bool:
         if node not in self.choices or node not in self.live:
             return False
-        if node.target is GETITEM or (is_op(node, SHAPE) and node not in self.kept):
+        if node.target is GETITEM or (is_op(node, SHAPE | DROPOUT) and node not in self.kept):
             return False
         return yields_float(node) and bool(float_activations(node))
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.errors import AnnotationError
-from pt2q.graph import value_of
+from pt2q.graph import is_constant, value_of
 from pt2q.ops import (
     ADAPTIVE_AVG_POOL2D,
     ADD,
@@ -46,6 +47,7 @@ from pt2q.ops import (
     REPEAT,
     RESHAPE,
     SDPA,
+    SHAPE,
     SPLIT,
     SUB,
     SUBSET,
@@ -64,6 +66,7 @@ from pt2q.quantizers.annotate import (
 )
 from pt2q.quantizers.config import (
     QuantizationConfig,
+    dynamic_form,
     get_symmetric_quantization_config,
     per_channel_at,
     per_tensor,
@@ -313,8 +316,41 @@ _STATIC_COMMON = (
 STATIC_RULES = (*_convolutions((FUSED,)), *_STATIC_COMMON)
 QAT_RULES = (*_convolutions((BATCH_NORM, FUSED)), *_STATIC_COMMON)
 DYNAMIC_RULES = (
-    Rule("linear", LINEAR | ADDMM, annotate_weighted, (), (*_WEIGHTED, _per_channel_weight)),
+    Rule("linear", LINEAR, annotate_weighted, (), (*_WEIGHTED, _per_channel_weight)),
+    Rule("addmm", ADDMM, _annotate_addmm, (), (*_WEIGHTED, _per_channel_weight)),
 )
+
+# ------------------------------------------------------------------ residual projections
+
+_RESIDUAL_PROJECTION = DYNAMIC_RULES[0]
+
+
+def _is_static_linear(match: Match) -> bool:
+    config = match.config
+    static = config.output_activation is not None and config.input_activation is not None
+    return static and not config.is_qat and len(match.nodes) == 1 and is_op(match.head, LINEAR)
+
+
+def _feeds_float_residual(match: Match, kept: dict[Node, Match]) -> bool:
+    """Whether nobody reads the result quantized, and an addition in float reads it."""
+    found = False
+    waiting = [match.last]
+    while waiting:
+        for user in waiting.pop().users:
+            if user in kept:
+                return False
+            if is_op(user, SHAPE | DROPOUT):
+                waiting.append(user)
+            found = found or _is_residual_addition(user, match)
+    return found
+
+
+def _is_residual_addition(node: Node, match: Match) -> bool:
+    sources = float_activations(node)
+    if not is_op(node, ADD) or len(sources) != 2 or any(is_constant(s) for s in sources):
+        return False
+    return not any(match.context.masks.is_mask(source) for source in sources)
+
 
 # ------------------------------------------------------------------ why the rest stays in float
 
@@ -341,10 +377,31 @@ class XNNPACKQuantizer(TableQuantizer):
 
     Args:
         default: taken in place of that configuration.
+        residual_projections: what happens, under a static configuration, to a linear layer whose
+            result is added to a residual stream that is read in float only, as the last layer of
+            an attention or feed-forward block is. The runtime's static kernel gives int8 results,
+            and one scale for that stream, with its few huge values, spoils all others; its
+            dynamic kernel takes the same int8 weights and gives float results. "dynamic" takes
+            it; "static" does not.
     """
 
-    def __init__(self, default: QuantizationConfig | None = None) -> None:
+    def __init__(
+        self,
+        default: QuantizationConfig | None = None,
+        *,
+        residual_projections: Literal["dynamic", "static"] = "dynamic",
+    ) -> None:
         super().__init__(default or get_symmetric_quantization_config(is_per_channel=True))
+        self.residual_projections = residual_projections
+
+    def refine(self, match: Match, kept: dict[Node, Match]) -> Match:
+        """Quantize at run time what a static output would spoil; see `residual_projections`."""
+        if self.residual_projections == "static" or not _is_static_linear(match):
+            return match
+        if not _feeds_float_residual(match, kept):
+            return match
+        choice = replace(match.choice, config=dynamic_form(match.config))
+        return replace(match, rule=_RESIDUAL_PROJECTION, choice=choice)
 
     def rules(self, config: QuantizationConfig) -> tuple[Rule, ...]:
         """The table for static, dynamic or quantization-aware configurations."""
