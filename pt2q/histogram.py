@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -60,16 +60,29 @@ def widened(counts: Tensor, doublings: Tensor | int) -> Tensor:
     return torch.zeros_like(counts).index_add_(1, index, counts)
 
 
-def counted(values: Tensor, inverse_width: Tensor | float, bins: int) -> Tensor:
-    """Return how many of ``values`` fall into each bin, int64 ``[bins]``."""
-    index = (values * inverse_width).to(torch.int32).add_(bins // 2)
-    if values.device.type == "cpu":
-        return torch.bincount(index, minlength=bins)
-    # After a NaN, which the range remembers, the width is not to be relied on.
-    index = index.clamp_(0, bins - 1)
+def counted(
+    values: Tensor, ends: Sequence[int], inverse_width: Tensor | float, bins: int
+) -> Tensor:
+    """Return how many values fall into each bin, part by part, int64 ``[len(ends), bins]``.
+
+    Args:
+        values: ``[n]`` parts, one after the other; written over if they are float32.
+        ends: Where each part ends; the last is ``n``.
+        inverse_width: One over the width of a bin.
+        bins: Number of bins.
+    """
+    index = values.to(torch.float32).mul_(inverse_width).to(torch.int32).add_(bins // 2)
+    if index.device.type != "cpu":
+        # After a NaN, which the range remembers, the width is not to be relied on.
+        index.clamp_(0, bins - 1)
+    for end in ends[:-1]:
+        index[end:].add_(bins)
+    size = bins * len(ends)
+    if index.device.type == "cpu":
+        return torch.bincount(index, minlength=size).view(-1, bins)
     # bincount asks for the largest index first, which would stall the device.
-    counts = torch.zeros(bins, dtype=torch.int64, device=values.device)
-    return counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int64))
+    counts = torch.zeros(size, dtype=torch.int64, device=index.device)
+    return counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int64)).view(-1, bins)
 
 
 def stratum_of(size: int) -> int:
@@ -108,15 +121,17 @@ def flattened(x: Tensor) -> Tensor:
 def extremes_of(flat: Tensor) -> tuple[Tensor, Tensor]:
     """Return the smallest and the largest value of each block.
 
-    What is left over when the size is no multiple of ``BLOCK`` makes one more, smaller block.
+    What is left over when the size is no multiple of ``BLOCK`` joins the first blocks.
     """
     blocks = flat.shape[0] // BLOCK
     body, rest = flat[: blocks * BLOCK].view(BLOCK, blocks), flat[blocks * BLOCK :]
     low, high = body.amin(0), body.amax(0)
-    if rest.shape[0] == 0:
-        return low, high
-    rest_low, rest_high = torch.aminmax(rest)
-    return torch.cat([low, rest_low.view(1)]), torch.cat([high, rest_high.view(1)])
+    for start in range(0, rest.shape[0], blocks):
+        part = rest[start : start + blocks]
+        first_low, first_high = low[: part.shape[0]], high[: part.shape[0]]
+        torch.minimum(first_low, part, out=first_low)
+        torch.maximum(first_high, part, out=first_high)
+    return low, high
 
 
 @dataclass
@@ -149,6 +164,28 @@ def make_room(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> Non
             module._buffers[name] = torch.empty_like(saved, device=buffer.device)
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """Summaries not counted yet, of one weight; outside the module, where access is cheap."""
+
+    weight: int = 1
+    size: int = 0
+    largest: Tensor | float = 0.0
+    values: list[Tensor] = field(default_factory=list)
+    minima: list[Tensor] = field(default_factory=list)
+    maxima: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Totals:
+    """How much was seen; whole numbers on the host."""
+
+    calls: int = 0
+    elements: int = 0
+    samples: int = 0
+    blocks: int = 0
+
+
 class StreamingHistogram(nn.Module):
     """The counts of what was seen, in bins whose width follows the range.
 
@@ -163,13 +200,13 @@ class StreamingHistogram(nn.Module):
             tensors, samples times what they stand for, block minima, block maxima.
         exponent: int32 scalar; a bin is ``2 ** exponent`` wide.
         zeros: int64 ``[2]``: exact zeros in the first two rows.
-        totals: int64 ``[4]``: calls, elements sampled from, samples, blocks.
+        saved_totals: int64 ``[4]``: calls, elements sampled from, samples, blocks when last saved.
     """
 
     counts: Tensor
     exponent: Tensor
     zeros: Tensor
-    totals: Tensor
+    saved_totals: Tensor
 
     def __init__(self, bins: int = DEFAULT_BINS) -> None:
         super().__init__()
@@ -179,119 +216,112 @@ class StreamingHistogram(nn.Module):
         self.register_buffer("counts", torch.zeros(1, bins, dtype=torch.int64))
         self.register_buffer("exponent", torch.tensor(SMALLEST_EXPONENT, dtype=torch.int32))
         self.register_buffer("zeros", torch.zeros(2, dtype=torch.int64))
-        self.register_buffer("totals", torch.zeros(4, dtype=torch.int64))
-        self._forget()
-
-    def _forget(self) -> None:
-        self.calls = 0
-        self._sampling = [0, 0, 0]
-        self._largest: Tensor | float = 0.0
-        self._clear_waiting()
-
-    def _clear_waiting(self) -> None:
-        self._waiting = 0
-        self._weight = 1
-        self._values: list[Tensor] = []
-        self._minima: list[Tensor] = []
-        self._maxima: list[Tensor] = []
+        self.register_buffer("saved_totals", torch.zeros(4, dtype=torch.int64))
+        self.totals = _Totals()
+        self._waiting = _Waiting()
 
     def reset(self) -> None:
         """Forget all that was seen."""
-        self._forget()
         device = self.counts.device
         self._buffers["counts"] = torch.zeros(1, self.bins, dtype=torch.int64, device=device)
         self._buffers["zeros"] = torch.zeros(2, dtype=torch.int64, device=device)
-        self._buffers["totals"] = torch.zeros(4, dtype=torch.int64, device=device)
         self._buffers["exponent"] = torch.full_like(self.exponent, SMALLEST_EXPONENT)
+        self.totals = _Totals()
+        self._waiting = _Waiting()
 
     def add(self, summary: Summary, largest: Tensor | float) -> None:
         """Take in a tensor's summary.
 
         Args:
             summary: What was taken of the tensor; finite.
-            largest: The largest magnitude so far or in this tensor: a number if the tensor is on
-                the host, a tensor where it is not.
+            largest: The largest magnitude in this tensor: a number if it is on the host; else a
+                tensor, the largest so far.
         """
-        if self._waiting and self._weight != summary.weight:
+        waiting, totals = self._waiting, self.totals
+        if waiting.weight != summary.weight:
             self.flush()
-        self.calls += 1
-        self._largest = (
-            largest if isinstance(largest, Tensor) else max(float(self._largest), largest)
-        )
-        self._weight = summary.weight
+            waiting = self._waiting
+            waiting.weight = summary.weight
+        totals.calls += 1
+        size = summary.values.shape[0]
         if summary.minima is None or summary.maxima is None:
             # The caller may write over a tensor that was taken whole.
-            self._values.append(summary.values.clone())
+            waiting.values.append(summary.values.clone())
         else:
-            self._values.append(summary.values)
-            self._minima.append(summary.minima)
-            self._maxima.append(summary.maxima)
-            size = summary.values.shape[0]
-            for index, amount in enumerate((size * summary.weight, size, summary.minima.shape[0])):
-                self._sampling[index] += amount
-        self._waiting += summary.values.shape[0]
-        if self._waiting >= _MOST_WAITING:
+            waiting.values.append(summary.values)
+            waiting.minima.append(summary.minima)
+            waiting.maxima.append(summary.maxima)
+            totals.elements += size * summary.weight
+            totals.samples += size
+            totals.blocks += summary.minima.shape[0]
+        if isinstance(largest, Tensor) or isinstance(waiting.largest, Tensor):
+            waiting.largest = largest
+        else:
+            waiting.largest = max(waiting.largest, largest)
+        waiting.size += size
+        if waiting.size >= _MOST_WAITING:
             self.flush()
 
     def flush(self) -> None:
         """Count what waits."""
-        if not self._waiting:
+        waiting, self._waiting = self._waiting, _Waiting(weight=self._waiting.weight)
+        if not waiting.values:
             return
-        values = torch.cat(self._values).to(torch.float32)
-        self._follow(values.device)
-        inverse_width = self._widen()
-        row = 0 if not self._minima else 1
-        counts = self.counts.clone()
-        if row and counts.shape[0] == 1:
-            counts = torch.cat([counts, counts.new_zeros(_ROWS - 1, self.bins)])
-        counts[row] += counted(values, inverse_width, self.bins) * self._weight
-        if row:
-            for index, extremes in ((2, self._minima), (3, self._maxima)):
-                counts[index] += counted(torch.cat(extremes).float(), inverse_width, self.bins)
-        zeros = self.zeros.clone()
-        zeros[row] += (values.shape[0] - torch.count_nonzero(values)) * self._weight
-        self._buffers["counts"], self._buffers["zeros"] = counts, zeros
-        self._clear_waiting()
+        values = torch.cat([*waiting.values, *waiting.minima, *waiting.maxima])
+        zeros = waiting.size - torch.count_nonzero(values[: waiting.size])
+        blocks = (values.shape[0] - waiting.size) // 2
+        ends = [waiting.size, waiting.size + blocks, values.shape[0]] if blocks else [waiting.size]
+        self._make_ready(values.device, sampled=blocks > 0)
+        found = counted(values, ends, self._widen(waiting.largest), self.bins)
+        found[0] *= waiting.weight
+        row = 1 if blocks else 0
+        self.counts[row : row + len(ends)] += found
+        self.zeros[row] += zeros * waiting.weight
 
-    def _follow(self, device: torch.device) -> None:
+    def _make_ready(self, device: torch.device, sampled: bool) -> None:
+        """Have the buffers on ``device``, writable and with room for samples if need be."""
         if self.counts.device != device:
             self.to(device)
+        if self.counts.is_inference():
+            for name, buffer in self.named_buffers():
+                self._buffers[name] = buffer.clone()
+        if sampled and self.counts.shape[0] == 1:
+            more = self.counts.new_zeros(_ROWS - 1, self.bins)
+            self._buffers["counts"] = torch.cat([self.counts, more])
 
-    def _widen(self) -> Tensor | float:
+    def _widen(self, largest: Tensor | float) -> Tensor | float:
         """Make the bins wide enough for the largest value; return one over their width."""
-        if isinstance(self._largest, Tensor):
-            largest = self._largest.nan_to_num(0.0, 0.0, 0.0)
-            exponent = torch.maximum(self.exponent, exponent_tensor(largest, self.bins))
+        if isinstance(largest, Tensor):
+            wanted = exponent_tensor(largest.nan_to_num(0.0, 0.0, 0.0), self.bins)
+            exponent = torch.maximum(self.exponent, wanted)
             self._buffers["counts"] = widened(self.counts, exponent - self.exponent)
             self._buffers["exponent"] = exponent
             return torch.ldexp(torch.ones_like(largest), -exponent)
         old = int(self.exponent)
-        new = max(old, exponent_for(self._largest, self.bins))
+        new = max(old, exponent_for(largest, self.bins))
         if new > old:
             self._buffers["counts"] = widened(self.counts, new - old)
             self._buffers["exponent"] = torch.full_like(self.exponent, new)
         return 2.0**-new
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Save copies: counting goes on in place and must not reach what was saved."""
         self.flush()
-        totals = [self.calls, *self._sampling]
-        self._buffers["totals"] = torch.tensor(totals, device=self.counts.device)
-        super()._save_to_state_dict(*args, **kwargs)
+        self._buffers["saved_totals"] = torch.tensor(astuple(self.totals))
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._buffers:
+            destination[prefix + name] = destination[prefix + name].clone()
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         make_room(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._forget()
         self.bins = self.counts.shape[1]
-        self.calls, *self._sampling = self.totals.tolist()
-
-    @property
-    def sampling(self) -> tuple[int, int, int]:
-        """Elements sampled from, samples and blocks so far."""
-        elements, samples, blocks = self._sampling
-        return elements, samples, blocks
+        self.totals = _Totals(*self.saved_totals.tolist())
+        self._waiting = _Waiting()
 
 
 def estimated_counts(
@@ -322,7 +352,7 @@ def estimated_counts(
     rows = torch.stack([h.counts[1:].cpu() for h in chosen]).double()
     sampled = _even(rows[:, 0], zeros[large, 1], low[large], high[large])
     elements, samples, blocks = (
-        torch.tensor([h.sampling for h in chosen], dtype=torch.float64).unsqueeze(2).unbind(1)
+        torch.tensor([astuple(h.totals)[1:] for h in chosen]).double().unsqueeze(2).unbind(1)
     )
     half = counts.shape[1] // 2
     none = torch.zeros_like(blocks)

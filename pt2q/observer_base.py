@@ -153,8 +153,11 @@ class ObserverBase(nn.Module, ABC):
             raise TypeError(f"{self._where()} expected floating point numbers, found {x.dtype}")
         if x.numel() == 0 or (self.constant_input and not self._input_changed(x)):
             return x
+        if not torch.is_inference_mode_enabled():
+            self._observe(x.detach())
+            return x
         # Statistics must be ordinary tensors, also when the model runs in inference mode.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False):
             self._observe(x.detach())
         return x
 

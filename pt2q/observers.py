@@ -65,6 +65,7 @@ class _RangeObserver(ObserverBase):
         self._take_range(*self._range_of(x))
 
     def _take_range(self, low: Tensor, high: Tensor) -> None:
+        low, high = low.to(torch.float32), high.to(torch.float32)
         old_low, old_high = self.min_val, self.max_val
         if old_low.device != low.device:
             old_low, old_high = old_low.to(low.device), old_high.to(low.device)
@@ -85,13 +86,13 @@ class _RangeObserver(ObserverBase):
             low, high = _extremes(x, dims)
             least, greatest = float(low.amin()), float(high.amax())
             if least > -limit and greatest < limit:
-                return low.to(torch.float32), high.to(torch.float32)
+                return low, high
             if least != least:
                 raise self._nan_error()
         masked = x.abs() >= limit
         low = x.masked_fill(masked, _INF).amin(dims)
         high = x.masked_fill(masked, -_INF).amax(dims)
-        return low.to(torch.float32), high.to(torch.float32)
+        return low, high
 
     def _reduced_dims(self, x: Tensor) -> tuple[int, ...]:
         if self.ch_axis is None or not self.per_channel:
@@ -216,11 +217,12 @@ class HistogramObserver(MinMaxObserver):
             self._observe_on_device(flat)
 
     def _observe_on_host(self, flat: Tensor) -> None:
-        summary = summarise(flat, self.histogram.calls)
+        summary = summarise(flat, self.histogram.totals.calls)
         least, greatest = float(summary.low), float(summary.high)
         limit = MASK_LIMITS[flat.dtype]
         if least > -limit and greatest < limit:
-            self._take_range(summary.low, summary.high)
+            if least < float(self.min_val) or greatest > float(self.max_val):
+                self._take_range(summary.low, summary.high)
             self.histogram.add(summary, max(-least, greatest))
             return
         if least != least:
@@ -233,7 +235,7 @@ class HistogramObserver(MinMaxObserver):
         """Do the same without asking the device anything: masks become zeros, NaN stays."""
         self._take_range(*self._range_of(flat))
         masked = ~(flat.abs() < MASK_LIMITS[flat.dtype])
-        summary = summarise(flat.masked_fill(masked, 0.0), self.histogram.calls)
+        summary = summarise(flat.masked_fill(masked, 0.0), self.histogram.totals.calls)
         self.histogram.add(summary, torch.maximum(-self.min_val, self.max_val))
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
