@@ -11,6 +11,7 @@ from torch.fx import Node
 from pt2q import ops
 from pt2q.graph import Names, copy_meta, fake_constant, is_constant, set_constant, value_of
 from pt2q.module import QuantGraphModule
+from pt2q.numerics import quantize
 from pt2q.passes.constants import Constants
 
 
@@ -38,6 +39,11 @@ class FoldQuantizedConstants:
         return bool(found)
 
 
+_AFFINE = frozenset(
+    {ops.qd.quantize_per_tensor.default, ops.qd.quantize_per_channel.default}
+)
+
+
 class _Folder:
     def __init__(self, model: QuantGraphModule, constants: Constants) -> None:
         self.model = model
@@ -55,7 +61,7 @@ class _Folder:
         if key not in self.stored:
             base = self._base_name(node)
             self.stored[key] = self.names.fresh(f"{base}_quantized")
-            set_constant(self.model, self.stored[key], self.constants.value(node))
+            set_constant(self.model, self.stored[key], self._quantized(node))
         with self.model.graph.inserting_before(node):
             new = self.model.graph.create_node("get_attr", self.stored[key])
         value = value_of(node)
@@ -64,6 +70,20 @@ class _Folder:
         copy_meta(new, node, "pt2q.fold_constants", value)
         node.replace_all_uses_with(new)
         self._erase(node)
+
+    def _quantized(self, node: Node) -> torch.Tensor:
+        """The result of a quantize: by `numerics.quantize`, which works in place, if it can."""
+        if node.target not in _AFFINE:
+            result: torch.Tensor = self.constants.value(node)
+            return result
+        constants = (
+            self.constants.value(a) if isinstance(a, Node) else a for a in node.args
+        )
+        value, scale, zero_point, *rest = constants
+        axis = rest.pop(0) if node.target is ops.qd.quantize_per_channel.default else None
+        low, high, dtype = rest
+        with torch.no_grad():
+            return quantize(value, scale, zero_point, low, high, dtype, axis)
 
     def _key(self, node: Node) -> Any:
         """Equal for quantizes with an equal result: same tensor, same parameters."""
