@@ -2,6 +2,8 @@
 
 from pt2q.passes.base import Pass, run_passes, verified_passes
 from pt2q.passes.conv_bn_fold import FoldConvBatchNorm
+from pt2q.passes.conv_bn_qat_fold import FoldConvBatchNormQAT
+from pt2q.passes.conv_bn_qat_fuse import FuseConvBatchNormQAT
 from pt2q.passes.duplicate_dq import DuplicateDQPass
 from pt2q.passes.fold_constants import FoldQuantizedConstants
 from pt2q.passes.insert_observers import InsertObservers
@@ -12,7 +14,9 @@ from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
 __all__ = [
     "DuplicateDQPass",
     "FoldConvBatchNorm",
+    "FoldConvBatchNormQAT",
     "FoldQuantizedConstants",
+    "FuseConvBatchNormQAT",
     "InsertObservers",
     "ObserversToQDQ",
     "Pass",

@@ -92,10 +92,15 @@ class Layer:
 
 def batch_norms(model: GraphModule) -> list[BatchNorm]:
     """All batch norms of a graph, in order."""
-    return [_batch_norm(n) for n in model.graph.nodes if ops.is_op(n, ops.BATCH_NORM_ANY)]
+    return [read_batch_norm(n) for n in model.graph.nodes if ops.is_op(n, ops.BATCH_NORM_ANY)]
 
 
-def _batch_norm(node: Node) -> BatchNorm:
+def read_batch_norm(node: Node) -> BatchNorm:
+    """The arguments of a batch norm, by name.
+
+    Args:
+        node: a call of one of ``ops.BATCH_NORM_ANY``.
+    """
     return BatchNorm(
         node,
         _output(node),

@@ -4,7 +4,16 @@ The main calls are `prepare_pt2e` and `convert_pt2e`; a `Quantizer` says what a 
 """
 
 from pt2q.errors import Pt2qError, Pt2qWarning
-from pt2q.flow import convert_pt2e, prepare_pt2e
+from pt2q.fake_quantize import (
+    FakeQuantize,
+    FixedQParamsFakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+)
+from pt2q.flow import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from pt2q.module import QuantGraphModule
 from pt2q.numerics import sqnr
 from pt2q.observers import (
@@ -17,8 +26,6 @@ from pt2q.observers import (
     ObserverBase,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
-    disable_observer,
-    enable_observer,
 )
 from pt2q.passes.train_eval import (
     allow_exported_model_train_eval,
@@ -41,8 +48,11 @@ __version__ = "0.1.0"
 __all__ = [
     "DerivedQuantizationSpec",
     "EdgeOrNode",
+    "FakeQuantize",
+    "FixedQParamsFakeQuantize",
     "FixedQParamsObserver",
     "FixedQParamsQuantizationSpec",
+    "FusedMovingAvgObsFakeQuantize",
     "HistogramObserver",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
@@ -61,10 +71,13 @@ __all__ = [
     "SharedQuantizationSpec",
     "allow_exported_model_train_eval",
     "convert_pt2e",
+    "disable_fake_quant",
     "disable_observer",
+    "enable_fake_quant",
     "enable_observer",
     "move_exported_model_to_eval",
     "move_exported_model_to_train",
     "prepare_pt2e",
+    "prepare_qat_pt2e",
     "sqnr",
 ]

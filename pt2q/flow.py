@@ -29,12 +29,15 @@ from pt2q.module import (
 )
 from pt2q.passes.base import Pass, run_passes
 from pt2q.passes.conv_bn_fold import FoldConvBatchNorm
+from pt2q.passes.conv_bn_qat_fold import FoldConvBatchNormQAT
+from pt2q.passes.conv_bn_qat_fuse import FuseConvBatchNormQAT
 from pt2q.passes.duplicate_dq import DuplicateDQPass
 from pt2q.passes.fold_constants import FoldQuantizedConstants
 from pt2q.passes.insert_observers import InsertObservers
 from pt2q.passes.observers_to_qdq import ObserversToQDQ
 from pt2q.passes.port_metadata import PortNodeMetaForQDQ
 from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
+from pt2q.passes.train_eval import switch_mode
 from pt2q.plan import Plan, build_plan
 from pt2q.spec import Quantizer
 
@@ -89,6 +92,41 @@ def paused_collection() -> Iterator[None]:
             gc.enable()
 
 
+def prepare_qat_pt2e(
+    model: ExportedProgram | GraphModule, quantizer: Quantizer
+) -> QuantGraphModule:
+    """Insert fake quantizers into an exported model, for quantization-aware training.
+
+    Batch norms stay, and train: what is rounded is the weight with its batch norm folded in
+    (`FuseConvBatchNormQAT`), which is the weight that `convert_pt2e` deploys.
+
+    Args:
+        model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed;
+            the result shares its parameters, which training then moves.
+        quantizer: its specs make fake quantizers: `FusedMovingAvgObsFakeQuantize` and its kin.
+
+    Returns:
+        The prepared module, in the mode in which it was exported. Call ``.train()``, train it,
+        and hand it to `convert_pt2e`.
+
+    Raises:
+        NotExportedError: the model was not captured with ``torch.export``.
+        FlowError: the model is prepared or converted already.
+        AnnotationError, SharingError: the quantizer's annotations contradict the graph or
+            each other.
+    """
+    with deferred_code(), paused_collection():
+        prepared = import_exported(model)
+        _annotate(prepared, quantizer)
+        run_passes(prepared, [FuseConvBatchNormQAT()])
+        plan = build_plan(prepared.graph)
+        run_passes(prepared, [_insertion(plan, quantizer, is_qat=True)])
+    prepared.recompile()
+    prepared.record.stage = Stage.PREPARED_QAT
+    _warn(prepared, plan)
+    return prepared
+
+
 def annotate(model: QuantGraphModule, quantizer: Quantizer) -> Plan:
     """Let a quantizer transform, annotate and validate a model, and resolve what it says.
 
@@ -99,12 +137,16 @@ def annotate(model: QuantGraphModule, quantizer: Quantizer) -> Plan:
     Returns:
         The plan; printing it shows every sharing group.
     """
+    _annotate(model, quantizer)
+    return build_plan(model.graph)
+
+
+def _annotate(model: QuantGraphModule, quantizer: Quantizer) -> None:
     _check_quantizer(quantizer)
     _take(model, quantizer.transform_for_annotation(model))
     _take(model, quantizer.annotate(model))
     quantizer.validate(model)
     adopt_annotations(model.graph)
-    return build_plan(model.graph)
 
 
 def _check_quantizer(quantizer: object) -> None:
@@ -128,9 +170,7 @@ def _take(model: QuantGraphModule, result: Any) -> None:
     if not isinstance(result, GraphModule):
         raise FlowError(f"a quantizer must give back the model, found {type(result).__name__}")
     moved = copy_module(result)
-    model.__dict__.update(
-        {k: moved.__dict__[k] for k in ("_modules", "_parameters", "_buffers")}
-    )
+    model.__dict__.update({k: moved.__dict__[k] for k in ("_modules", "_parameters", "_buffers")})
     model.graph = moved.graph
 
 
@@ -182,6 +222,9 @@ def convert_pt2e(
     assert isinstance(model, QuantGraphModule)
     with deferred_code(), paused_collection():
         converted = copy_module(model, _next_record(model))
+        if model.record.stage is Stage.PREPARED_QAT:
+            switch_mode(converted, False)
+            run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])
         run_passes(converted, conversion_passes(fold_quantize=fold_quantize))
     if use_reference_representation:
         raise NotImplementedError

@@ -92,9 +92,22 @@ DROPOUT = _all(
     aten.feature_alpha_dropout_,
 )
 
+# Operators that may give their first input, or a view of it, though their schema promises a new
+# tensor.
+MAY_RETURN_INPUT = DROPOUT | _all(
+    aten.type_as,
+    aten.einsum,
+    aten.meshgrid,
+    aten.broadcast_tensors,
+    aten.atleast_1d,
+    aten.atleast_2d,
+    aten.atleast_3d,
+)
+
 COUNT_ONE = aten.add_.Tensor
 COUNT = frozenset({COUNT_ONE})
 ITEM = aten.item.default
+hardtanh_backward = aten.hardtanh_backward.default
 
 GETITEM = operator.getitem
 

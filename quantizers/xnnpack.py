@@ -314,7 +314,11 @@ _STATIC_COMMON = (
 )
 
 STATIC_RULES = (*_convolutions((FUSED,)), *_STATIC_COMMON)
-QAT_RULES = (*_convolutions((BATCH_NORM, FUSED)), *_STATIC_COMMON)
+QAT_RULES = (
+    *_convolutions((BATCH_NORM, FUSED)),
+    Rule("linear", LINEAR, annotate_weighted, (BATCH_NORM, FUSED), _WEIGHTED),
+    *(rule for rule in _STATIC_COMMON if rule.name != "linear"),
+)
 DYNAMIC_RULES = (
     Rule("linear", LINEAR, annotate_weighted, (), (*_WEIGHTED, _per_channel_weight)),
     Rule("addmm", ADDMM, _annotate_addmm, (), (*_WEIGHTED, _per_channel_weight)),

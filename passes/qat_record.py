@@ -1,0 +1,38 @@
+"""What fusing for training leaves for folding after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pt2q.module import FlowRecord
+
+FACT = "conv_bn_qat"
+
+
+@dataclass(frozen=True)
+class FusedPair:
+    """A layer and its batch norm, written so that the quantized weight is the folded one.
+
+    Args:
+        layer: name of the convolution or linear node.
+        norm: name of the batch norm node.
+        weight: name of the node of the scaled weight, which a fake quantizer may follow.
+        bias: name of the node that gives the layer's own bias its shape, "" without one.
+        output: name of the node that the batch norm reads.
+        helpers: names of all nodes that fusing added, in the order of the graph.
+        fast: the batch norm is `scaled_batch_norm`, not the operator.
+    """
+
+    layer: str
+    norm: str
+    weight: str
+    bias: str
+    output: str
+    helpers: tuple[str, ...]
+    fast: bool = False
+
+
+def fused_pairs(record: FlowRecord) -> tuple[FusedPair, ...]:
+    """The pairs that were fused in a module, by its record."""
+    found: tuple[FusedPair, ...] = record.facts.get(FACT, ())
+    return found
