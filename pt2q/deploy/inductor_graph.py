@@ -1,0 +1,136 @@
+"""The graph that Inductor gets: a converted model in the form that its patterns expect."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from pt2q import ops
+from pt2q.errors import LoweringError
+from pt2q.graph import Names, copy_meta, fake_constant, get_constant, is_constant, set_constant
+from pt2q.module import QuantGraphModule, copy_module
+
+_WEIGHTED = ops.CONV | ops.LINEAR | ops.ADDMM | ops.MM
+_PER_TENSOR = ops.overloads(ops.qd.dequantize_per_tensor)
+_PER_CHANNEL = ops.overloads(ops.qd.dequantize_per_channel)
+_STATIC = frozenset({ops.qd.dequantize_per_tensor.default})
+_PASS = "pt2q.for_inductor"
+
+
+def for_inductor(model: GraphModule) -> QuantGraphModule:
+    """A copy of a converted model, written the way Inductor's patterns expect; same function.
+
+    Weights with one scale get that scale per channel, the only form its int8 kernels take. A
+    quantized constant that is added (a position embedding) becomes the float constant it stands
+    for: fused into a convolution, the kernel would add into the constant itself. A weight that
+    several operators read is stored once for each, as packed weights are anyway.
+
+    Args:
+        model: a converted model; it shares its tensors with the copy and is not changed.
+
+    Raises:
+        LoweringError: activations are int8, which Inductor runs a thousand times slower, if at
+            all.
+    """
+    record = model.record if isinstance(model, QuantGraphModule) else None
+    result = copy_module(model, record)
+    names = Names.of(result)
+    seen: set[str] = set()
+    for node in list(result.graph.nodes):
+        if not ops.is_op(node, ops.DEQUANTIZE):
+            continue
+        source = ops.data_input(node)
+        if is_constant(source):
+            _rewrite_constant(result, node, source, names)
+            _store_once_each(result, node, names, seen)
+        else:
+            _refuse_int8(node)
+    result.graph.eliminate_dead_code()
+    result.recompile()
+    return copy_module(result, record)  # leaves behind what nothing reads
+
+
+def _refuse_int8(node: Node) -> None:
+    weighted = next((user for user in node.users if ops.is_op(user, _WEIGHTED)), None)
+    if weighted is None or not ops.is_op(node, _PER_TENSOR):
+        return
+    if ops.argument(node, "dtype") is torch.int8:
+        raise LoweringError(
+            f"the input of {weighted.name} is int8; Inductor's int8 kernels take uint8. Quantize "
+            "with X86InductorQuantizer; int8 activations are for XNNPACK and TensorRT."
+        )
+
+
+def _rewrite_constant(model: QuantGraphModule, node: Node, source: Node, names: Names) -> None:
+    if not ops.is_op(node, _PER_TENSOR | _PER_CHANNEL):
+        return
+    if all(ops.is_op(user, ops.ADD) for user in node.users):
+        _store_float(model, node, source, names)
+    elif ops.is_op(node, _STATIC) and get_constant(model, source).dim() > 1:
+        _spread_scale(model, node, source, names)
+
+
+def _store_once_each(model: QuantGraphModule, node: Node, names: Names, seen: set[str]) -> None:
+    """Inductor merges the dequantizes of a weight used twice, and matches neither use."""
+    source = ops.data_input(node) if ops.is_op(node, _PER_CHANNEL) else None
+    if source is None or not any(ops.is_op(user, _WEIGHTED) for user in node.users):
+        return
+    target = str(source.target)
+    if target not in seen:
+        seen.add(target)
+        return
+    copied = names.fresh(target)
+    set_constant(model, copied, get_constant(model, target).clone())
+    with model.graph.inserting_before(node):
+        new = model.graph.get_attr(copied)
+    copy_meta(new, source, _PASS)
+    node.replace_input_with(source, new)
+
+
+def _store_float(model: QuantGraphModule, node: Node, source: Node, names: Names) -> None:
+    values = [get_constant(model, a) if isinstance(a, Node) else a for a in node.args]
+    with torch.no_grad():
+        value = node.target(*values, **node.kwargs)  # type: ignore[operator]
+    _replace(model, node, source, names.fresh(f"{source.target}_float"), value)
+
+
+def _replace(
+    model: QuantGraphModule, node: Node, source: Node, target: str, value: torch.Tensor
+) -> None:
+    set_constant(model, target, value)
+    with model.graph.inserting_before(node):
+        new = model.graph.get_attr(target)
+    copy_meta(new, node, _PASS, fake_constant(value, source.meta.get("val")))
+    node.replace_all_uses_with(new)
+    model.graph.erase_node(node)
+
+
+def _spread_scale(model: QuantGraphModule, node: Node, source: Node, names: Names) -> None:
+    """Write a weight's one scale once per output channel."""
+    scale, zero_point = ops.argument(node, "scale"), ops.argument(node, "zero_point")
+    axis = _channel_axis(node)
+    if axis is None or ops.argument(node, "dtype") is not torch.int8:
+        return
+    channels = get_constant(model, source).shape[axis]
+    base = str(source.target)
+    made = []
+    for kind, value in (
+        ("scale", torch.full((channels,), float(scale))),
+        ("zero_point", torch.full((channels,), int(zero_point))),
+    ):
+        name = names.fresh(f"{base}_{kind}")
+        set_constant(model, name, value)
+        with model.graph.inserting_before(node):
+            made.append(model.graph.get_attr(name))
+        copy_meta(made[-1], node, _PASS, fake_constant(value, source.meta.get("val")))
+    low, high = ops.argument(node, "quant_min"), ops.argument(node, "quant_max")
+    node.target = ops.qd.dequantize_per_channel.default
+    node.args = (source, *made, axis, low, high, torch.int8)
+
+
+def _channel_axis(node: Node) -> int | None:
+    """The output-channel axis of a weight, by what reads it; None for anything else."""
+    users = list(node.users)
+    if users and all(ops.is_op(u, ops.CONV_FORWARD | ops.LINEAR) for u in users):
+        return 0 if all(ops.argument(u, "weight") is node for u in users) else None
+    return None
