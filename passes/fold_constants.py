@@ -29,9 +29,7 @@ class FoldQuantizedConstants:
         """Fold; returns whether any quantize was folded."""
         constants = Constants(model)
         found = [
-            n
-            for n in model.graph.nodes
-            if ops.is_op(n, ops.QUANTIZE) and constants.is_constant(n)
+            n for n in model.graph.nodes if ops.is_op(n, ops.QUANTIZE) and constants.is_constant(n)
         ]
         folder = _Folder(model, constants)
         for node in found:
@@ -39,9 +37,7 @@ class FoldQuantizedConstants:
         return bool(found)
 
 
-_AFFINE = frozenset(
-    {ops.qd.quantize_per_tensor.default, ops.qd.quantize_per_channel.default}
-)
+_AFFINE = frozenset({ops.qd.quantize_per_tensor.default, ops.qd.quantize_per_channel.default})
 
 
 class _Folder:
@@ -57,13 +53,10 @@ class _Folder:
                 self.readers[target] = self.readers.get(target, 0) + 1
 
     def fold(self, node: Node) -> None:
-        key = self._key(node)
-        if key not in self.stored:
-            base = self._base_name(node)
-            self.stored[key] = self.names.fresh(f"{base}_quantized")
-            set_constant(self.model, self.stored[key], self._quantized(node))
+        target = self._store(node)
         with self.model.graph.inserting_before(node):
-            new = self.model.graph.create_node("get_attr", self.stored[key])
+            new = self.model.graph.create_node("get_attr", target)
+        self.readers[target] = self.readers.get(target, 0) + 1
         value = value_of(node)
         if not isinstance(value, torch.Tensor):
             value = fake_constant(self.constants.value(node), None)
@@ -71,14 +64,22 @@ class _Folder:
         node.replace_all_uses_with(new)
         self._erase(node)
 
+    def _store(self, node: Node) -> str:
+        """The name under which the result of a quantize is kept."""
+        key = self._key(node)
+        if not self.readers.get(self.stored.get(key, "")):  # new, or quantized anew and dropped
+            self.stored[key] = self.names.fresh(f"{self._base_name(node)}_quantized")
+            set_constant(self.model, self.stored[key], self._quantized(node))
+        return self.stored[key]
+
     def _quantized(self, node: Node) -> torch.Tensor:
         """The result of a quantize: by `numerics.quantize`, which works in place, if it can."""
         if node.target not in _AFFINE:
             result: torch.Tensor = self.constants.value(node)
             return result
-        constants = (
+        constants: list[Any] = [
             self.constants.value(a) if isinstance(a, Node) else a for a in node.args
-        )
+        ]
         value, scale, zero_point, *rest = constants
         axis = rest.pop(0) if node.target is ops.qd.quantize_per_channel.default else None
         low, high, dtype = rest

@@ -182,7 +182,7 @@ class _Inserter:
         target = self._register(observer, source)
         with self._place(value, before):
             new = create_call(self.graph, target, (value,))
-        described = source if "nn_module_stack" in source.meta or not users else users[0]
+        described = next((n for n in (source, *users) if "nn_module_stack" in n.meta), source)
         copy_meta(new, described, "pt2q.insert_observers", source.meta.get("val"))
         if is_constant(source) and not (self.is_qat or self.storage.is_mutated(source)):
             self._watch_constant(observer, source)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
+from pt2q import ops
+
 
 def _written_arguments(node: Node) -> list[Node]:
     schema = getattr(node.target, "_schema", None)
@@ -31,6 +33,8 @@ def _aliased_input(node: Node) -> Node | None:
     if schema is None:  # getitem of a list of views, and the like
         first = node.args[0] if node.args else None
         return first if isinstance(first, Node) else None
+    if node.target in ops.MAY_RETURN_INPUT:  # their schema does not say so
+        return next(iter(node.all_input_nodes), None)
     if not any(result.alias_info is not None for result in schema.returns):
         return None
     for argument, value in zip(schema.arguments, node.args, strict=False):
@@ -84,12 +88,12 @@ class StorageMap:
         return self.root[node].op in ("get_attr", "placeholder")
 
     def must_write_through(self, producer: Node, consumer: Node) -> bool:
-        """Whether ``consumer`` writes into ``producer`` and somebody else can see it.
+        """Whether ``consumer`` has to read the very tensor that ``producer`` made.
 
-        Such an edge keeps reading the very tensor; a dequantized copy would swallow the write.
+        It has to if it writes into that and somebody else can see it, or if it gives out a view
+        of it and the storage is written after that. A dequantized copy would swallow the write.
         """
-        if producer not in _written_arguments(consumer):
-            return False
-        return self.is_external(producer) or len(producer.users) > 1 or (
-            self.root[producer] is not producer
-        )
+        if producer in _written_arguments(consumer):
+            made_here = self.root[producer] is producer and not self.is_external(producer)
+            return not made_here or len(producer.users) > 1
+        return _aliased_input(consumer) is producer and self.written_later(consumer)
