@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= pt2q-demo
-PYTEST_ARGS ?= -n auto --maxprocesses 4
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip

@@ -29,7 +29,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from pt2q.deploy.quiet import quiet_python
+from pt2q.deploy.quiet import first_line, quiet_python
 from pt2q.errors import DataError
 
 Batch = tuple[Tensor, ...]
@@ -96,7 +96,7 @@ def read_program(path: str | PathLike[str]) -> ExportedProgram:
         with quiet_python():
             return torch.export.load(path)
     except Exception as error:
-        raise DataError(f"model {path}: torch.export.load failed: {_brief(error)}") from error
+        raise DataError(f"model {path}: torch.export.load failed: {first_line(error)}") from error
 
 
 def signature_of(program: ExportedProgram) -> Signature:
@@ -183,17 +183,18 @@ def _items(file: Path) -> Iterator[Any]:
 
 def _read_npz(file: Path) -> dict[str, Tensor]:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        # Opened here, because numpy leaves a file open that it cannot read.
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except Exception as error:
-        raise DataError(f"calibration data {file}: not readable: {_brief(error)}") from error
+        raise DataError(f"calibration data {file}: not readable: {first_line(error)}") from error
 
 
 def _read_pt(file: Path) -> Any:
     try:
         return torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise DataError(f"calibration data {file}: not readable: {_brief(error)}") from error
+        raise DataError(f"calibration data {file}: not readable: {first_line(error)}") from error
 
 
 def _ordered(file: Path, item: Any, signature: Signature) -> Batch:
@@ -248,8 +249,3 @@ def _split(file: Path, item: Batch, signature: Signature) -> list[Batch]:
     whole = lengths.pop() // signature.batch * signature.batch
     chunks = (tensor[:whole].split(signature.batch) for tensor in item)
     return list(zip(*chunks, strict=True)) if whole else []
-
-
-def _brief(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -34,7 +34,7 @@ def write_bytes(path: str | PathLike[str], data: bytes) -> Path:
     """
     path = Path(path)
     with _named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _prepare(path)
         _replace(path, data)
     return path
 
@@ -47,9 +47,7 @@ def ensure_writable(path: str | PathLike[str]) -> None:
     """
     path = Path(path)
     with _named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
+        _prepare(path)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
 
@@ -60,6 +58,14 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _prepare(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(None, "it is a folder")
+    if path.parent.is_file():
+        raise NotADirectoryError(None, f"{path.parent} is a file, not a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -1,7 +1,7 @@
 """Keep what other libraries print away from the user's terminal, without losing it.
 
-ExecuTorch logs from C++ straight to file descriptor 2, and importing it sets up the root logger.
-Both are turned around here: the native log becomes text that an error message can carry.
+ExecuTorch logs from C++ to standard error, and importing it sets up the root logger. Both are
+turned around here: the native log becomes text that an error message can carry.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 
 _NOISY_LOGGERS = ("torchao", "executorch", "torch.utils._pytree", "torch.export", "root")
@@ -52,30 +52,43 @@ def quiet_python() -> Iterator[None]:
 
 @contextmanager
 def captured_stderr() -> Iterator[NativeLog]:
-    """Collect what is written to file descriptor 2, by native code too.
+    """Collect what is written to `sys.stderr` and to file descriptor 2, by native code too.
 
-    Descriptors belong to the whole process: what other threads write to it during the block is
+    Both belong to the whole process: what other threads write to them during the block is
     collected with the rest, so keep the block short.
     """
     log = NativeLog()
-    try:
-        saved = os.dup(2)
-    except OSError:  # no standard error, as under some service managers
-        yield log
-        return
     with tempfile.TemporaryFile() as sink:
-        _flush()
-        os.dup2(sink.fileno(), 2)
         try:
-            yield log
+            with (
+                open(sink.fileno(), "w", errors="replace", closefd=False) as text,
+                _descriptor_to(sink.fileno()),
+                redirect_stderr(text),
+            ):
+                yield log
         finally:
-            _flush()
-            os.dup2(saved, 2)
-            os.close(saved)
             sink.seek(0)
             log.text = sink.read().decode(errors="replace")
 
 
-def _flush() -> None:
+@contextmanager
+def _descriptor_to(target: int) -> Iterator[None]:
+    try:
+        saved = os.dup(2)
+    except OSError:  # no standard error, as under some service managers
+        yield
+        return
     with suppress(Exception):  # a closed or replaced sys.stderr has nothing to flush
         sys.stderr.flush()
+    os.dup2(target, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def first_line(error: Exception) -> str:
+    """An exception of another library as one line: its type and the start of its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
