@@ -23,7 +23,7 @@ class AnnotationError(Pt2qError, ValueError):
 
 
 class SharingError(AnnotationError):
-    """Sharing references cannot be resolved: a cycle, a conflict or a dangling reference."""
+    """Sharing references cannot be resolved: a cycle or a dangling reference."""
 
 
 class FlowError(Pt2qError, RuntimeError):

@@ -7,7 +7,7 @@ components of two relations, found with a union that does not depend on the orde
 - implicit: tensors that are the same value (a node's output and the edges that read it) are
   joined if the specs they resolve to are equal and both annotations allow it.
 
-Then every group has exactly one real spec, or the annotations are in error.
+Every group then has one real spec: a chain of shared specs that reaches none is an error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch.fx import Graph, Node
 
 from pt2q.alias import StorageMap
@@ -93,6 +94,8 @@ def describe_spec(spec: QuantizationSpecBase) -> str:
 
 # ------------------------------------------------------------------ reading annotations
 
+QUANTIZABLE = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
 
 @dataclass
 class _Tensors:
@@ -148,6 +151,8 @@ def _read_one(
         )
     if not is_float_tensor(value):
         found.skip(key, "not a floating point tensor")
+    elif value.meta["val"].dtype not in QUANTIZABLE:
+        found.skip(key, f"{value.meta['val'].dtype}, which the quantize operators do not take")
     elif not isinstance(key, Node) and storage.must_write_through(*key):
         found.skip(key, "written in place: the write has to reach the original tensor")
     else:
@@ -226,6 +231,23 @@ def _resolve(found: _Tensors) -> dict[EdgeOrNode, QuantizationSpecBase]:
     return resolved
 
 
+def _resolve_all(found: _Tensors) -> dict[EdgeOrNode, QuantizationSpecBase]:
+    """`_resolve`; what derives its parameters from a skipped tensor is skipped as well."""
+    while True:
+        resolved = _resolve(found)
+        lost = {
+            key: source
+            for key, spec in found.specs.items()
+            if isinstance(spec, DerivedQuantizationSpec)
+            for source in map(_as_key, spec.derived_from)
+            if source in found.skipped
+        }
+        if not lost:
+            return resolved
+        for key, source in lost.items():
+            found.skip(key, f"derived from {edge_name(source)}, which is {found.skipped[source]}")
+
+
 def _join_explicit(found: _Tensors, union: _Union) -> None:
     for key, spec in found.specs.items():
         if isinstance(spec, SharedQuantizationSpec):
@@ -265,10 +287,10 @@ def build_plan(graph: Graph) -> Plan:
 
     Raises:
         AnnotationError: an annotation names an edge that does not exist.
-        SharingError: a cycle, a dangling reference or two real specs in one group.
+        SharingError: a cycle or a dangling reference.
     """
     found = _read(graph, StorageMap.of(graph))
-    resolved = _resolve(found)
+    resolved = _resolve_all(found)
     union = _Union(iter(found.specs))
     _join_explicit(found, union)
     _join_implicit(graph, found, resolved, union)
@@ -281,16 +303,12 @@ def build_plan(graph: Graph) -> Plan:
 
 
 def _one_spec(keys: list[EdgeOrNode], found: _Tensors) -> QuantizationSpecBase:
-    real = [k for k in keys if not isinstance(found.specs[k], SharedQuantizationSpec)]
-    first = found.specs[real[0]]
-    for other in real[1:]:
-        if found.specs[other] != first:
-            raise SharingError(
-                f"{edge_name(real[0])} ({describe_spec(first)}) and {edge_name(other)} "
-                f"({describe_spec(found.specs[other])}) share one set of parameters but ask for "
-                f"different ones; the group is {', '.join(edge_name(k) for k in keys)}"
-            )
-    return first
+    """The real spec of a group. There is one: every chain ends in one, and only equal ones join."""
+    return next(
+        spec
+        for spec in (found.specs[key] for key in keys)
+        if not isinstance(spec, SharedQuantizationSpec)
+    )
 
 
 def _sources(group: Group, index_of: dict[EdgeOrNode, int]) -> tuple[int, ...]:
