@@ -112,7 +112,18 @@ hardtanh_backward = aten.hardtanh_backward.default
 GETITEM = operator.getitem
 
 MEAN = _all(aten.mean)
+HARDSWISH = _all(aten.hardswish, aten.hardswish_)
+SILU = _all(aten.silu, aten.silu_)
+GELU = _all(aten.gelu, aten.gelu_)
 ADAPTIVE_AVG_POOL2D = _all(aten.adaptive_avg_pool2d)
+AVG_POOL = _all(
+    aten.avg_pool1d,
+    aten.avg_pool2d,
+    aten.avg_pool3d,
+    aten.adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d,
+    aten.adaptive_avg_pool3d,
+)
 MAX_POOL2D = _all(aten.max_pool2d)
 SOFTMAX = _all(aten.softmax, aten._softmax, aten.log_softmax)
 
@@ -197,6 +208,77 @@ DEQUANTIZE = frozenset(
         qd.dequantize_per_channel_group.default,
     }
 )
+# What integer arithmetic has a form of its own for; see `pt2q.passes.reference_ops`.
+CLAMP_LIKE = RELU | RELU6 | HARDTANH | _all(
+    aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.clamp_min_.default,
+    aten.clamp_max.default, aten.clamp_max_.default,
+)
+RSUB = _all(aten.rsub)
+NEG = _all(aten.neg, aten.neg_)
+DIV = _all(aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor, aten.div_.Scalar)
+ADAPTIVE_AVG_POOL = _all(
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten._adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+)
+AVG_POOL1D = _all(aten.avg_pool1d.default)
+AVG_POOL2D = _all(aten.avg_pool2d.default)
+AVG_POOL3D = _all(aten.avg_pool3d.default)
+AVG_POOL = AVG_POOL1D | AVG_POOL2D | AVG_POOL3D
+MAX_POOL1D = _all(aten.max_pool1d.default)
+MAX_POOL = MAX_POOL1D | _all(aten.max_pool2d.default, aten.max_pool3d.default)
+EXTREME = _all(aten.amax.default, aten.amin.default)
+PAD = _all(aten.pad.default, aten.constant_pad_nd.default)
+SOFTMAX_ONLY = _all(aten.softmax.int, aten._softmax.default)
+SIZE = _all(aten.sym_size, aten.sym_numel, aten.sym_stride)
+# Functions of one value that are 0, 1 or their input, or a line, far from zero.
+SATURATING = _all(
+    aten.sigmoid,
+    aten.sigmoid_,
+    aten.tanh,
+    aten.tanh_,
+    aten.gelu,
+    aten.gelu_,
+    aten.silu,
+    aten.silu_,
+    aten.mish,
+    aten.mish_,
+    aten.hardswish,
+    aten.hardswish_,
+    aten.hardsigmoid,
+    aten.hardsigmoid_,
+)
+POINTWISE = SATURATING | _all(
+    aten.elu,
+    aten.elu_,
+    aten.celu,
+    aten.selu,
+    aten.leaky_relu,
+    aten.leaky_relu_,
+    aten.softplus,
+    aten.log_sigmoid,
+    aten.erf,
+    aten.exp,
+    aten.expm1,
+    aten.log,
+    aten.log1p,
+    aten.sqrt,
+    aten.rsqrt,
+    aten.reciprocal,
+    aten.abs,
+    aten.square,
+    aten.sin,
+    aten.cos,
+    aten.pow.Tensor_Scalar,
+    aten.hardshrink,
+    aten.softshrink,
+    aten.floor,
+    aten.ceil,
+    aten.round,
+    aten.sign,
+)
+
 CHOOSE_QPARAMS = frozenset(
     {
         qd.choose_qparams.tensor,
@@ -287,6 +369,28 @@ def is_mutating(node: Node) -> bool:
     return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
 
 
+def permutation(node: Node, rank: int) -> list[int] | None:
+    """Where each dimension of a call's result comes from, or None if it does not permute.
+
+    Args:
+        node: a call.
+        rank: the number of dimensions of its input.
+    """
+    order = list(range(rank))
+    if node.target is aten.permute.default:
+        return [d % rank for d in argument(node, "dims")]
+    if node.target in COPY:
+        return order
+    if node.target is aten.transpose.int:
+        one, other = (argument(node, name) % rank for name in ("dim0", "dim1"))
+    elif node.target in (aten.t.default, aten.mT.default, aten.numpy_T.default) and rank == 2:
+        one, other = 0, 1
+    else:
+        return None
+    order[one], order[other] = order[other], order[one]
+    return order
+
+
 def tensor_arguments(node: Node) -> list[tuple[str, Node]]:
     """(schema name, node) of every node a call reads, in order; lists are flattened.
 
@@ -325,3 +429,9 @@ def functional_operators(fn: Any) -> frozenset[Target]:
     name = getattr(fn, "__name__", "")
     packets = [getattr(aten, n) for n in (name, f"{name}_") if name and hasattr(aten, n)]
     return _all(*packets) if packets else frozenset()
+
+# Control flow: operators that take graphs.
+COND = torch.ops.higher_order.cond
+WHILE_LOOP = torch.ops.higher_order.while_loop
+SCAN = torch.ops.higher_order.scan
+MAP = torch.ops.higher_order.map_impl

@@ -5,6 +5,10 @@ from pt2q.quantizers.engine import TableQuantizer
 from pt2q.quantizers.report import Report, Row
 from pt2q.quantizers.rules import Kind, Match, Rule
 from pt2q.quantizers.selection import Selection
+from pt2q.quantizers.x86_inductor import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+)
 from pt2q.quantizers.xnnpack import XNNPACKQuantizer
 
 __all__ = [
@@ -16,6 +20,8 @@ __all__ = [
     "Rule",
     "Selection",
     "TableQuantizer",
+    "X86InductorQuantizer",
     "XNNPACKQuantizer",
+    "get_default_x86_inductor_quantization_config",
     "get_symmetric_quantization_config",
 ]

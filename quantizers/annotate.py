@@ -50,6 +50,16 @@ def _annotate_chain(
     set_annotation(match.last, output=output)
 
 
+def annotate_chain_inputs(match: Match, inputs: dict[Node, QuantizationSpecBase | None]) -> None:
+    """Inputs at the head, nothing at the output: a reader that is quantized says its parameters.
+
+    Args:
+        match: the place; the nodes behind the head are claimed.
+        inputs: a spec per input of the head.
+    """
+    _annotate_chain(match, inputs, None)
+
+
 def annotate_weighted(match: Match) -> None:
     """An operator with a constant weight: convolutions, linear layers."""
     annotate_with(match, match.config)

@@ -32,6 +32,21 @@ def constant_weight(match: Match) -> str | None:
     return None
 
 
+def batched(match: Match) -> str | None:
+    """A convolution's input has a batch dimension."""
+    weight = roles_of(match.head).weight
+    source = value_of(float_activations(match.head)[0])
+    if weight is not None and source.dim() != value_of(weight).dim():
+        return "its input has no batch dimension"
+    return None
+
+
+def inactive(match: Match) -> str | None:
+    """Dropout passes its input on unchanged."""
+    active = (n for n in ("train", "training") if has_argument(match.head, n))
+    return "dropout is active" if any(argument(match.head, n) for n in active) else None
+
+
 def writes_nothing_shared(match: Match) -> str | None:
     """An operator in place may only write into a temporary that nobody else reads."""
     for node in match.nodes:

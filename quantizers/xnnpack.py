@@ -87,14 +87,6 @@ def _rank(node: Node) -> int:
     return int(value_of(node).dim())
 
 
-def _batched(match: Match) -> str | None:
-    source = float_activations(match.head)[0]
-    weight = roles_of(match.head).weight
-    if weight is not None and _rank(source) != _rank(weight):
-        return "its input has no batch dimension"
-    return None
-
-
 def _few_dimensions(match: Match) -> str | None:
     for node in (*float_activations(match.head), match.head):
         value = value_of(node)
@@ -174,17 +166,6 @@ def _several(match: Match) -> str | None:
     return None
 
 
-def _inactive(match: Match) -> str | None:
-    if any(argument(match.head, name) for name in ("train", "training") if _takes(match, name)):
-        return "dropout is active"
-    return None
-
-
-def _takes(match: Match, name: str) -> bool:
-    schema = match.head.target._schema  # type: ignore[union-attr]
-    return any(a.name == name for a in schema.arguments)
-
-
 def _literal_bounds(match: Match) -> str | None:
     if len(roles_of(match.head).activations) > 1:
         return "its bounds are tensors"
@@ -236,14 +217,14 @@ def _convolutions(tails: tuple[frozenset[Target], ...]) -> tuple[Rule, ...]:
             CONV1D | CONV2D,
             annotate_weighted,
             tails,
-            (*_WEIGHTED, _batched),
+            (*_WEIGHTED, checks.batched),
         ),
         Rule(
             "transposed convolution",
             CONV_TRANSPOSE1D | CONV_TRANSPOSE2D,
             _annotate_transposed,
             tails,
-            (*_WEIGHTED, _batched),
+            (*_WEIGHTED, checks.batched),
         ),
     )
 
@@ -310,7 +291,7 @@ _STATIC_COMMON = (
     _passing("split", SPLIT | frozenset({GETITEM})),
     _passing("repeat", REPEAT | UPSAMPLE_NEAREST),
     _passing("copy", COPY),
-    _passing("dropout", DROPOUT, _inactive),
+    _passing("dropout", DROPOUT, checks.inactive),
 )
 
 STATIC_RULES = (*_convolutions((FUSED,)), *_STATIC_COMMON)
