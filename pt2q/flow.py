@@ -37,6 +37,7 @@ from pt2q.passes.insert_observers import InsertObservers
 from pt2q.passes.observers_to_qdq import ObserversToQDQ
 from pt2q.passes.port_metadata import PortNodeMetaForQDQ
 from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
+from pt2q.passes.reference import RewriteToReference
 from pt2q.passes.train_eval import switch_mode
 from pt2q.plan import Plan, build_plan
 from pt2q.spec import Quantizer
@@ -226,8 +227,8 @@ def convert_pt2e(
             switch_mode(converted, False)
             run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])
         run_passes(converted, conversion_passes(fold_quantize=fold_quantize))
-    if use_reference_representation:
-        raise NotImplementedError
+        if use_reference_representation:
+            run_passes(converted, reference_passes())
     converted.recompile()
     return converted
 
@@ -248,6 +249,11 @@ def conversion_passes(*, fold_quantize: bool) -> list[Pass]:
         passes.append(FoldQuantizedConstants())
     passes.append(RemoveUnusedAttributes())
     return passes
+
+
+def reference_passes() -> list[Pass]:
+    """What `convert_pt2e` adds for the reference representation, in order."""
+    return [RewriteToReference(), RemoveUnusedConstants(), RemoveUnusedAttributes()]
 
 
 def _check_prepared(model: object) -> None:

@@ -1,0 +1,146 @@
+"""What a value of a quantized graph is, in integers.
+
+A `Quantized` value is ``(q - zero_point) * scale``. A `Sum` is what integer arithmetic made of
+quantized values and has not been rounded yet: accumulators with scales, and a constant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+
+class NoIntegerForm(Exception):
+    """Raised by a rule: this call has no integer form, and why. The call stays in float."""
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """How integers stand for real numbers.
+
+    Args:
+        scale: a number; a float64 tensor ``[C]`` along ``axis`` (``[C, G]`` with a ``group``);
+            a node where it is computed at run time.
+        zero_point: likewise, in integers.
+        low, high: the integers in use.
+        dtype: what they are stored as.
+        axis: the dimension of per-channel parameters.
+        group: the number of neighbours along the last dimension that share a scale.
+    """
+
+    scale: float | Tensor | Node
+    zero_point: int | Tensor | Node
+    low: int
+    high: int
+    dtype: torch.dtype
+    axis: int | None = None
+    group: int | None = None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether scale and zero point are known now."""
+        return not isinstance(self.scale, Node) and not isinstance(self.zero_point, Node)
+
+    @property
+    def is_per_tensor(self) -> bool:
+        """Whether scale and zero point are one known number each."""
+        return isinstance(self.scale, float) and isinstance(self.zero_point, int)
+
+    @property
+    def steps(self) -> int:
+        """The largest ``|q - zero_point|``."""
+        zero = self.zero_point
+        if isinstance(zero, Node):
+            return self.high - self.low
+        least, most = (zero, zero) if isinstance(zero, int) else map(int, zero.aminmax())
+        return max(self.high - least, most - self.low)
+
+    def same(self, other: QParams) -> bool:
+        """Whether equal integers stand for equal numbers, per tensor."""
+        return self.is_per_tensor and other.is_per_tensor and self._key() == other._key()
+
+    def _key(self) -> tuple[object, ...]:
+        return self.scale, self.zero_point, self.low, self.high, self.dtype
+
+    def along(self, value: Tensor, rank: int) -> Tensor:
+        """A per-channel vector shaped to broadcast with a tensor of that rank."""
+        if self.axis is None or value.dim() == 0:
+            return value
+        shape = [1] * rank
+        shape[self.axis] = -1
+        return value.reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A node of integers and what they stand for."""
+
+    node: Node
+    params: QParams
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """``node * scale``, with ``node`` an integer accumulator.
+
+    Args:
+        node: int32 or int64.
+        scale: float64, broadcastable with the node.
+        bound: no element of ``node`` is larger in magnitude.
+        runtime: nodes with further factors of the scale, known when the model runs.
+        summed: a dimension of ``node`` to be summed after the scales were applied: that of
+            groups with a scale each.
+    """
+
+    node: Node
+    scale: Tensor
+    bound: int
+    runtime: tuple[Node, ...] = ()
+    summed: int | None = None
+
+    def scaled(self, factor: float | Tensor) -> Term:
+        """The term times a known number or constant."""
+        return replace(self, scale=self.scale * factor)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """``clamp(sum(terms) + constant, low, high)``, exact.
+
+    Args:
+        terms: the accumulators.
+        constant: float64, broadcastable with the terms.
+        low, high: bounds in real numbers, from a fused activation.
+    """
+
+    terms: tuple[Term, ...]
+    constant: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether an activation was applied: nothing more can be added then."""
+        return self.low > -math.inf or self.high < math.inf
+
+    @property
+    def is_static(self) -> bool:
+        """Whether all scales are known now."""
+        return not any(term.runtime for term in self.terms)
+
+    def clamped(self, low: float, high: float) -> Sum:
+        """The sum with ``clamp(., low, high)`` applied on top."""
+        least, most = (min(max(bound, low), high) for bound in (self.low, self.high))
+        return replace(self, low=least, high=most)
+
+    def scaled(self, factor: float | Tensor) -> Sum:
+        """The sum times a known number or constant."""
+        terms = tuple(term.scaled(factor) for term in self.terms)
+        return replace(self, terms=terms, constant=self.constant * factor)
+
+
+Value = Quantized | Sum
