@@ -15,6 +15,7 @@ so one lookup for each border gives the exact error, rounding and clipping toget
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,15 @@ from torch import Tensor
 _FEW_LEVELS = 32
 # Beyond this many levels a cell is narrower than a bin, and the model is all there is to know.
 _MANY_LEVELS = 1024
-_SPAN = 96
-_KEPT = 24
+# Scales tried between full range and the lowest ratio to it: for each end of the range, for each
+# zero point, and where there is nothing else to choose.
 _LOWEST_RATIO = 2.0**-9
+_PER_END, _PER_POINT, _PER_SCALE = 96, 48, 192
+# Candidates of the model that are evaluated exactly.
+_KEPT = 24
+_KEPT_OF_FEW = 160
+# Two refinements: how far around the best, as a part of the spacing before, and how many scales.
+_REFINEMENTS = ((1.0, 9), (0.25, 9))
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,37 @@ class _Table:
     def integral(self, position: Tensor) -> Tensor:
         """Return ``K(position)`` for positions ``[N, ...]``."""
         shape = position.shape
-        position = (position.reshape(self.size, -1, 1) + self.half).clamp_(0, 2 * self.half)
-        index = position.to(torch.int64)
+        position = (position.reshape(self.size, -1, 1) + self.half).clamp_(min=0)
+        index = position.clamp(max=2 * self.half).to(torch.int64)
         rest = (position - index).view(-1)
         rows = self.rows.index_select(0, index.add_(self.first_row).view(-1))
         slope = rows[:, 2].mul(rest).mul_(0.5).add_(rows[:, 1])
         return slope.mul_(rest).add_(rows[:, 0]).view(shape)
 
 
-def exact_error(table: _Table, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+class _ValueTable:
+    """The same lookups on the values themselves, where there are few.
+
+    ``values`` is ``[N, n]`` in bins, each row in rising order; rows of fewer values end in ``inf``.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        known = torch.where(torch.isinf(values), 0.0, values)
+        self.sums = torch.cat([torch.zeros_like(known[:, :1]), known.cumsum(1)], 1)
+        self.total = (~torch.isinf(values)).sum(1).double()
+        self.moment, self.square = known.sum(1), known.square().sum(1)
+
+    def integral(self, position: Tensor) -> Tensor:
+        """Return ``K(position)`` for positions ``[N, ...]``."""
+        flat = position.reshape(position.shape[0], -1)
+        index = torch.searchsorted(self.values, flat)
+        return (flat * index - self.sums.gather(1, index)).view(position.shape)
+
+
+def exact_error(
+    table: _Table | _ValueTable, scale: Tensor, zero_point: Tensor, grid: Grid
+) -> Tensor:
     """Return the summed squared error of each candidate.
 
     Args:
@@ -125,6 +154,12 @@ def _ratios(count: int) -> Tensor:
     return torch.logspace(0, 1, count, base=_LOWEST_RATIO, dtype=torch.float64)
 
 
+def _per_candidate(grid: Grid) -> int:
+    if grid.zero_point is not None:
+        return _PER_SCALE
+    return _PER_POINT if grid.steps < _FEW_LEVELS else _PER_END
+
+
 def _every_zero_point(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Return scales and zero points ``[N, C]``: each zero point, with scales below full range."""
     first, last = (
@@ -136,7 +171,7 @@ def _every_zero_point(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Te
     below = (low.unsqueeze(1) / (grid.quant_min - zero_point)).nan_to_num(0, 0, 0)
     above = (high.unsqueeze(1) / (grid.quant_max - zero_point)).nan_to_num(0, 0, 0)
     full = torch.maximum(below, above) * 1.05
-    scale = full.unsqueeze(2) * _ratios(_SPAN if grid.zero_point is None else 2 * _SPAN)
+    scale = full.unsqueeze(2) * _ratios(_per_candidate(grid))
     return scale.flatten(1), zero_point.view(1, -1, 1).expand_as(scale).flatten(1)
 
 
@@ -150,8 +185,8 @@ def _ranked_by_model(
     half = counts.shape[1] // 2
     total = counts.sum(1).view(-1, 1, 1)
     if grid.zero_point is None:
-        lows = low.unsqueeze(1) * torch.cat([_ratios(_SPAN - 1), torch.zeros(1).double()])
-        highs = high.unsqueeze(1) * torch.cat([_ratios(_SPAN - 1), torch.zeros(1).double()])
+        lows = low.unsqueeze(1) * torch.cat([_ratios(_PER_END - 1), torch.zeros(1).double()])
+        highs = high.unsqueeze(1) * torch.cat([_ratios(_PER_END - 1), torch.zeros(1).double()])
         scale = (highs.unsqueeze(1) - lows.unsqueeze(2)) / grid.steps
         cost_low = _clipped(counts[:, :half].flip(1), -lows).unsqueeze(2)
         cost_high = _clipped(counts[:, half:], highs).unsqueeze(1)
@@ -160,7 +195,7 @@ def _ranked_by_model(
         reach = torch.maximum(
             low / (grid.quant_min - grid.zero_point), high / (grid.quant_max - grid.zero_point)
         )
-        scale = (reach.unsqueeze(1) * _ratios(2 * _SPAN)).unsqueeze(2)
+        scale = (reach.unsqueeze(1) * _ratios(_PER_SCALE)).unsqueeze(2)
         zero_point = torch.full_like(scale, grid.zero_point)
         below = (grid.zero_point - grid.quant_min) * scale.squeeze(2)
         above = (grid.quant_max - grid.zero_point) * scale.squeeze(2)
@@ -171,7 +206,8 @@ def _ranked_by_model(
     best = cost.topk(kept, dim=1, largest=False).indices
     best = torch.cat([torch.zeros_like(best[:, :1]), best], 1)
     zero_point = zero_point.flatten(1).gather(1, best).nan_to_num(0)
-    return scale.flatten(1).gather(1, best), zero_point.round()
+    zero_point = zero_point.round().clamp(grid.quant_min, grid.quant_max)
+    return scale.flatten(1).gather(1, best), zero_point
 
 
 def _around(
@@ -186,7 +222,12 @@ def _around(
 
 
 def best_grid(
-    counts: Tensor, low: Tensor, high: Tensor, smallest: Tensor, grid: Grid
+    counts: Tensor,
+    low: Tensor,
+    high: Tensor,
+    smallest: Tensor,
+    grid: Grid,
+    values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the scale in bins and the zero point, ``[N]`` each, with the smallest error.
 
@@ -196,27 +237,30 @@ def best_grid(
         high: ``[N]`` largest value in bins, at least 0.
         smallest: ``[N]`` smallest scale in bins.
         grid: The integers.
+        values: Where there are few: the values in bins, ``[N, n]``, see :class:`_ValueTable`.
     """
     floor = smallest.unsqueeze(1)
     if grid.steps >= _MANY_LEVELS:
         scale, zero_point = _ranked_by_model(counts, low, high, grid, kept=1)
         scale, zero_point = scale[:, 1], zero_point[:, 1]
-        return torch.maximum(scale, smallest), zero_point.clamp(grid.quant_min, grid.quant_max)
+        return torch.maximum(scale, smallest), zero_point
     if grid.steps < _FEW_LEVELS:
         scale, zero_point = _every_zero_point(low, high, grid)
     else:
-        scale, zero_point = _ranked_by_model(counts, low, high, grid, _KEPT)
-    table = _Table(counts)
+        scale, zero_point = _ranked_by_model(
+            counts, low, high, grid, _KEPT if values is None else _KEPT_OF_FEW
+        )
+    table = _Table(counts) if values is None else _ValueTable(values)
     best_scale, best_point = _best_of(table, scale, zero_point, floor, grid)
-    spacing = -torch.log(torch.tensor(_LOWEST_RATIO)).item() / _SPAN
-    for spread, count in ((spacing, 9), (spacing / 5, 9)):
-        scale, zero_point = _around(best_scale, best_point, spread, count, grid)
+    spacing = -math.log(_LOWEST_RATIO) / _per_candidate(grid)
+    for part, count in _REFINEMENTS:
+        scale, zero_point = _around(best_scale, best_point, part * spacing, count, grid)
         best_scale, best_point = _best_of(table, scale, zero_point, floor, grid)
     return best_scale, best_point
 
 
 def _best_of(
-    table: _Table, scale: Tensor, zero_point: Tensor, floor: Tensor, grid: Grid
+    table: _Table | _ValueTable, scale: Tensor, zero_point: Tensor, floor: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     scale = torch.maximum(scale, floor)
     best = exact_error(table, scale, zero_point, grid).argmin(1, keepdim=True)

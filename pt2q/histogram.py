@@ -38,6 +38,9 @@ _FEWEST_SAMPLES = 4096
 _WIDEST_STRATUM = 64
 _MOST_WAITING = 32768
 _ROWS = 4
+# Up to this many values are kept as they are beside the counts: so few fit a grid by luck, and a
+# search that sees their exact places finds it.
+_FEW = 1024
 
 
 def exponent_for(largest: float, bins: int) -> int:
@@ -184,6 +187,7 @@ class _Totals:
     elements: int = 0
     samples: int = 0
     blocks: int = 0
+    whole: int = 0
 
 
 class StreamingHistogram(nn.Module):
@@ -200,12 +204,15 @@ class StreamingHistogram(nn.Module):
             tensors, samples times what they stand for, block minima, block maxima.
         exponent: int32 scalar; a bin is ``2 ** exponent`` wide.
         zeros: int64 ``[2]``: exact zeros in the first two rows.
-        saved_totals: int64 ``[4]``: calls, elements sampled from, samples, blocks when last saved.
+        few: float32 ``[n]``: all values as they are, while they are few.
+        saved_totals: int64 ``[5]``: calls, elements sampled from, samples, blocks, elements counted
+            whole, when last saved.
     """
 
     counts: Tensor
     exponent: Tensor
     zeros: Tensor
+    few: Tensor
     saved_totals: Tensor
 
     def __init__(self, bins: int = DEFAULT_BINS) -> None:
@@ -216,7 +223,8 @@ class StreamingHistogram(nn.Module):
         self.register_buffer("counts", torch.zeros(1, bins, dtype=torch.int64))
         self.register_buffer("exponent", torch.tensor(SMALLEST_EXPONENT, dtype=torch.int32))
         self.register_buffer("zeros", torch.zeros(2, dtype=torch.int64))
-        self.register_buffer("saved_totals", torch.zeros(4, dtype=torch.int64))
+        self.register_buffer("few", torch.zeros(0))
+        self.register_buffer("saved_totals", torch.zeros(5, dtype=torch.int64))
         self.totals = _Totals()
         self._waiting = _Waiting()
 
@@ -226,6 +234,7 @@ class StreamingHistogram(nn.Module):
         self._buffers["counts"] = torch.zeros(1, self.bins, dtype=torch.int64, device=device)
         self._buffers["zeros"] = torch.zeros(2, dtype=torch.int64, device=device)
         self._buffers["exponent"] = torch.full_like(self.exponent, SMALLEST_EXPONENT)
+        self._buffers["few"] = torch.zeros(0, device=device)
         self.totals = _Totals()
         self._waiting = _Waiting()
 
@@ -247,6 +256,7 @@ class StreamingHistogram(nn.Module):
         if summary.minima is None or summary.maxima is None:
             # The caller may write over a tensor that was taken whole.
             waiting.values.append(summary.values.clone())
+            totals.whole += size
         else:
             waiting.values.append(summary.values)
             waiting.minima.append(summary.minima)
@@ -272,6 +282,8 @@ class StreamingHistogram(nn.Module):
         blocks = (values.shape[0] - waiting.size) // 2
         ends = [waiting.size, waiting.size + blocks, values.shape[0]] if blocks else [waiting.size]
         self._make_ready(values.device, sampled=blocks > 0)
+        is_few = self.totals.samples == 0 and self.totals.whole <= _FEW
+        self._buffers["few"] = torch.cat([self.few, values.float()]) if is_few else self.few[:0]
         found = counted(values, ends, self._widen(waiting.largest), self.bins)
         found[0] *= waiting.weight
         row = 1 if blocks else 0
@@ -352,7 +364,7 @@ def estimated_counts(
     rows = torch.stack([h.counts[1:].cpu() for h in chosen]).double()
     sampled = _even(rows[:, 0], zeros[large, 1], low[large], high[large])
     elements, samples, blocks = (
-        torch.tensor([astuple(h.totals)[1:] for h in chosen]).double().unsqueeze(2).unbind(1)
+        torch.tensor([astuple(h.totals)[1:4] for h in chosen]).double().unsqueeze(2).unbind(1)
     )
     half = counts.shape[1] // 2
     none = torch.zeros_like(blocks)
@@ -363,6 +375,21 @@ def estimated_counts(
     upper = tail_counts(sampled[:, half:], above, fraction, blocks)
     result[large] += torch.cat([lower, upper], 1)
     return result, exponent
+
+
+def few_values(
+    histograms: Sequence[StreamingHistogram], exponent: Tensor
+) -> tuple[list[int], Tensor | None]:
+    """Return which of the histograms still hold all values, and those in bins, in rising order.
+
+    Rows ``[M, n]`` of fewer values end in ``inf``.
+    """
+    chosen = [i for i, h in enumerate(histograms) if h.few.shape[0] > 0]
+    if not chosen:
+        return chosen, None
+    rows = [torch.ldexp(histograms[i].few.cpu().double(), -exponent[i]) for i in chosen]
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.inf)
+    return chosen, padded.sort(1).values
 
 
 def _even(counts: Tensor, zeros: Tensor, low: Tensor, high: Tensor) -> Tensor:

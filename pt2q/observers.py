@@ -14,10 +14,17 @@ from pt2q.histogram import (
     DEFAULT_BINS,
     StreamingHistogram,
     estimated_counts,
+    few_values,
     flattened,
     summarise,
 )
-from pt2q.numerics import FLOAT8_DTYPES, is_symmetric, normal_scale, symmetric_zero_point
+from pt2q.numerics import (
+    FLOAT8_DTYPES,
+    choose_qparams,
+    is_symmetric,
+    normal_scale,
+    symmetric_zero_point,
+)
 from pt2q.observer_base import CAST_DTYPES, MASK_LIMITS, ObserverBase, ObserverConstructor
 
 __all__ = [
@@ -39,7 +46,7 @@ __all__ = [
 ]
 
 _INF = float("inf")
-_BATCH = 16
+_BATCH = 8
 
 
 class _RangeObserver(ObserverBase):
@@ -268,7 +275,7 @@ def batched_qparams(observers: Sequence[ObserverBase]) -> list[tuple[Tensor, Ten
     The same numbers as one by one. Errors are those of the first observer that has one.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    groups: dict[tuple[Grid, int], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, observer in enumerate(observers):
         grid = observer.grid if isinstance(observer, HistogramObserver) else None
         if grid is None or not isinstance(observer, HistogramObserver):
@@ -279,8 +286,9 @@ def batched_qparams(observers: Sequence[ObserverBase]) -> list[tuple[Tensor, Ten
             )
             continue
         observer.check_data()
-        groups.setdefault((grid, observer.histogram.bins), []).append(index)
-    for (grid, _), members in groups.items():
+        key = (grid, observer.histogram.bins, observer.dtype, observer.qscheme)
+        groups.setdefault(key, []).append(index)
+    for (grid, *_), members in groups.items():
         for start in range(0, len(members), _BATCH):
             batch = members[start : start + _BATCH]
             histograms = [cast(HistogramObserver, observers[index]) for index in batch]
@@ -291,19 +299,44 @@ def batched_qparams(observers: Sequence[ObserverBase]) -> list[tuple[Tensor, Ten
 def _searched(observers: list[HistogramObserver], grid: Grid) -> list[tuple[Tensor, Tensor]]:
     """Search the histograms of observers of one grid together."""
     ranges = torch.stack([torch.stack([o.min_val, o.max_val]).cpu() for o in observers])
-    low, high = ranges.double().unbind(1)
-    counts, exponent = estimated_counts([o.histogram for o in observers], low, high)
-    width = torch.ldexp(torch.ones_like(low), exponent)
-    eps = torch.tensor([o.eps for o in observers], dtype=torch.float64)
-    scale, zero_point = best_grid(
-        counts, low.clamp(max=0) / width, high.clamp(min=0) / width, eps / width, grid
+    eps = torch.tensor([o.eps for o in observers])
+    scale, zero_point = choose_qparams(
+        ranges[:, 0],
+        ranges[:, 1],
+        quant_min=grid.quant_min,
+        quant_max=grid.quant_max,
+        dtype=observers[0].dtype,
+        qscheme=observers[0].qscheme,
+        eps=eps,
     )
-    scales = normal_scale((scale * width).to(torch.float32))
-    zero_points = zero_point.to(torch.int64)
+    # A range that the smallest scale covers leaves nothing to search.
+    wide = (scale > eps).nonzero().view(-1)
+    if wide.numel() > 0:
+        chosen = [observers[i].histogram for i in wide.tolist()]
+        scale[wide], zero_point[wide] = _least_error(
+            chosen, ranges[wide].double(), eps[wide].double(), grid
+        )
     return [
-        (scales[i : i + 1].to(o.min_val.device), zero_points[i : i + 1].to(o.min_val.device))
+        (scale[i : i + 1].to(o.min_val.device), zero_point[i : i + 1].to(o.min_val.device))
         for i, o in enumerate(observers)
     ]
+
+
+def _least_error(
+    histograms: list[StreamingHistogram], ranges: Tensor, eps: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Return scales (float32) and zero points (int64), ``[N]`` each, in units of the values."""
+    low, high = ranges.unbind(1)
+    counts, exponent = estimated_counts(histograms, low, high)
+    width = torch.ldexp(torch.ones_like(low), exponent)
+    low, high, floor = low.clamp(max=0) / width, high.clamp(min=0) / width, eps / width
+    scale, zero_point = best_grid(counts, low, high, floor, grid)
+    few, values = few_values(histograms, exponent)
+    if few:
+        scale[few], zero_point[few] = best_grid(
+            counts[few], low[few], high[few], floor[few], grid, values
+        )
+    return normal_scale((scale * width).to(torch.float32)), zero_point.to(torch.int64)
 
 
 class FixedQParamsObserver(ObserverBase):
