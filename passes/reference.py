@@ -229,6 +229,6 @@ def _is_quantized_later(node: Node) -> bool:
     """Whether a result is quantized, right away or after being moved or clamped."""
     return any(
         ops.is_op(user, ops.QUANTIZE)
-        or (ops.is_op(user, ops.SHAPE | ops.CLAMP_LIKE) and _is_quantized_later(user))
+        or (ops.is_op(user, ops.MOVES | ops.CLAMP_LIKE) and _is_quantized_later(user))
         for user in node.users
     )

@@ -108,6 +108,17 @@ COUNT_ONE = aten.add_.Tensor
 COUNT = frozenset({COUNT_ONE})
 ITEM = aten.item.default
 hardtanh_backward = aten.hardtanh_backward.default
+native_batch_norm_backward = aten.native_batch_norm_backward.default
+
+# Its function is in `pt2q.scaled_batch_norm`.
+library = torch.library.Library("pt2q", "FRAGMENT")
+library.define(
+    "scaled_batch_norm(Tensor input, Tensor factor, Tensor? own_bias, Tensor? weight, "
+    "Tensor? bias, Tensor running_mean, Tensor running_var, bool training, float momentum, "
+    "float eps) -> Tensor"
+)
+SCALED_BATCH_NORM = torch.ops.pt2q.scaled_batch_norm.default
+BATCH_NORM_IN_TRAINING = BATCH_NORM | {SCALED_BATCH_NORM}
 
 GETITEM = operator.getitem
 
@@ -116,14 +127,6 @@ HARDSWISH = _all(aten.hardswish, aten.hardswish_)
 SILU = _all(aten.silu, aten.silu_)
 GELU = _all(aten.gelu, aten.gelu_)
 ADAPTIVE_AVG_POOL2D = _all(aten.adaptive_avg_pool2d)
-AVG_POOL = _all(
-    aten.avg_pool1d,
-    aten.avg_pool2d,
-    aten.avg_pool3d,
-    aten.adaptive_avg_pool1d,
-    aten.adaptive_avg_pool2d,
-    aten.adaptive_avg_pool3d,
-)
 MAX_POOL2D = _all(aten.max_pool2d)
 SOFTMAX = _all(aten.softmax, aten._softmax, aten.log_softmax)
 
@@ -209,9 +212,18 @@ DEQUANTIZE = frozenset(
     }
 )
 # What integer arithmetic has a form of its own for; see `pt2q.passes.reference_ops`.
-CLAMP_LIKE = RELU | RELU6 | HARDTANH | _all(
-    aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.clamp_min_.default,
-    aten.clamp_max.default, aten.clamp_max_.default,
+CLAMP_LIKE = (
+    RELU
+    | RELU6
+    | HARDTANH
+    | _all(
+        aten.clamp.default,
+        aten.clamp_.default,
+        aten.clamp_min.default,
+        aten.clamp_min_.default,
+        aten.clamp_max.default,
+        aten.clamp_max_.default,
+    )
 )
 RSUB = _all(aten.rsub)
 NEG = _all(aten.neg, aten.neg_)
@@ -230,6 +242,11 @@ MAX_POOL1D = _all(aten.max_pool1d.default)
 MAX_POOL = MAX_POOL1D | _all(aten.max_pool2d.default, aten.max_pool3d.default)
 EXTREME = _all(aten.amax.default, aten.amin.default)
 PAD = _all(aten.pad.default, aten.constant_pad_nd.default)
+STACK = _all(aten.stack.default)
+# All that picks and places elements of its first operand, whatever they are.
+MOVES = SHAPE | _all(
+    aten.flip, aten.roll.default, aten.index_select.default, aten.gather.default, aten.index.Tensor
+)
 SOFTMAX_ONLY = _all(aten.softmax.int, aten._softmax.default)
 SIZE = _all(aten.sym_size, aten.sym_numel, aten.sym_stride)
 # Functions of one value that are 0, 1 or their input, or a line, far from zero.
@@ -429,6 +446,7 @@ def functional_operators(fn: Any) -> frozenset[Target]:
     name = getattr(fn, "__name__", "")
     packets = [getattr(aten, n) for n in (name, f"{name}_") if name and hasattr(aten, n)]
     return _all(*packets) if packets else frozenset()
+
 
 # Control flow: operators that take graphs.
 COND = torch.ops.higher_order.cond

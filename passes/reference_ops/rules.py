@@ -200,7 +200,7 @@ class Call:
         for user in node.users:
             if ops.is_op(user, ops.QUANTIZE):
                 params = quantization_of(user, self.constants)
-            elif ops.is_op(user, ops.SHAPE | ops.CLAMP_LIKE | ops.CAT) or (
+            elif ops.is_op(user, ops.MOVES | ops.CLAMP_LIKE | ops.CAT | ops.STACK) or (
                 user.target is ops.GETITEM
             ):
                 params = self.destination(user)

@@ -27,7 +27,7 @@ aten = ops.aten
 # ------------------------------------------------------------------ moving
 
 
-@reference_rule(ops.SHAPE, ops.DROPOUT)
+@reference_rule(ops.MOVES, ops.DROPOUT)
 def move(call: Call) -> Value:
     """The same operator on integers."""
     if ops.is_op(call.node, ops.DROPOUT):
@@ -88,7 +88,7 @@ def element(call: Call) -> Value:
     return replace(found, node=call.emit.call(ops.GETITEM, found.node, call.node.args[1]))
 
 
-@reference_rule(ops.CAT)
+@reference_rule(ops.CAT, ops.STACK)
 def concatenate(call: Call) -> Quantized:
     """Integers side by side, each brought to the scale of the result where they differ."""
     tensors, dim = call.argument("tensors"), call.argument("dim")
