@@ -11,7 +11,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from pt2q.demo import job
 from pt2q.demo.digits import Digits, load_digits, warp
 from pt2q.demo.job import DemoResult, run_demo, table
 from pt2q.demo.net import CHECKPOINT, DigitNet, load_checkpoint, save_checkpoint
@@ -65,10 +64,9 @@ def test_the_table_says_it_all(result: DemoResult) -> None:
         assert part in text
 
 
-def test_everything_is_delegated(digits: Digits) -> None:
-    floating, quantized = job.build(digits.train[:4], silent)
-    assert floating.delegation.portable == ()
-    assert quantized.delegation.portable == ()
+def test_everything_is_delegated(result: DemoResult) -> None:
+    assert result.floating.delegation.portable == ()
+    assert result.quantized.delegation.portable == ()
 
 
 def test_the_split_is_fixed(digits: Digits) -> None:

@@ -51,7 +51,7 @@ def small() -> Lowered:
     stages = ((1, 8, 1, 1), (4, 16, 2, 2))
     net = image_net(lambda: MobileNetV2(10, stages, stem=8, head=32), 32)
     model = net.build()
-    converted = quantized(model, *(net.inputs(1, seed) for seed in range(8)))
+    converted = quantized(model, *(net.inputs(1, seed) for seed in range(24)))
     inputs = net.inputs(1, 99)
     return Lowered(model, converted, inputs, lower(model, inputs), lower(converted, inputs))
 

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from pt2q.demo.digits import Digits, load_digits
 from pt2q.demo.net import load_checkpoint
-from pt2q.deploy.executorch import LoadedProgram, Program, load, lower, measure_latency
+from pt2q.deploy.executorch import (
+    Delegation,
+    LoadedProgram,
+    Program,
+    load,
+    lower,
+    measure_latency,
+)
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.quantizers import XNNPACKQuantizer
 
@@ -31,12 +38,14 @@ class Side:
         size: its bytes.
         accuracy: percent of the held-out digits classified right.
         latency: median milliseconds for one image.
+        delegation: what XNNPACK runs of it.
     """
 
     path: Path
     size: int
     accuracy: float
     latency: float
+    delegation: Delegation
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,10 @@ def run_demo(out: Path, track: Track) -> DemoResult:
         track: wraps a loop to show its progress under a title.
     """
     digits = load_digits()
-    floating, quantized = build(digits.train[:CALIBRATION], track)
+    programs = build(digits.train[:CALIBRATION], track)
     paths = (
-        floating.save(out / "digits-float.pte"),
-        quantized.save(out / "digits-int8.pte"),
+        programs[0].save(out / "digits-float.pte"),
+        programs[1].save(out / "digits-int8.pte"),
     )
     loaded = (load(paths[0]), load(paths[1]))
     accuracies = [
@@ -74,8 +83,10 @@ def run_demo(out: Path, track: Track) -> DemoResult:
     ]
     latencies = measure_latency(*loaded, [digits.held_out[:1]], repeats=300)
     sides = [
-        Side(path, path.stat().st_size, right, latency)
-        for path, right, latency in zip(paths, accuracies, latencies, strict=True)
+        Side(path, path.stat().st_size, right, latency, program.delegation)
+        for path, right, latency, program in zip(
+            paths, accuracies, latencies, programs, strict=True
+        )
     ]
     return DemoResult(sides[0], sides[1], len(digits.held_out))
 
@@ -124,6 +135,11 @@ def table(result: DemoResult) -> Table:
         f"{quantized.latency:.3f} ms",
         f"{floating.latency / quantized.latency:.2f}x faster",
     )
+    out.add_row("runs on XNNPACK", *(_share(side.delegation) for side in (floating, quantized)), "")
     out.caption = f"{floating.path}\n{quantized.path}"
     out.caption_justify = "left"
     return out
+
+
+def _share(delegation: Delegation) -> str:
+    return f"{delegation.delegated} of {delegation.delegated + delegation.left} ops"
