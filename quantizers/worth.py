@@ -28,7 +28,7 @@ def select_worthwhile(matches: Iterable[Match]) -> tuple[dict[Node, Match], dict
         matches: at most one per node.
 
     Returns:
-        The matches kept, by each of their nodes; and a reason per head of those left out.
+        The matches kept, by each of their nodes; and a reason per node of those left out.
     """
     kept = {node: match for match in matches for node in match.nodes}
     left: dict[Node, str] = {}
@@ -40,8 +40,8 @@ def select_worthwhile(matches: Iterable[Match]) -> tuple[dict[Node, Match], dict
         reason = _reason_to_leave(match, kept)
         if reason is None:
             continue
-        left[match.head] = reason
         for node in match.nodes:
+            left[node] = reason
             del kept[node]
         waiting.extend(_neighbours(match, kept))
     return kept, left

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from pt2q.errors import AnnotationError
 from pt2q.ops import (
+    ADAPTIVE_AVG_POOL,
     ADD,
     ADDMM,
     AVG_POOL,
@@ -217,7 +218,7 @@ _COMMON = (
     ),
     Rule(
         "average",
-        AVG_POOL | MEAN,
+        AVG_POOL | ADAPTIVE_AVG_POOL | MEAN,
         _annotate_inputs,
         (),
         (checks.float32_only,),
