@@ -32,7 +32,7 @@ def counter_name(bn: Node) -> str | None:
 
 
 def _batch_norms(graph: Graph) -> list[Node]:
-    return [n for n in graph.nodes if ops.is_op(n, ops.BATCH_NORM)]
+    return [n for n in graph.nodes if ops.is_op(n, ops.BATCH_NORM_IN_TRAINING)]
 
 
 def _counted(update: Node) -> str | None:

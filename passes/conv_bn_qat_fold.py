@@ -88,7 +88,7 @@ class _Folding:
         nodes = places.nodes
         self.helpers = [nodes[name] for name in pair.helpers]
         self.scaled = nodes[pair.weight]
-        self.shaped_bias = nodes[pair.bias] if pair.bias else None
+        self.bias_reader = nodes[pair.bias_reader] if pair.bias_reader else None
         layer = layer_of(nodes[pair.layer])
         assert layer is not None
         self.layer: Layer = layer
@@ -114,8 +114,12 @@ class _Folding:
 
     def bias_node(self) -> Node | None:
         """What the layer's own bias is read from: the constant, or its fake quantizer."""
-        bias = self.shaped_bias.args[0] if self.shaped_bias is not None else None
-        return bias if isinstance(bias, Node) else None
+        reader = self.bias_reader
+        if reader is None:
+            return None
+        is_norm = reader is self.bn.node
+        bias: Node = ops.argument(reader, "own_bias") if is_norm else ops.data_input(reader)
+        return bias
 
     def source(self, node: Node) -> Node:
         """The constant behind a fake quantizer."""

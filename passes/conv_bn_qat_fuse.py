@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from pt2q import ops
+from pt2q import ops, scaled_batch_norm  # noqa: F401 - registers the operator
 from pt2q.graph import (
     annotation_of,
     copy_meta,
@@ -46,7 +46,13 @@ class FuseConvBatchNormQAT:
 
     Runs after annotation. The annotations of a layer's weight and bias, and every spec that refers
     to those edges, move to the nodes that take their place.
+
+    Args:
+        fast: let the batch norm undo the scaling (`pt2q.scaled_batch_norm`): the same function
+            with other rounding errors, in less time and memory.
     """
+
+    fast: bool = False
 
     def __call__(self, model: QuantGraphModule) -> bool:
         """Fuse; see the class.
@@ -64,7 +70,7 @@ class FuseConvBatchNormQAT:
             if layer is None or reason:
                 model.record.note(PASS, bn.node.name, reason)
             elif _quantizes_weight(layer):
-                fusion = _Fusion(model, layer, bn)
+                fusion = _Fusion(model, layer, bn, self.fast)
                 pairs.append(fusion.run())
                 moved.update(fusion.moved)
         move_edges(model.graph, moved)
@@ -107,12 +113,16 @@ class _Fusion:
     model: QuantGraphModule
     layer: Layer
     bn: BatchNorm
+    fast: bool
     moved: dict[EdgeOrNode, EdgeOrNode] = field(default_factory=dict)
     helpers: list[Node] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.bias = self.layer.bias
+
     def run(self) -> FusedPair:
         layer, conv = self.layer, self.layer.node
-        weight, bias = layer.weight, layer.bias
+        weight, bias = layer.weight, self.bias
         with conv.graph.inserting_before(conv):
             factor = self.factor()
             scaled = self.add(ops.aten.mul.Tensor, weight, self.for_weight(factor), like=weight)
@@ -120,23 +130,37 @@ class _Fusion:
         ops.set_argument(conv, "weight", scaled)
         if bias is not None:
             ops.set_argument(conv, "bias", None)
-        with conv.graph.inserting_before(self.bn.node):
-            shaped = self.reshape(factor, self.channel_shape())
-            output = self.add(ops.aten.div.Tensor, conv, shaped, like=conv)
-            shaped_bias = None
-            if bias is not None:
-                shaped_bias = self.reshape(bias, self.channel_shape())
-                self.move((bias, conv), (bias, shaped_bias))
-                output = self.add(ops.aten.add.Tensor, output, shaped_bias, like=conv)
-        ops.set_argument(self.bn.node, "input", output)
+        reader = self.rescale_in_norm(factor) if self.fast else self.rescale_output(factor)
+        if bias is not None:
+            self.move((bias, conv), (bias, reader))
         return FusedPair(
             conv.name,
             self.bn.node.name,
             scaled.name,
-            "" if shaped_bias is None else shaped_bias.name,
-            output.name,
+            "" if bias is None else reader.name,
             tuple(node.name for node in self.helpers),
         )
+
+    def rescale_output(self, factor: Node) -> Node:
+        """Divide the layer's output by ``s``, add its bias; returns what reads the bias."""
+        conv, bias, reader = self.layer.node, self.bias, self.bn.node
+        with conv.graph.inserting_before(self.bn.node):
+            shaped = self.reshape(factor, self.channel_shape())
+            output = self.add(ops.aten.div.Tensor, conv, shaped, like=conv)
+            if bias is not None:
+                reader = self.reshape(bias, self.channel_shape())
+                output = self.add(ops.aten.add.Tensor, output, reader, like=conv)
+        ops.set_argument(self.bn.node, "input", output)
+        return reader
+
+    def rescale_in_norm(self, factor: Node) -> Node:
+        """Let the batch norm undo the scaling; returns what reads the bias: the batch norm."""
+        norm = self.bn.node
+        kept = ("weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+        values = [ops.argument(norm, name) for name in kept]
+        norm.target, norm.kwargs = ops.SCALED_BATCH_NORM, {}
+        norm.args = (self.layer.node, factor, self.bias, *values)
+        return norm
 
     def factor(self) -> Node:
         """``s``, [C]."""

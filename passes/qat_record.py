@@ -17,19 +17,15 @@ class FusedPair:
         layer: name of the convolution or linear node.
         norm: name of the batch norm node.
         weight: name of the node of the scaled weight, which a fake quantizer may follow.
-        bias: name of the node that gives the layer's own bias its shape, "" without one.
-        output: name of the node that the batch norm reads.
+        bias_reader: name of the node that reads the layer's own bias, "" without one.
         helpers: names of all nodes that fusing added, in the order of the graph.
-        fast: the batch norm is `scaled_batch_norm`, not the operator.
     """
 
     layer: str
     norm: str
     weight: str
-    bias: str
-    output: str
+    bias_reader: str
     helpers: tuple[str, ...]
-    fast: bool = False
 
 
 def fused_pairs(record: FlowRecord) -> tuple[FusedPair, ...]:

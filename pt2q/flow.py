@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from pt2q.adapter import adopt_annotations
+from pt2q.control_flow import annotated_apart, boundary_links, graph_modules
 from pt2q.errors import (
     BatchNormNotFoldedWarning,
     FlowError,
@@ -21,6 +22,7 @@ from pt2q.errors import (
 from pt2q.module import (
     EXPORT_HINT,
     FlowRecord,
+    Note,
     QuantGraphModule,
     Stage,
     copy_module,
@@ -28,6 +30,7 @@ from pt2q.module import (
     import_exported,
 )
 from pt2q.passes.base import Pass, run_passes
+from pt2q.passes.control_flow import CloseControlFlow, OpenControlFlow
 from pt2q.passes.conv_bn_fold import FoldConvBatchNorm
 from pt2q.passes.conv_bn_qat_fold import FoldConvBatchNormQAT
 from pt2q.passes.conv_bn_qat_fuse import FuseConvBatchNormQAT
@@ -67,6 +70,7 @@ def prepare_pt2e(
     """
     with deferred_code(), paused_collection():
         prepared = import_exported(model)
+        run_passes(prepared, [OpenControlFlow()])
         if fold_batch_norm:
             run_passes(prepared, [FoldConvBatchNorm()])
         plan = annotate(prepared, quantizer)
@@ -94,7 +98,7 @@ def paused_collection() -> Iterator[None]:
 
 
 def prepare_qat_pt2e(
-    model: ExportedProgram | GraphModule, quantizer: Quantizer
+    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, fast: bool = False
 ) -> QuantGraphModule:
     """Insert fake quantizers into an exported model, for quantization-aware training.
 
@@ -105,6 +109,8 @@ def prepare_qat_pt2e(
         model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed;
             the result shares its parameters, which training then moves.
         quantizer: its specs make fake quantizers: `FusedMovingAvgObsFakeQuantize` and its kin.
+        fast: train with a batch norm that undoes the weight's scaling by itself. The function is
+            the same; its rounding errors are not those of ``torch.ao.nn.intrinsic.qat``.
 
     Returns:
         The prepared module, in the mode in which it was exported. Call ``.train()``, train it,
@@ -118,9 +124,10 @@ def prepare_qat_pt2e(
     """
     with deferred_code(), paused_collection():
         prepared = import_exported(model)
+        run_passes(prepared, [OpenControlFlow()])
         _annotate(prepared, quantizer)
-        run_passes(prepared, [FuseConvBatchNormQAT()])
-        plan = build_plan(prepared.graph)
+        run_passes(prepared, [FuseConvBatchNormQAT(fast)])
+        plan = _plan(prepared)
         run_passes(prepared, [_insertion(plan, quantizer, is_qat=True)])
     prepared.recompile()
     prepared.record.stage = Stage.PREPARED_QAT
@@ -139,15 +146,23 @@ def annotate(model: QuantGraphModule, quantizer: Quantizer) -> Plan:
         The plan; printing it shows every sharing group.
     """
     _annotate(model, quantizer)
-    return build_plan(model.graph)
+    return _plan(model)
+
+
+def _plan(model: QuantGraphModule) -> Plan:
+    graphs = [module.graph for module in graph_modules(model)]
+    return build_plan(*graphs, links=boundary_links(model))
 
 
 def _annotate(model: QuantGraphModule, quantizer: Quantizer) -> None:
     _check_quantizer(quantizer)
-    _take(model, quantizer.transform_for_annotation(model))
-    _take(model, quantizer.annotate(model))
-    quantizer.validate(model)
-    adopt_annotations(model.graph)
+    for module in graph_modules(model):
+        _take(module, quantizer.transform_for_annotation(module))
+    for module in annotated_apart(quantizer, model):
+        _take(module, quantizer.annotate(module))
+    for module in graph_modules(model):
+        quantizer.validate(module)
+        adopt_annotations(module.graph)
 
 
 def _check_quantizer(quantizer: object) -> None:
@@ -164,7 +179,7 @@ def _check_quantizer(quantizer: object) -> None:
         )
 
 
-def _take(model: QuantGraphModule, result: Any) -> None:
+def _take(model: GraphModule, result: Any) -> None:
     """Adopt what a quantizer gave back, which may be another module."""
     if result is model or result is None:
         return
@@ -180,8 +195,14 @@ def _insertion(plan: Plan, quantizer: Quantizer, *, is_qat: bool) -> Pass:
     return InsertObservers(plan, callback, is_qat)
 
 
+def all_notes(model: QuantGraphModule) -> list[Note]:
+    """What passes noted about a model and the bodies of its control flow."""
+    modules = (m for m in graph_modules(model) if isinstance(m, QuantGraphModule))
+    return [note for module in modules for note in module.record.notes]
+
+
 def _warn(model: QuantGraphModule, plan: Plan) -> None:
-    kept = [note for note in model.record.notes if note.origin.startswith("conv_bn")]
+    kept = [note for note in all_notes(model) if note.origin.startswith("conv_bn")]
     if kept:
         lines = "\n".join(f"  {note.node}: {note.text}" for note in kept)
         warnings.warn(
@@ -247,7 +268,7 @@ def conversion_passes(*, fold_quantize: bool) -> list[Pass]:
     ]
     if fold_quantize:
         passes.append(FoldQuantizedConstants())
-    passes.append(RemoveUnusedAttributes())
+    passes += [CloseControlFlow(), RemoveUnusedAttributes()]
     return passes
 
 

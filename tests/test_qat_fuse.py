@@ -100,11 +100,12 @@ def check_fold(prepared: nn.Module, kind: str) -> None:
     assert pt2q.sqnr(prepared(x), converted(x)) > 40
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_trains_like_float_and_folds(kind: str, config: str) -> None:
+def test_every_kind_trains_like_float_and_folds(kind: str, config: str, fast: bool) -> None:
     model = build(kind, *CONFIGS[config])
-    prepared = prepare(model, batch(kind))
+    prepared = prepare(model, batch(kind), fast=fast)
     assert len(fused_pairs(prepared.record)) == 1
     prepared.apply(pt2q.disable_fake_quant)
     train_together(model.train(), prepared, kind, 3)
@@ -123,11 +124,12 @@ def test_every_kind_trains_like_float_and_folds(kind: str, config: str) -> None:
     momentum=st.sampled_from([0.1, 0.9, None]),
     groups=st.sampled_from([1, 2, 4]),
     same=st.booleans(),
+    fast=st.booleans(),
 )
-@settings(max_examples=10, deadline=None)
-def test_any_configuration(kind, bias, affine, relu, eps, momentum, groups, same) -> None:
+@settings(max_examples=12, deadline=None)
+def test_any_configuration(kind, bias, affine, relu, eps, momentum, groups, same, fast) -> None:
     model = build(kind, bias, affine, relu, eps, momentum, groups, same)
-    prepared = prepare(model, batch(kind), quantizer=QATQuantizer(bias=bias))
+    prepared = prepare(model, batch(kind), quantizer=QATQuantizer(bias=bias), fast=fast)
     prepared.apply(pt2q.disable_fake_quant)
     train_together(model.train(), prepared, kind, 2)
     prepared.apply(pt2q.enable_fake_quant)
@@ -285,10 +287,11 @@ def test_gradient_is_the_straight_through_formula() -> None:
 # ------------------------------------------------------------------ corners
 
 
-def test_a_channel_without_weight_does_not_become_nan() -> None:
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_channel_without_weight_does_not_become_nan(fast: bool) -> None:
     model = build("conv2d", *CONFIGS["bias"])
     nn.init.zeros_(model[1].weight)
-    prepared = prepare(model, batch("conv2d"))
+    prepared = prepare(model, batch("conv2d"), fast=fast)
     prepared.apply(pt2q.disable_fake_quant)
     train_together(model.train(), prepared, "conv2d", 2)
     nn.init.zeros_(prepared.get_parameter("1.weight"))
