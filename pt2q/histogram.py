@@ -58,7 +58,8 @@ def widened(counts: Tensor, doublings: Tensor | int) -> Tensor:
     """Return counts ``[rows, bins]`` for bins ``2 ** doublings`` times as wide."""
     half = counts.shape[1] // 2
     index = torch.arange(-half, half, device=counts.device)
-    width = 2 ** torch.as_tensor(doublings, device=counts.device).clamp(max=62)
+    # Past 62 doublings every bin has long fallen into the middle one.
+    width = 1 << torch.as_tensor(doublings, device=counts.device).to(torch.int64).clamp(max=62)
     index = torch.div(index, width, rounding_mode="trunc") + half
     return torch.zeros_like(counts).index_add_(1, index, counts)
 
@@ -100,7 +101,7 @@ def sample_positions(size: int, phase: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(size * _PHASES + phase)
     strata = size // stratum
     jitter = torch.randint(0, stratum, (strata,), generator=generator)
-    return (torch.arange(strata) * stratum + jitter).to(torch.int32).to(device)
+    return (torch.arange(strata) * stratum + jitter).to(torch.int32).to(device, non_blocking=True)
 
 
 def samples_of(flat: Tensor, call: int) -> Tensor:
@@ -308,7 +309,8 @@ class StreamingHistogram(nn.Module):
             exponent = torch.maximum(self.exponent, wanted)
             self._buffers["counts"] = widened(self.counts, exponent - self.exponent)
             self._buffers["exponent"] = exponent
-            return torch.ldexp(torch.ones_like(largest), -exponent)
+            # 2 ** -exponent, exactly: on an accelerator a power need not be.
+            return ((127 - exponent) << 23).view(torch.float32)
         old = int(self.exponent)
         new = max(old, exponent_for(largest, self.bins))
         if new > old:

@@ -96,6 +96,11 @@ class _RangeObserver(ObserverBase):
                 return low, high
             if least != least:
                 raise self._nan_error()
+        return self._range_on_device(x, dims, limit)
+
+    @staticmethod
+    def _range_on_device(x: Tensor, dims: tuple[int, ...], limit: float) -> tuple[Tensor, Tensor]:
+        """Return the same without a look at any value: masks left out, NaN kept."""
         masked = x.abs() >= limit
         low = x.masked_fill(masked, _INF).amin(dims)
         high = x.masked_fill(masked, -_INF).amax(dims)
@@ -240,8 +245,9 @@ class HistogramObserver(MinMaxObserver):
 
     def _observe_on_device(self, flat: Tensor) -> None:
         """Do the same without asking the device anything: masks become zeros, NaN stays."""
-        self._take_range(*self._range_of(flat))
-        masked = ~(flat.abs() < MASK_LIMITS[flat.dtype])
+        limit = MASK_LIMITS[flat.dtype]
+        self._take_range(*self._range_on_device(flat, (), limit))
+        masked = ~(flat.abs() < limit)
         summary = summarise(flat.masked_fill(masked, 0.0), self.histogram.totals.calls)
         self.histogram.add(summary, torch.maximum(-self.min_val, self.max_val))
 

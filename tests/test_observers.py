@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchao.quantization.pt2e import observer as peers
 
 from pt2q.errors import NoDataError, NonFiniteActivationError
@@ -328,14 +329,47 @@ def test_the_order_of_batches_makes_no_difference(data, order) -> None:
         assert same(forward.calculate_qparams(), mixed.calculate_qparams())
 
 
+class NoQuestions(TorchDispatchMode):
+    """Fails on what would make the host wait for an accelerator."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        asking = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount")
+        assert func.overloadpacket.__name__ not in asking, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_way_for_accelerators_asks_nothing_and_finds_the_same(monkeypatch) -> None:
+    host, device = HistogramObserver(), HistogramObserver()
+    data = batches()
+    expected = seen(host, *data)
+
+    def counted_on_device(values, ends, inverse_width, bins):
+        index = (values * inverse_width).to(torch.int32).add_(bins // 2).clamp_(0, bins - 1)
+        for end in ends[:-1]:
+            index[end:].add_(bins)
+        counts = torch.zeros(bins * len(ends), dtype=torch.int64)
+        return counts.index_add_(0, index, torch.ones_like(index).long()).view(-1, bins)
+
+    monkeypatch.setattr("pt2q.histogram.counted", counted_on_device)
+    with NoQuestions():
+        for x in data:
+            masked = torch.cat([x.flatten(), torch.tensor([-INF])])
+            device._observe_on_device(masked if x.numel() < 1000 else x.flatten())
+        device.histogram.flush()
+    assert same(device.calculate_qparams(), expected)
+    device._observe_on_device(torch.tensor([1.0, float("nan")]))
+    with pytest.raises(NonFiniteActivationError):
+        device.calculate_qparams()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 @pytest.mark.parametrize("cls", COLLECTING)
 def test_on_an_accelerator_without_synchronisation(cls) -> None:
     host, device = cls(), cls()
     data = batches()
     moved = [x.cuda() for x in data]
-    device(moved[0])  # caches are filled once
-    device(moved[1])
+    for x in moved:  # caches are filled once
+        device(x)
     device.reset()
     torch.cuda.set_sync_debug_mode("error")
     for x in moved:
