@@ -31,7 +31,7 @@ class Constants:
     def _is_known(self, node: Node, storage: StorageMap) -> bool:
         if node.op == "get_attr":
             return not storage.is_mutated(node) and self._is_tensor(node)
-        if node.op != "call_function" or not node.all_input_nodes:
+        if node.op != "call_function" or not node.all_input_nodes or storage.is_mutated(node):
             return False
         return _is_pure(node) and all(n in self._known for n in node.all_input_nodes)
 
