@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from pt2q import ops
 from pt2q.alias import StorageMap
-from pt2q.graph import value_of
+from pt2q.graph import is_constant, is_float_tensor, value_of
 from pt2q.module import QuantGraphModule
 from pt2q.passes.constants import Constants
 from pt2q.passes.reference_ops import RULES, Call, NoIntegerForm, QParams, Quantized, Sum, Value
@@ -35,7 +35,7 @@ class LeftInFloat:
         node: its name.
         operator: what it calls.
         reason: why it stays.
-        between: whether its result is quantized: it stands between dequantize and quantize.
+        between: whether all it reads and its result are quantized.
     """
 
     node: str
@@ -166,8 +166,15 @@ class _Rewriter:
         self._materialize(node)
         if node.op == "output" or ops.is_op(node, ops.CHOOSE_QPARAMS):
             return
-        between = _is_quantized_later(node)
+        between = self._reads_only_quantized(node) and _is_quantized_later(node)
         self.left.append(LeftInFloat(node.name, str(node.target), reason, between))
+
+    def _reads_only_quantized(self, node: Node) -> bool:
+        """Whether all that is read in float is quantized or constant: the quantizer's wish."""
+        return all(
+            n in self.values or self.constants.is_constant(n) or not is_float_tensor(n)
+            for n in node.all_input_nodes
+        )
 
     def _materialize(self, node: Node) -> None:
         """Give a float operator its operands in float."""
@@ -226,9 +233,13 @@ class _Rewriter:
 
 
 def _is_quantized_later(node: Node) -> bool:
-    """Whether a result is quantized, right away or after being moved or clamped."""
+    """Whether a result is quantized with known parameters, at once or after being moved."""
     return any(
-        ops.is_op(user, ops.QUANTIZE)
-        or (ops.is_op(user, ops.MOVES | ops.CLAMP_LIKE) and _is_quantized_later(user))
+        (ops.is_op(user, ops.QUANTIZE) and _is_known(user.args[1]))
+        or (ops.is_op(user, ops.MONOTONE) and _is_quantized_later(user))
         for user in node.users
     )
+
+
+def _is_known(argument: object) -> bool:
+    return not isinstance(argument, Node) or is_constant(argument)

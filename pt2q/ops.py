@@ -247,6 +247,8 @@ STACK = _all(aten.stack.default)
 MOVES = SHAPE | _all(
     aten.flip, aten.roll.default, aten.index_select.default, aten.gather.default, aten.index.Tensor
 )
+# Quantizing before these is quantizing after them.
+MONOTONE = MOVES | STACK | CAT | MAX_POOL | EXTREME | CLAMP_LIKE
 SOFTMAX_ONLY = _all(aten.softmax.int, aten._softmax.default)
 SIZE = _all(aten.sym_size, aten.sym_numel, aten.sym_stride)
 # Functions of one value that are 0, 1 or their input, or a line, far from zero.

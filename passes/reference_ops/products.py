@@ -242,7 +242,7 @@ def multiply(call: Call) -> Sum:
     for value, factor in ((one, other), (other, one)):
         known = _constant_factor(call, value, factor)
         if known is not None:
-            return call.total(value).scaled(known)
+            return call.total(value, bounded=True).scaled(known)
     a, b = call.quantized(one), call.quantized(other)
     terms = [call.widened(value).terms[0] for value in (a, b)]
     bound = terms[0].bound * terms[1].bound
@@ -276,4 +276,4 @@ def divide(call: Call) -> Sum:
         raise NoIntegerForm("a division by a computed value")
     if known.numel() != 1 and _shape(call.node.args[0]) != _shape(call.node):
         raise NoIntegerForm("a division that broadcasts its input")
-    return call.total(call.node.args[0]).scaled(1.0 / known)
+    return call.total(call.node.args[0], bounded=True).scaled(1.0 / known)

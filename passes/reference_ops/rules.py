@@ -136,11 +136,15 @@ class Call:
         scale = params.along(torch.as_tensor(params.scale, dtype=torch.float64), integers.dim())
         return (integers.to(torch.int64) - zero_point).to(torch.float64) * scale
 
-    def total(self, operand: Any) -> Sum:
+    def total(self, operand: Any, *, bounded: bool = False) -> Sum:
         """An operand as an exact sum: quantized, accumulated or constant.
 
+        Args:
+            operand: an argument.
+            bounded: an activation may have been applied to it.
+
         Raises:
-            NoIntegerForm: it is none of these, or an activation was applied to it.
+            NoIntegerForm: it is none of these.
         """
         found = self.value(operand)
         if found is None:
@@ -149,7 +153,7 @@ class Call:
                 raise NoIntegerForm(f"operand {_name(operand)} is not quantized")
             return Sum((), known)
         result = found if isinstance(found, Sum) else self.widened(found)
-        if result.is_bounded:
+        if result.is_bounded and not bounded:
             raise NoIntegerForm(f"operand {_name(operand)} was clamped and not quantized")
         return result
 
@@ -200,9 +204,7 @@ class Call:
         for user in node.users:
             if ops.is_op(user, ops.QUANTIZE):
                 params = quantization_of(user, self.constants)
-            elif ops.is_op(user, ops.MOVES | ops.CLAMP_LIKE | ops.CAT | ops.STACK) or (
-                user.target is ops.GETITEM
-            ):
+            elif ops.is_op(user, ops.MONOTONE) or user.target is ops.GETITEM:
                 params = self.destination(user)
             else:
                 return None

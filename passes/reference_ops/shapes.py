@@ -39,14 +39,12 @@ def move(call: Call) -> Value:
     return Quantized(_on_integers(call, x), params)
 
 
-def _rounded(call: Call, operand: Any) -> Quantized:
+def _rounded(call: Call, operand: Any, *, static: bool = False) -> Quantized:
     """An operand as integers; an accumulator is rounded to what the result is rounded to."""
     found = call.value(operand)
-    return (
-        requantize(call.emit, found, call.output)
-        if isinstance(found, Sum)
-        else (call.quantized(operand))
-    )
+    if isinstance(found, Sum):
+        return requantize(call.emit, found, call.output)
+    return call.quantized(operand, static=static)
 
 
 def _on_integers(call: Call, x: Quantized) -> Node:
@@ -132,7 +130,7 @@ def _level(params: QParams, value: float) -> int:
 @reference_rule(ops.MAX_POOL)
 def max_pool(call: Call) -> Quantized:
     """The largest integer is that of the largest number; padding never wins."""
-    x = call.quantized("self", static=True)
+    x = _rounded(call, call.argument("self"), static=True)
     if not ops.is_op(call.node, ops.MAX_POOL1D):
         return Quantized(call.emit.call(call.node.target, x.node, *call.node.args[1:]), x.params)
     names = ("kernel_size", "stride", "padding", "dilation")
@@ -147,7 +145,7 @@ def max_pool(call: Call) -> Quantized:
 @reference_rule(ops.EXTREME)
 def extreme(call: Call) -> Quantized:
     """The largest or smallest along dimensions."""
-    x = call.quantized("self", static=True)
+    x = _rounded(call, call.argument("self"), static=True)
     node = call.emit.call(call.node.target, x.node, *call.node.args[1:], **call.node.kwargs)
     return Quantized(node, x.params)
 
@@ -156,14 +154,33 @@ def extreme(call: Call) -> Quantized:
 
 
 @reference_rule(ops.CLAMP_LIKE)
-def clamp(call: Call) -> Sum:
-    """relu, relu6, hardtanh, clamp: bounds on the integers of the result."""
-    operand = call.node.args[0]
-    found = call.value(operand)
+def clamp(call: Call) -> Value:
+    """relu, relu6, hardtanh, clamp: bounds on integers.
+
+    Of a quantized value whose integers can hold the bounds (relu's is the zero point), at once;
+    else those of the result, which is exact, too.
+    """
+    found = call.value(call.node.args[0])
     if found is None:
         raise NoIntegerForm("its operand is not quantized")
-    value = found if isinstance(found, Sum) else call.widened(found)
-    return value.clamped(*_bounds(call))
+    low, high = _bounds(call)
+    if isinstance(found, Sum):
+        return found.clamped(low, high)
+    levels = [_exact_level(found.params, bound) for bound in (low, high)]
+    if None in levels:
+        return call.widened(found).clamped(low, high)
+    return Quantized(call.emit.call(aten.clamp.default, found.node, *levels), found.params)
+
+
+def _exact_level(params: QParams, bound: float) -> int | None:
+    """The integer that stands for a bound, or None if there is none."""
+    if not isinstance(params.scale, float) or not isinstance(params.zero_point, int):
+        return None
+    if bound == 0:
+        return params.zero_point
+    if bound <= (params.low - params.zero_point) * params.scale:
+        return params.low
+    return params.high if bound >= (params.high - params.zero_point) * params.scale else None
 
 
 def _bounds(call: Call) -> tuple[float, float]:

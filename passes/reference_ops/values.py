@@ -138,9 +138,19 @@ class Sum:
         return replace(self, low=least, high=most)
 
     def scaled(self, factor: float | Tensor) -> Sum:
-        """The sum times a known number or constant."""
+        """The sum times a known number or constant.
+
+        Raises:
+            NoIntegerForm: it has bounds and the factor is not one positive number.
+        """
         terms = tuple(term.scaled(factor) for term in self.terms)
-        return replace(self, terms=terms, constant=self.constant * factor)
+        result = replace(self, terms=terms, constant=self.constant * factor)
+        if not self.is_bounded:
+            return result
+        number = torch.as_tensor(factor)
+        if number.numel() != 1 or float(number) <= 0:
+            raise NoIntegerForm("an activation times what is not one positive number")
+        return replace(result, low=self.low * float(number), high=self.high * float(number))
 
 
 Value = Quantized | Sum
