@@ -14,6 +14,7 @@ from pt2q.fake_quantize import (
     enable_observer,
 )
 from pt2q.flow import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from pt2q.learnable import GroupFakeQuantize, LearnableFakeQuantize, enable_learning
 from pt2q.module import QuantGraphModule
 from pt2q.numerics import sqnr
 from pt2q.observers import (
@@ -53,7 +54,9 @@ __all__ = [
     "FixedQParamsObserver",
     "FixedQParamsQuantizationSpec",
     "FusedMovingAvgObsFakeQuantize",
+    "GroupFakeQuantize",
     "HistogramObserver",
+    "LearnableFakeQuantize",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
@@ -74,6 +77,7 @@ __all__ = [
     "disable_fake_quant",
     "disable_observer",
     "enable_fake_quant",
+    "enable_learning",
     "enable_observer",
     "move_exported_model_to_eval",
     "move_exported_model_to_train",

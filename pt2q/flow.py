@@ -41,6 +41,7 @@ from pt2q.passes.observers_to_qdq import ObserversToQDQ
 from pt2q.passes.port_metadata import PortNodeMetaForQDQ
 from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
 from pt2q.passes.reference import RewriteToReference
+from pt2q.passes.size_learned import SizeLearnedScales
 from pt2q.passes.train_eval import switch_mode
 from pt2q.plan import Plan, build_plan
 from pt2q.spec import Quantizer
@@ -128,7 +129,7 @@ def prepare_qat_pt2e(
         _annotate(prepared, quantizer)
         run_passes(prepared, [FuseConvBatchNormQAT(fast)])
         plan = _plan(prepared)
-        run_passes(prepared, [_insertion(plan, quantizer, is_qat=True)])
+        run_passes(prepared, [_insertion(plan, quantizer, is_qat=True), SizeLearnedScales()])
     prepared.recompile()
     prepared.record.stage = Stage.PREPARED_QAT
     _warn(prepared, plan)
