@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
+from torch.fx import GraphModule
+
+from pt2q.control_flow import graph_modules
 from pt2q.errors import GraphLawError
 from pt2q.graph import dump
 from pt2q.module import QuantGraphModule
@@ -19,7 +22,11 @@ _verify: ContextVar[bool] = ContextVar("verify", default=False)
 
 
 class Pass(Protocol):
-    """A step of a pipeline."""
+    """A step of a pipeline.
+
+    A pass with an attribute ``whole_model`` that is true is given the outermost module alone and
+    goes into control flow itself; others are called once for each graph.
+    """
 
     def __call__(self, model: QuantGraphModule) -> bool:
         """Change the model in place.
@@ -47,7 +54,7 @@ def verified_passes() -> Iterator[None]:
 
 
 def run_passes(model: QuantGraphModule, passes: Iterable[Pass]) -> QuantGraphModule:
-    """Run a pipeline in order and bring the module's code up to date once, if it changed.
+    """Run a pipeline in order, and bring code up to date where a pass changed the graph.
 
     Args:
         model: changed in place.
@@ -59,12 +66,19 @@ def run_passes(model: QuantGraphModule, passes: Iterable[Pass]) -> QuantGraphMod
     Raises:
         GraphLawError: under `verified_passes`, a pass broke a law.
     """
-    modified = False
+    modules = list(graph_modules(model))
     for step in passes:
-        modified |= _run_verified(model, step) if _verify.get() else step(model)
-    if modified:
-        model.recompile()
+        # A pass sees one graph; what control flow runs inside has graphs of its own.
+        whole = getattr(step, "whole_model", False)
+        changed = [m for m in (modules[:1] if whole else modules) if _run(m, step)]
+        for module in modules if whole and changed else changed:
+            module.recompile()
     return model
+
+
+def _run(model: GraphModule, step: Pass) -> bool:
+    assert isinstance(model, QuantGraphModule)
+    return _run_verified(model, step) if _verify.get() else step(model)
 
 
 def _run_verified(model: QuantGraphModule, step: Pass) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from pt2q.alias import StorageMap
+from pt2q.control_flow import graph_modules
 from pt2q.derived import DerivedObserver
 from pt2q.errors import AnnotationError
 from pt2q.graph import Names, copy_meta, create_call, edge_name, get_constant, is_constant
@@ -95,6 +96,8 @@ class InsertObservers:
         is_qat: insert fake quantizers.
     """
 
+    whole_model = True
+
     plan: Plan
     callback: Callable[[QuantGraphModule, Observers], None] | None = None
     is_qat: bool = False
@@ -106,7 +109,9 @@ class InsertObservers:
             self.callback(model, observers)
         for edge_or_node, reason in self.plan.skipped:
             model.record.note("insert_observers", edge_name(edge_or_node), reason)
-        _Inserter(model, observers, self.is_qat).run()
+        for module in graph_modules(model):
+            assert isinstance(module, QuantGraphModule)
+            _Inserter(module, observers, self.is_qat).run()
         return bool(observers)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
 
 from pt2q import ops
-from pt2q.errors import FlowError, NoDataError
+from pt2q.control_flow import graph_modules
+from pt2q.errors import AnnotationError, FlowError, NoDataError
 from pt2q.graph import (
     Names,
     copy_meta,
@@ -51,23 +52,40 @@ class ObserversToQDQ:
     in the graph by ``choose_qparams``; float16 and bfloat16 specs become a pair of casts.
     """
 
+    whole_model = True
+
     def __call__(self, model: QuantGraphModule) -> bool:
         """Replace all observers of the model.
 
         Raises:
             NoDataError: a static activation observer never saw data.
         """
-        found = observer_nodes(model)
-        _observe_constants(model, found)
-        writer = _Writer(model, _all_qparams(found))
-        for node, observer in found:
-            writer.replace(node, observer)
-        for target in {str(node.target) for node, _ in found}:
-            model.delete_submodule(target)
-        return bool(found)
+        modules = [m for m in graph_modules(model) if isinstance(m, QuantGraphModule)]
+        found = [(module, observer_nodes(module)) for module in modules]
+        shown = [o for module, calls in found for o in _observe_constants(module, calls)]
+        try:
+            qparams = _all_qparams([call for _, calls in found for call in calls])
+        finally:
+            _forget(shown)
+        for module, calls in found:
+            _replace_all(module, calls, qparams)
+        return any(calls for _, calls in found)
+
+
+def _replace_all(
+    model: QuantGraphModule, found: list[tuple[Node, Any]], qparams: QParams
+) -> None:
+    writer = _Writer(model, qparams)
+    for node, observer in found:
+        writer.replace(node, observer)
+    for target in {str(node.target) for node, _ in found}:
+        model.delete_submodule(target)
 
 
 # ------------------------------------------------------------------ parameters
+
+QParams: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Scale and zero point by the identity of the observer."""
 
 
 def _is_static(observer: Any) -> bool:
@@ -82,19 +100,38 @@ def _has_data(observer: Any) -> bool:
     return bool(observer.has_data)
 
 
-def _observe_constants(model: QuantGraphModule, found: list[tuple[Node, Any]]) -> None:
-    """Show constants to observers that need them: weights want no forward pass."""
+def _observe_constants(model: QuantGraphModule, found: list[tuple[Node, Any]]) -> list[Any]:
+    """Show constants to observers that need them: weights want no forward pass.
+
+    Returns:
+        The observers that had no data of their own: what computed constants (a transposed
+        weight) are read through, before the first forward pass.
+    """
     constants = Constants(model)
+    empty: dict[int, Any] = {}
     for node, observer in found:
         value = node.args[0]
         if not _is_static(observer) or not isinstance(value, Node):
             continue
+        if not constants.is_constant(value):
+            continue
         fresh = getattr(observer, "constant_input", False)
-        if constants.is_constant(value) and (fresh or not _has_data(observer)):
-            observer(constants.value(value))
+        if not fresh and id(observer) not in empty:
+            if _has_data(observer):
+                continue
+            empty[id(observer)] = observer
+        observer(constants.value(value))
+    return list(empty.values())
 
 
-def _all_qparams(found: list[tuple[Node, Any]]) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+def _forget(observers: list[Any]) -> None:
+    """The observers belong to the prepared model, which a conversion leaves as it was."""
+    for observer in observers:
+        if hasattr(observer, "reset"):
+            observer.reset()
+
+
+def _all_qparams(found: list[tuple[Node, Any]]) -> QParams:
     """Scale and zero point of each static observer, asked once however often it is used."""
     static = {id(o): (o, node) for node, o in found if _is_static(o)}
     _require_data([(node, observer) for observer, node in static.values()])
@@ -133,7 +170,7 @@ def _module_hint(node: Node) -> str:
 @dataclass
 class _Writer:
     model: QuantGraphModule
-    qparams: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    qparams: QParams
     names: Names = field(init=False)
     buffers: dict[tuple[int, str], str] = field(default_factory=dict)
 
@@ -230,9 +267,16 @@ class _Writer:
     def _per_token(self, node: Node, value: Node, observer: Any) -> Node:
         real = value_of(value)
         shape = (*real.shape[:-1], 1) if isinstance(real, torch.Tensor) else (1,)
+        low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
+        asked = (low, high, dtype, observer.qscheme)
+        if asked != (-128, 127, torch.int8, torch.per_tensor_affine):
+            raise AnnotationError(
+                f"{value.name}: parameters per token are computed for int8[-128, 127] with "
+                f"torch.per_tensor_affine alone, found {dtype}[{low}, {high}] with "
+                f"{observer.qscheme}; ask for that, or leave per_token out"
+            )
         chooser = ops.qd.choose_qparams_per_token_asymmetric.default
         scale, zero_point = self._chosen(node, chooser, (value, observer.dtype), shape)
-        low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
         params = (scale, zero_point, low, high, dtype)
         quantize = ops.qd.quantize_per_token.default
         q = self._call(node, quantize, (value, *params), fake_like(real, dtype))

@@ -222,7 +222,21 @@ def copy_module(model: GraphModule, record: FlowRecord | None = None) -> QuantGr
     for hook in model._forward_pre_hooks.values():
         if isinstance(hook, InputCheck):
             hook.install(result)
+    for name, body in _bodies(result).items():
+        inner = copy.copy(body.record) if isinstance(body, QuantGraphModule) else None
+        result.add_module(name, copy_module(body, inner))
     return result
+
+
+def _bodies(model: GraphModule) -> dict[str, GraphModule]:
+    """The graph modules that control-flow operators of the graph run, by name."""
+    found = {}
+    for node in model.graph.nodes:
+        if node.op == "get_attr" and "." not in str(node.target):
+            body = model._modules.get(str(node.target))
+            if isinstance(body, GraphModule):
+                found[str(node.target)] = body
+    return found
 
 
 EXPORT_HINT = (

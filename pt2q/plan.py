@@ -12,7 +12,7 @@ Every group then has one real spec: a chain of shared specs that reaches none is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,8 @@ from pt2q.spec import (
     QuantizationSpecBase,
     SharedQuantizationSpec,
 )
+
+Links = Sequence[tuple[Node, Node]]
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,14 @@ class _Tensors:
         self.skipped[key] = reason
 
 
-def _read(graph: Graph, storage: StorageMap) -> _Tensors:
+def _read(graphs: Sequence[Graph]) -> _Tensors:
     found = _Tensors()
+    for graph in graphs:
+        _read_graph(found, graph, StorageMap.of(graph))
+    return found
+
+
+def _read_graph(found: _Tensors, graph: Graph, storage: StorageMap) -> None:
     for node in graph.nodes:
         annotation = annotation_of(node)
         if annotation is None:
@@ -133,7 +141,6 @@ def _read(graph: Graph, storage: StorageMap) -> _Tensors:
                 _read_one(found, (producer, node), producer, spec, implicit, storage)
         if annotation.output_qspec is not None:
             _read_one(found, node, node, annotation.output_qspec, implicit, storage)
-    return found
 
 
 def _read_one(
@@ -165,7 +172,7 @@ def _read_one(
 class _Union:
     """Disjoint sets with path halving (Tarjan and van Leeuwen, 1984)."""
 
-    def __init__(self, keys: Iterator[EdgeOrNode]) -> None:
+    def __init__(self, keys: Iterable[EdgeOrNode]) -> None:
         self.parent = {key: key for key in keys}
 
     def find(self, key: EdgeOrNode) -> EdgeOrNode:
@@ -255,13 +262,16 @@ def _join_explicit(found: _Tensors, union: _Union) -> None:
 
 
 def _join_implicit(
-    graph: Graph,
+    graphs: Sequence[Graph],
+    links: Links,
     found: _Tensors,
     resolved: dict[EdgeOrNode, QuantizationSpecBase],
     union: _Union,
 ) -> None:
-    for node in graph.nodes:
-        same_value: list[EdgeOrNode] = [node, *((node, user) for user in node.users)]
+    for nodes in _values(graphs, links):
+        same_value: list[EdgeOrNode] = [
+            key for node in nodes for key in (node, *((node, user) for user in node.users))
+        ]
         first_with: list[EdgeOrNode] = []
         for key in same_value:
             if not found.implicit.get(key, False):
@@ -273,14 +283,29 @@ def _join_implicit(
                 union.join(match, key)
 
 
+def _values(graphs: Sequence[Graph], links: Links) -> list[list[Node]]:
+    """The nodes that are one value: each alone, but for those linked across graphs."""
+    linked = _Union(node for pair in links for node in pair)
+    for one, other in links:
+        linked.join(one, other)
+    classes: dict[EdgeOrNode, list[Node]] = {}
+    for graph in graphs:
+        for node in graph.nodes:
+            root = linked.find(node) if node in linked.parent else node
+            classes.setdefault(root, []).append(node)
+    return list(classes.values())
+
+
 # ------------------------------------------------------------------ groups
 
 
-def build_plan(graph: Graph) -> Plan:
-    """Resolve the annotations of a graph.
+def build_plan(graph: Graph, *bodies: Graph, links: Links = ()) -> Plan:
+    """Resolve the annotations of a graph and of those its control flow runs.
 
     Args:
         graph: annotated by a quantizer; it is not changed.
+        bodies: the graphs inside it.
+        links: pairs of nodes in different graphs that are one value.
 
     Returns:
         The plan, sources of derived groups first.
@@ -289,11 +314,12 @@ def build_plan(graph: Graph) -> Plan:
         AnnotationError: an annotation names an edge that does not exist.
         SharingError: a cycle or a dangling reference.
     """
-    found = _read(graph, StorageMap.of(graph))
+    graphs = (graph, *bodies)
+    found = _read(graphs)
     resolved = _resolve_all(found)
-    union = _Union(iter(found.specs))
+    union = _Union(found.specs)
     _join_explicit(found, union)
-    _join_implicit(graph, found, resolved, union)
+    _join_implicit(graphs, links, found, resolved, union)
     members: dict[EdgeOrNode, list[EdgeOrNode]] = {}
     for key in found.specs:
         members.setdefault(union.find(key), []).append(key)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 from typing_extensions import Self
 
+from pt2q.control_flow import is_control_flow, named_graph_modules
 from pt2q.graph import annotation_of, is_float_tensor, module_path
 from pt2q.ops import DROPOUT, GETITEM, SHAPE, is_mutating, is_op
 from pt2q.quantizers.annotate import carried_from
@@ -31,6 +33,8 @@ class TableQuantizer(Quantizer):
     Args:
         default: the configuration used everywhere if no ``set_`` method is given one.
     """
+
+    annotates_bodies = True
 
     def __init__(self, default: QuantizationConfig | None = None) -> None:
         self.selection: Selection[QuantizationConfig] = Selection(default)
@@ -117,11 +121,16 @@ class TableQuantizer(Quantizer):
     # ------------------------------------------------------------ annotation
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate the graph and make the report."""
-        run = _Run(self, model)
-        for match in run.matches():
-            match.rule.annotate(match)
-        self._report = run.report()
+        """Annotate the graph, and those its control flow runs, and make the report."""
+        modules = list(named_graph_modules(model))
+        choices = self.selection.resolve(*(module.graph for _, module in modules))
+        rows: list[Row] = []
+        for path, module in modules:
+            run = _Run(self, module, choices)
+            for match in run.matches():
+                match.rule.annotate(match)
+            rows += (replace(row, node=path + row.node) for row in run.report().rows)
+        self._report = Report(tuple(rows))
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -135,11 +144,16 @@ class TableQuantizer(Quantizer):
 class _Run:
     """The annotation of one graph."""
 
-    def __init__(self, quantizer: TableQuantizer, model: GraphModule) -> None:
+    def __init__(
+        self,
+        quantizer: TableQuantizer,
+        model: GraphModule,
+        choices: dict[Node, Choice[QuantizationConfig]],
+    ) -> None:
         self.quantizer = quantizer
         self.graph: Graph = model.graph
         self.context = Context(model, MaskFinder(model))
-        self.choices = quantizer.selection.resolve(model.graph)
+        self.choices = choices
         self.live = live_nodes(model.graph)
         self.tables: dict[QuantizationConfig, RuleTable] = {}
         self.reasons: dict[Node, str] = {}
@@ -200,7 +214,7 @@ class _Run:
         return Report(tuple(self._row(n) for n in self.graph.nodes if self._is_of_interest(n)))
 
     def _is_of_interest(self, node: Node) -> bool:
-        if node not in self.choices or node not in self.live:
+        if node not in self.choices or node not in self.live or is_control_flow(node):
             return False
         if node.target is GETITEM or (is_op(node, SHAPE | DROPOUT) and node not in self.kept):
             return False

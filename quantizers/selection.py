@@ -139,17 +139,18 @@ class Selection(Generic[C]):
         given += [e.config for e in self.by_operator]
         return self.default if all(config is None for config in given) else None
 
-    def resolve(self, graph: Graph) -> dict[Node, Choice[C]]:
-        """Find the statement that rules each call of a graph.
+    def resolve(self, *graphs: Graph) -> dict[Node, Choice[C]]:
+        """Find the statement that rules each call of some graphs.
 
         Args:
-            graph: an exported graph.
+            graphs: an exported graph, and those its control flow runs.
 
         Returns:
             A choice per ``call_function`` node. Warns, by name, about statements that match none.
         """
         resolver = _Resolver(self, self._global_config())
-        choices = {n: resolver.choose(n) for n in graph.nodes if n.op == "call_function"}
+        nodes = (node for graph in graphs for node in graph.nodes)
+        choices = {n: resolver.choose(n) for n in nodes if n.op == "call_function"}
         for label in resolver.unmatched():
             warnings.warn(
                 f"{label} matches nothing in the model; check the spelling against "
