@@ -1,8 +1,12 @@
 """Quantizers: what each backend runs quantized, and the tools to write more of them."""
 
+from pt2q.quantizers.composable import ComposableQuantizer
 from pt2q.quantizers.config import QuantizationConfig, get_symmetric_quantization_config
+from pt2q.quantizers.embedding import EmbeddingQuantizer, get_embedding_quantization_config
 from pt2q.quantizers.engine import TableQuantizer
+from pt2q.quantizers.masks import MaskFinder
 from pt2q.quantizers.report import Report, Row
+from pt2q.quantizers.roles import Roles, roles_of
 from pt2q.quantizers.rules import Kind, Match, Rule
 from pt2q.quantizers.selection import Selection
 from pt2q.quantizers.x86_inductor import (
@@ -12,10 +16,14 @@ from pt2q.quantizers.x86_inductor import (
 from pt2q.quantizers.xnnpack import XNNPACKQuantizer
 
 __all__ = [
+    "ComposableQuantizer",
+    "EmbeddingQuantizer",
     "Kind",
+    "MaskFinder",
     "Match",
     "QuantizationConfig",
     "Report",
+    "Roles",
     "Row",
     "Rule",
     "Selection",
@@ -23,5 +31,7 @@ __all__ = [
     "X86InductorQuantizer",
     "XNNPACKQuantizer",
     "get_default_x86_inductor_quantization_config",
+    "get_embedding_quantization_config",
     "get_symmetric_quantization_config",
+    "roles_of",
 ]
