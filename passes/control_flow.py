@@ -52,7 +52,7 @@ def _move_in(call: Branching, storage: StorageMap) -> None:
     fixed = call.group(layout.fixed)
     before = len(call.operands) - len(fixed)
     kept = []
-    for offset, operand in enumerate(fixed):
+    for operand in fixed:
         if not _is_movable(call.owner, operand, storage):
             kept.append(operand)
             continue
