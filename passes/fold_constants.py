@@ -13,11 +13,12 @@ from pt2q.graph import Names, copy_meta, fake_constant, is_constant, set_constan
 from pt2q.module import QuantGraphModule
 from pt2q.numerics import quantize
 from pt2q.passes.constants import Constants
+from pt2q.spec import CAST_DTYPES
 
 
 @dataclass(frozen=True)
 class FoldQuantizedConstants:
-    """Replace each quantize of a constant by its result.
+    """Replace each quantize of a constant by its result; so, too, casts to a narrower float.
 
     The quantize operators are run one by one and nothing else is: no dequantize, no float
     computation that is not needed. A constant that is quantized twice with equal parameters
@@ -29,7 +30,9 @@ class FoldQuantizedConstants:
         """Fold; returns whether any quantize was folded."""
         constants = Constants(model)
         found = [
-            n for n in model.graph.nodes if ops.is_op(n, ops.QUANTIZE) and constants.is_constant(n)
+            n
+            for n in model.graph.nodes
+            if (ops.is_op(n, ops.QUANTIZE) or _is_storage_cast(n)) and constants.is_constant(n)
         ]
         folder = _Folder(model, constants)
         for node in found:
@@ -37,7 +40,15 @@ class FoldQuantizedConstants:
         return bool(found)
 
 
+_CAST = frozenset({ops.TO_DTYPE})
 _AFFINE = frozenset({ops.qd.quantize_per_tensor.default, ops.qd.quantize_per_channel.default})
+
+
+def _is_storage_cast(node: Node) -> bool:
+    """The first of the two casts that a float16 or bfloat16 spec is turned into."""
+    if not ops.is_op(node, _CAST) or node.args[1] not in CAST_DTYPES:
+        return False
+    return all(ops.is_op(user, _CAST) and len(user.args) == 2 for user in node.users)
 
 
 class _Folder:
