@@ -72,3 +72,7 @@ class NothingQuantizedWarning(Pt2qWarning):
 
 class BatchNormNotFoldedWarning(Pt2qWarning):
     """A batch norm stays in the model because folding it would change the function."""
+
+
+class ReferenceIncompleteWarning(Pt2qWarning):
+    """A quantized operator has no integer form and stays in float."""

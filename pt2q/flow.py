@@ -18,6 +18,7 @@ from pt2q.errors import (
     FlowError,
     NotExportedError,
     NothingQuantizedWarning,
+    ReferenceIncompleteWarning,
 )
 from pt2q.module import (
     EXPORT_HINT,
@@ -198,8 +199,11 @@ def _insertion(plan: Plan, quantizer: Quantizer, *, is_qat: bool) -> Pass:
 
 def all_notes(model: QuantGraphModule) -> list[Note]:
     """What passes noted about a model and the bodies of its control flow."""
-    modules = (m for m in graph_modules(model) if isinstance(m, QuantGraphModule))
-    return [note for module in modules for note in module.record.notes]
+    return [note for module in _own_modules(model) for note in module.record.notes]
+
+
+def _own_modules(model: QuantGraphModule) -> list[QuantGraphModule]:
+    return [m for m in graph_modules(model) if isinstance(m, QuantGraphModule)]
 
 
 def _warn(model: QuantGraphModule, plan: Plan) -> None:
@@ -248,18 +252,22 @@ def convert_pt2e(
         if model.record.stage is Stage.PREPARED_QAT:
             switch_mode(converted, False)
             run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])
-        run_passes(converted, conversion_passes(fold_quantize=fold_quantize))
-        if use_reference_representation:
-            run_passes(converted, reference_passes())
+        passes = conversion_passes(
+            fold_quantize=fold_quantize, reference=use_reference_representation
+        )
+        run_passes(converted, passes)
     converted.recompile()
+    if use_reference_representation:
+        _warn_of_float(converted)
     return converted
 
 
-def conversion_passes(*, fold_quantize: bool) -> list[Pass]:
+def conversion_passes(*, fold_quantize: bool, reference: bool = False) -> list[Pass]:
     """The pipeline of `convert_pt2e`, in order.
 
     Args:
         fold_quantize: whether constants are stored quantized.
+        reference: whether quantized operators become integer arithmetic.
     """
     passes: list[Pass] = [
         ObserversToQDQ(),
@@ -269,13 +277,30 @@ def conversion_passes(*, fold_quantize: bool) -> list[Pass]:
     ]
     if fold_quantize:
         passes.append(FoldQuantizedConstants())
+    if reference:
+        passes += reference_passes()
     passes += [CloseControlFlow(), RemoveUnusedAttributes()]
     return passes
 
 
 def reference_passes() -> list[Pass]:
-    """What `convert_pt2e` adds for the reference representation, in order."""
-    return [RewriteToReference(), RemoveUnusedConstants(), RemoveUnusedAttributes()]
+    """What `conversion_passes` adds for the reference representation, in order."""
+    return [RewriteToReference(), RemoveUnusedConstants()]
+
+
+def _warn_of_float(model: QuantGraphModule) -> None:
+    """Name the quantized operators that have no integer form."""
+    reports = [m.record.facts.get("reference") for m in _own_modules(model)]
+    left = [item for r in reports if r is not None for item in r.left if item.between]
+    if left:
+        lines = "\n".join(f"  {item}" for item in left)
+        warnings.warn(
+            f"{len(left)} quantized operator(s) stay in float in the reference representation:\n"
+            f"{lines}\nGive them a rule (pt2q.passes.reference_ops.reference_rule) or leave them "
+            "unquantized",
+            ReferenceIncompleteWarning,
+            stacklevel=3,
+        )
 
 
 def _check_prepared(model: object) -> None:
