@@ -95,7 +95,7 @@ def _activation_constructor(is_qat: bool, is_dynamic: bool) -> Any:
     )
 
     if is_dynamic:
-        return PlaceholderObserver.with_args(eps=EPS)
+        return PlaceholderObserver
     if not is_qat:
         return HistogramObserver.with_args(eps=EPS)
     from pt2q.fake_quantize import FusedMovingAvgObsFakeQuantize

@@ -1,0 +1,268 @@
+"""Rewrites of an exported ONNX graph that runtimes and file size gain from.
+
+Each looks at one operator and what produces its inputs, and keeps what the graph computes:
+
+- a dynamic quantize with ONNX's own parameters is ``DynamicQuantizeLinear`` alone;
+- a transposed constant is stored transposed, so that a product sees its dequantized weight;
+- a dynamically quantized product becomes ``MatMulInteger``, which runs in integers;
+- an embedding is looked up in int8 and only the rows found are dequantized;
+- weights in [-8, 7] in groups are stored in 4 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+Rewrite = Callable[[ir.Graph, ir.Node], bool]
+
+
+def rewrite(model: ir.Model, *, four_bits: bool) -> None:
+    """Apply the rewrites to a model in place.
+
+    Args:
+        model: as exported.
+        four_bits: store grouped weights in 4 bits; the opset must have the type (21).
+    """
+    _forget_types(model)
+    rules: list[Rewrite] = [
+        _quantize_once,
+        _store_transposed,
+        _multiply_integers,
+        _look_up_integers,
+    ]
+    if four_bits:
+        rules.append(_store_four_bits)
+    for rule in rules:
+        for node in list(model.graph):
+            rule(model.graph, node)
+        _remove_unread(model.graph)
+    ShapeInferencePass()(model)
+
+
+def _forget_types(model: ir.Model) -> None:
+    """Types were taken over from torch, where computed parameters are float64 and int64."""
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in outputs:
+                value.type = None
+                value.shape = None
+
+
+# ------------------------------------------------------------------ reading
+
+
+def _array(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a constant, or None."""
+    if value is None:
+        return None
+    found = ir.convenience.get_const_tensor(value)
+    return None if found is None else found.numpy()
+
+
+def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == kind else None
+
+
+def _stored(node: ir.Node | None) -> bool:
+    """Whether a dequantize reads a stored weight."""
+    return node is not None and node.inputs[0] is not None and node.inputs[0].is_initializer()
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def _remove_unread(graph: ir.Graph) -> None:
+    outputs = set(graph.outputs)
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value in outputs for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del graph.initializers[name]
+
+
+# ------------------------------------------------------------------ writing
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    while name in graph.initializers:
+        name += "_"
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        shape=ir.Shape(array.shape),
+        const_value=ir.tensor(array, name=name),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _node(
+    graph: ir.Graph,
+    before: ir.Node,
+    kind: str,
+    inputs: list[ir.Value | None],
+    **attributes: int,
+) -> ir.Value:
+    """A new operator in front of another; gives its output."""
+    given = [ir.AttrInt64(name, value) for name, value in attributes.items()]
+    node = ir.Node("", kind, inputs, given)
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def _replace(old: ir.Node, new: ir.Value) -> None:
+    result = old.outputs[0]
+    new.name, new.type, new.shape = result.name, result.type, result.shape
+    result.name = None
+    graph = old.graph
+    result.replace_all_uses_with(new, replace_graph_outputs=True)
+    assert isinstance(graph, ir.Graph)
+    graph.remove(old, safe=True)
+
+
+# ------------------------------------------------------------------ the rules
+
+
+def _quantize_once(graph: ir.Graph, node: ir.Node) -> bool:
+    """``QuantizeLinear(x, s, z)`` with both from ``DynamicQuantizeLinear(x)``: its first output."""
+    if node.op_type != "QuantizeLinear":
+        return False
+    value, scale, zero_point = _three(node)
+    dynamic = _producer(scale, "DynamicQuantizeLinear")
+    if dynamic is None or dynamic.inputs[0] is not value:
+        return False
+    if scale is not dynamic.outputs[1] or zero_point is not dynamic.outputs[2]:
+        return False
+    node.outputs[0].replace_all_uses_with(dynamic.outputs[0])
+    graph.remove(node, safe=True)
+    return True
+
+
+def _store_transposed(graph: ir.Graph, node: ir.Node) -> bool:
+    """``Transpose(DequantizeLinear(w))`` with a matrix ``w``: store ``w`` transposed."""
+    dequantize = _producer(node.inputs[0] if node.inputs else None, "DequantizeLinear")
+    if node.op_type != "Transpose" or not _stored(dequantize):
+        return False
+    assert dequantize is not None
+    weight, scale, zero_point = (_array(value) for value in _three(dequantize))
+    if weight is None or scale is None or weight.ndim != 2 or len(dequantize.outputs[0].uses()) > 1:
+        return False
+    if list(node.attributes["perm"].as_ints()) != [1, 0]:
+        return False
+    attributes = {"axis": 1 - _int(dequantize, "axis", 1) % 2}
+    if _int(dequantize, "block_size", 0):
+        attributes["block_size"] = _int(dequantize, "block_size", 0)
+    values = [_turned(graph, dequantize, i) for i, a in enumerate((weight, scale, zero_point))]
+    _replace(node, _node(graph, node, "DequantizeLinear", values, **attributes))
+    return True
+
+
+def _three(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    inputs = list(node.inputs)
+    return tuple(inputs + [None] * (3 - len(inputs)))
+
+
+def _turned(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value | None:
+    """An input of a dequantize, matrices transposed."""
+    value = _three(node)[index]
+    array = _array(value)
+    if value is None or array is None or array.ndim != 2:
+        return value
+    return _constant(graph, f"{value.name}_t", np.ascontiguousarray(array.T))
+
+
+def _multiply_integers(graph: ir.Graph, node: ir.Node) -> bool:
+    """``DQ(Q(x, s, z)) @ DQ(w, t)`` with computed ``s``: ``(q - z) @ w * (s * t)``, in int32."""
+    if node.op_type not in ("MatMul", "Gemm") or not _is_plain(node):
+        return False
+    left = _producer(node.inputs[0], "DequantizeLinear")
+    right = _producer(node.inputs[1], "DequantizeLinear")
+    if left is None or right is None or not _stored(right) or _stored(left):
+        return False
+    if _array(left.inputs[1]) is not None:
+        return False
+    weight = _integer_factor(graph, node, right)
+    if weight is None:
+        return False
+    steps, scale, zero_point = _three(left)
+    total = _node(graph, node, "MatMulInteger", [steps, weight, zero_point])
+    as_float = _node(graph, node, "Cast", [total], to=int(ir.DataType.FLOAT))
+    scales = _node(graph, node, "Mul", [scale, right.inputs[1]])
+    result = _node(graph, node, "Mul", [as_float, scales])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        result = _node(graph, node, "Add", [result, bias])
+    _replace(node, result)
+    return True
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """A product without factors of its own (``alpha``, ``beta``) and without ``transA``."""
+    factors = (node.attributes.get(name) for name in ("alpha", "beta"))
+    return all(f is None or f.as_float() == 1.0 for f in factors) and not _int(node, "transA", 0)
+
+
+def _integer_factor(graph: ir.Graph, node: ir.Node, right: ir.Node) -> ir.Value | None:
+    """The stored weight as [K, N], if its scales belong to N and its zero points are 0."""
+    weight, zero_point = _array(right.inputs[0]), _array(_three(right)[2])
+    turned = bool(_int(node, "transB", 0))
+    if weight is None or weight.ndim != 2 or weight.dtype != np.int8:
+        return None
+    if zero_point is not None and np.any(zero_point != 0):
+        return None
+    scale = _array(right.inputs[1])
+    axis = _int(right, "axis", 1) % 2
+    if scale is None or (scale.ndim == 1 and axis != (0 if turned else 1)) or scale.ndim > 1:
+        return None
+    if not turned:
+        return right.inputs[0]
+    return _turned(graph, right, 0)
+
+
+def _look_up_integers(graph: ir.Graph, node: ir.Node) -> bool:
+    """``Gather(DQ(w, s, z), i)`` along rows: ``(Gather(w, i) - z) * Gather(s, i)``."""
+    if node.op_type != "Gather" or _int(node, "axis", 0) != 0:
+        return False
+    dequantize = _producer(node.inputs[0], "DequantizeLinear")
+    if not _stored(dequantize):
+        return False
+    assert dequantize is not None
+    table, scale, zero_point = _three(dequantize)
+    numbers, zeros = _array(scale), _array(zero_point)
+    if numbers is None or _int(dequantize, "axis", 1) != 0 or _int(dequantize, "block_size", 0):
+        return False
+    if numbers.ndim != 1 or (zeros is not None and np.any(zeros != 0)):
+        return False
+    assert scale is not None
+    rows = _node(graph, node, "Gather", [table, node.inputs[1]], axis=0)
+    steps = _node(graph, node, "Cast", [rows], to=int(ir.DataType.FLOAT))
+    column = _constant(graph, f"{scale.name}_column", numbers.reshape(-1, 1))
+    scales = _node(graph, node, "Gather", [column, node.inputs[1]], axis=0)
+    _replace(node, _node(graph, node, "Mul", [steps, scales]))
+    return True
+
+
+def _store_four_bits(graph: ir.Graph, node: ir.Node) -> bool:
+    """A grouped weight whose integers fit: store it in 4 bits."""
+    if node.op_type != "DequantizeLinear" or not _int(node, "block_size", 0) or not _stored(node):
+        return False
+    weight, _, zero_point = _three(node)
+    numbers = _array(weight)
+    if numbers is None or numbers.dtype != np.int8 or numbers.min() < -8 or numbers.max() > 7:
+        return False
+    for index, value in ((0, weight), (2, zero_point)):
+        array = _array(value)
+        if value is not None and array is not None:
+            packed = _constant(graph, f"{value.name}_int4", array.astype(ml_dtypes.int4))
+            node.replace_input_with(index, packed)
+    return True
