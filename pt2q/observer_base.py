@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from pt2q.errors import NoDataError, NonFiniteActivationError
-from pt2q.histogram import make_room
 from pt2q.numerics import (
     DEFAULT_EPS,
     choose_qparams,
@@ -26,6 +25,7 @@ from pt2q.numerics import (
     is_per_channel,
     is_quantized_dtype,
 )
+from pt2q.streaming import make_room
 
 _WIDE_LIMIT = (1 - 2**-8) * 2.0**128
 MASK_LIMITS = {

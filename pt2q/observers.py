@@ -10,14 +10,7 @@ from torch import Tensor, nn
 
 from pt2q.clipping import Grid, best_grid
 from pt2q.errors import NoDataError
-from pt2q.histogram import (
-    DEFAULT_BINS,
-    StreamingHistogram,
-    estimated_counts,
-    few_values,
-    flattened,
-    summarise,
-)
+from pt2q.histogram import DEFAULT_BINS, flattened, summarise
 from pt2q.numerics import (
     FLOAT8_DTYPES,
     choose_qparams,
@@ -26,6 +19,7 @@ from pt2q.numerics import (
     symmetric_zero_point,
 )
 from pt2q.observer_base import CAST_DTYPES, MASK_LIMITS, ObserverBase, ObserverConstructor
+from pt2q.streaming import StreamingHistogram, estimated_counts, few_values
 
 __all__ = [
     "CAST_DTYPES",
@@ -204,7 +198,7 @@ class MovingAveragePerChannelMinMaxObserver(_MovingAverage):
 class HistogramObserver(MinMaxObserver):
     """The scale and zero point with the smallest squared error, found on a histogram.
 
-    The histogram is streamed (:mod:`pt2q.histogram`) and searched (:mod:`pt2q.clipping`); the
+    The histogram is streamed (:mod:`pt2q.streaming`) and searched (:mod:`pt2q.clipping`); the
     smallest and the largest value are kept exactly beside it. float8 and grids wider than any
     histogram (int32) use these alone.
 

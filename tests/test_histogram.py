@@ -13,7 +13,7 @@ from pt2q.clipping import Grid, _Table, best_grid, exact_error
 from pt2q.histogram import (
     BLOCK,
     WHOLE,
-    StreamingHistogram,
+    blocks_of,
     counted,
     exponent_for,
     exponent_tensor,
@@ -27,6 +27,7 @@ from pt2q.histogram import (
 )
 from pt2q.numerics import fake_quantize, sqnr
 from pt2q.observers import HistogramObserver
+from pt2q.streaming import StreamingHistogram
 
 BINS = 256
 
@@ -61,7 +62,7 @@ def test_counts_go_by_parts() -> None:
 def test_summary_of_a_large_tensor(size: int) -> None:
     x = torch.randn(size)
     low, high = extremes_of(x)
-    blocks = size // BLOCK
+    blocks = blocks_of(size)
     body = x[: blocks * BLOCK].view(BLOCK, blocks)
     assert low.shape == high.shape == (blocks,)
     assert float(low.min()) == float(x.min()) and float(high.max()) == float(x.max())
@@ -70,6 +71,14 @@ def test_summary_of_a_large_tensor(size: int) -> None:
     stratum = stratum_of(size)
     assert torch.equal(positions // stratum, torch.arange(size // stratum, dtype=torch.int32))
     assert not torch.equal(positions, sample_positions(size, 1, x.device))
+
+
+@pytest.mark.parametrize("width", [64, 384, 768, 3072])
+def test_an_outlier_channel_shows_in_all_blocks(width: int) -> None:
+    x = torch.zeros(width * 520)
+    x[5::width] = 1.0
+    _, high = extremes_of(x)
+    assert float(high.sum()) > 0.8 * min(520, high.shape[0] * (1 - math.exp(-BLOCK / width)))
 
 
 def test_flattening_does_not_copy_dense_tensors() -> None:
@@ -94,7 +103,8 @@ def test_when_the_histogram_is_counted_makes_no_difference() -> None:
 
 
 def test_tails_are_restored_from_block_extremes() -> None:
-    size, blocks = BLOCK * 8000, 8000
+    size = BLOCK * 8000
+    blocks = blocks_of(size)
     x = torch.distributions.Laplace(0.0, 4.0).sample((size,)).abs()
     true = torch.bincount(x.int(), minlength=128).double().view(1, -1)
     positions = sample_positions(size, 0, x.device)
