@@ -76,8 +76,8 @@ class FakeQuantize(nn.Module):
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self.register_buffer("fake_quant_enabled", torch.ones(1, dtype=torch.int64))
         self.register_buffer("observer_enabled", torch.ones(1, dtype=torch.int64))
-        # What the buffers say, without asking a device; None: ask again.
-        self._switches: tuple[bool, bool] | None = (True, True)
+        # What the buffers say, without asking a device: (observing, rounding).
+        self._switches = (True, True)
         self._ready: bool | None = None
 
     @classmethod
@@ -117,15 +117,13 @@ class FakeQuantize(nn.Module):
     # -------------------------------------------------------------- switches
 
     def _is_on(self) -> tuple[bool, bool]:
-        """(observing, fake-quantizing)."""
-        if self._switches is None:
-            self._switches = bool(self.observer_enabled), bool(self.fake_quant_enabled)
+        """(observing, rounding)."""
         return self._switches
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Round, or let pass."""
         self.fake_quant_enabled.fill_(int(enabled))
-        self._switches = None
+        self._switches = (self._switches[0], enabled)
 
     def disable_fake_quant(self) -> None:
         """Let pass what comes."""
@@ -134,7 +132,7 @@ class FakeQuantize(nn.Module):
     def enable_observer(self, enabled: bool = True) -> None:
         """Follow the range, or keep the parameters as they are."""
         self.observer_enabled.fill_(int(enabled))
-        self._switches = None
+        self._switches = (enabled, self._switches[1])
 
     def disable_observer(self) -> None:
         """Keep the parameters as they are."""
@@ -159,7 +157,11 @@ class FakeQuantize(nn.Module):
         if self.is_dynamic:
             observer.reset()
         observer(x)
-        self._set_qparams(*observer.calculate_qparams())
+        self.take_parameters()
+
+    def take_parameters(self) -> None:
+        """Take the parameters from the observer's range as it is."""
+        self._set_qparams(*self.activation_post_process.calculate_qparams())
 
     def _set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
         if self.scale.shape != scale.shape or self.scale.device != scale.device:
@@ -190,7 +192,8 @@ class FakeQuantize(nn.Module):
             if stored is not None and stored.shape != own.shape:
                 self._buffers[name] = own.new_empty(stored.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._switches = self._ready = None
+        self._switches = bool(self.observer_enabled), bool(self.fake_quant_enabled)
+        self._ready = None
 
     def extra_repr(self) -> str:
         """Return the state, for ``repr``."""
@@ -237,8 +240,18 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         extremes = torch.stack(self._extremes(x), -1)
         if self.is_dynamic:
             self.activation_post_process.reset()
-        self._make_room(extremes)
         self._follow(extremes)
+
+    @torch.no_grad()
+    def take_parameters(self) -> None:
+        """See `FakeQuantize.take_parameters`; averaging a range with itself leaves it as it is."""
+        observer = self.activation_post_process
+        self._follow(torch.stack((observer.min_val, observer.max_val), -1))
+
+    def _follow(self, extremes: Tensor) -> None:
+        """Average the range, [2] or [C, 2], and choose parameters."""
+        self._make_room(extremes)
+        self._call_operator(extremes)
         if self.eps > _OPERATOR_FLOOR:
             self.scale.clamp_(min=self.eps)
         self._ready = True
@@ -266,8 +279,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         self.scale = torch.ones(channels or (1,), device=device)
         self.zero_point = torch.zeros(channels or (1,), dtype=torch.int32, device=device)
 
-    def _follow(self, extremes: Tensor) -> None:
-        """Let the operator average the range and choose parameters, from [2] or [C, 2]."""
+    def _call_operator(self, extremes: Tensor) -> None:
         observer = self.activation_post_process
         torch.fused_moving_avg_obs_fake_quant(
             extremes,

@@ -39,6 +39,7 @@ from pt2q.passes.duplicate_dq import DuplicateDQPass
 from pt2q.passes.fold_constants import FoldQuantizedConstants
 from pt2q.passes.insert_observers import InsertObservers
 from pt2q.passes.observers_to_qdq import ObserversToQDQ
+from pt2q.passes.own_tensors import OwnTensors
 from pt2q.passes.port_metadata import PortNodeMetaForQDQ
 from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
 from pt2q.passes.reference import RewriteToReference
@@ -256,6 +257,8 @@ def convert_pt2e(
             fold_quantize=fold_quantize, reference=use_reference_representation
         )
         run_passes(converted, passes)
+        if model.record.stage is Stage.PREPARED_QAT:
+            run_passes(converted, [OwnTensors()])
     converted.recompile()
     if use_reference_representation:
         _warn_of_float(converted)
