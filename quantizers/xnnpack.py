@@ -74,6 +74,7 @@ from pt2q.quantizers.config import (
 from pt2q.quantizers.engine import TableQuantizer
 from pt2q.quantizers.roles import float_activations, roles_of
 from pt2q.quantizers.rules import Check, Kind, Match, Rule
+from pt2q.quantizers.untie import untie_biases
 from pt2q.spec import QuantizationSpec
 
 MAX_DIMENSIONS = 6
@@ -378,6 +379,15 @@ class XNNPACKQuantizer(TableQuantizer):
     ) -> None:
         super().__init__(default or get_symmetric_quantization_config(is_per_channel=True))
         self.residual_projections = residual_projections
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Give calls that share a bias copies of it: the runtime stores each in one scale.
+
+        In training the bias stays one tensor.
+        """
+        if not any(config.is_qat for config in self.selection.configs()):
+            untie_biases(model)
+        return model
 
     def refine(self, match: Match, kept: dict[Node, Match]) -> Match:
         """Quantize at run time what a static output would spoil; see `residual_projections`."""
