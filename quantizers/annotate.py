@@ -35,12 +35,18 @@ def set_annotation(
     node.meta[QUANT_ANNOTATION_KEY] = QuantizationAnnotation(kept, output, _annotated=True)
 
 
-def _annotate_chain(
+def annotate_chain(
     match: Match,
     inputs: dict[Node, QuantizationSpecBase | None],
     output: QuantizationSpecBase | None,
 ) -> None:
-    """Inputs at the head, the output at the last node; what lies between is merely claimed."""
+    """Inputs at the head, the output at the last node; what lies between is merely claimed.
+
+    Args:
+        match: the place.
+        inputs: a spec per input of the head; None leaves one in float.
+        output: the spec of the last node's result, or None.
+    """
     if len(match.nodes) == 1:
         set_annotation(match.head, inputs, output)
         return
@@ -57,7 +63,7 @@ def annotate_chain_inputs(match: Match, inputs: dict[Node, QuantizationSpecBase 
         match: the place; the nodes behind the head are claimed.
         inputs: a spec per input of the head.
     """
-    _annotate_chain(match, inputs, None)
+    annotate_chain(match, inputs, None)
 
 
 def annotate_weighted(match: Match) -> None:
@@ -80,7 +86,7 @@ def annotate_with(match: Match, config: QuantizationConfig) -> None:
         inputs[roles.weight] = config.weight
     if roles.bias is not None:
         inputs[roles.bias] = config.bias
-    _annotate_chain(match, inputs, config.output_activation)
+    annotate_chain(match, inputs, config.output_activation)
 
 
 def annotate_independent(match: Match) -> None:
@@ -89,7 +95,7 @@ def annotate_independent(match: Match) -> None:
     inputs: dict[Node, QuantizationSpecBase | None] = {
         source: config.input_activation for source in float_activations(match.head)
     }
-    _annotate_chain(match, inputs, config.output_activation)
+    annotate_chain(match, inputs, config.output_activation)
 
 
 def annotate_joined(match: Match) -> None:
@@ -98,7 +104,7 @@ def annotate_joined(match: Match) -> None:
     shared = SharedQuantizationSpec((first, match.head))
     inputs: dict[Node, QuantizationSpecBase | None] = {first: match.config.input_activation}
     inputs.update(dict.fromkeys(others, shared))
-    _annotate_chain(match, inputs, shared)
+    annotate_chain(match, inputs, shared)
 
 
 def annotate_carried(match: Match) -> None:
@@ -107,7 +113,7 @@ def annotate_carried(match: Match) -> None:
     shared = SharedQuantizationSpec(source)
     reads_tensor = source in match.head.all_input_nodes
     output = shared if is_float_tensor(match.last) else None
-    _annotate_chain(match, {source: shared} if reads_tensor else {}, output)
+    annotate_chain(match, {source: shared} if reads_tensor else {}, output)
 
 
 def carried_from(node: Node) -> Node:
