@@ -5,6 +5,11 @@ from pt2q.quantizers.config import QuantizationConfig, get_symmetric_quantizatio
 from pt2q.quantizers.embedding import EmbeddingQuantizer, get_embedding_quantization_config
 from pt2q.quantizers.engine import TableQuantizer
 from pt2q.quantizers.masks import MaskFinder
+from pt2q.quantizers.onnx_qdq import (
+    OnnxQDQQuantizer,
+    get_onnxruntime_quantization_config,
+    get_tensorrt_quantization_config,
+)
 from pt2q.quantizers.report import Report, Row
 from pt2q.quantizers.roles import Roles, roles_of
 from pt2q.quantizers.rules import Kind, Match, Rule
@@ -21,6 +26,7 @@ __all__ = [
     "Kind",
     "MaskFinder",
     "Match",
+    "OnnxQDQQuantizer",
     "QuantizationConfig",
     "Report",
     "Roles",
@@ -32,6 +38,8 @@ __all__ = [
     "XNNPACKQuantizer",
     "get_default_x86_inductor_quantization_config",
     "get_embedding_quantization_config",
+    "get_onnxruntime_quantization_config",
     "get_symmetric_quantization_config",
+    "get_tensorrt_quantization_config",
     "roles_of",
 ]

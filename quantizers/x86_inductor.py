@@ -8,7 +8,6 @@ is read in float alone stays in float.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +54,7 @@ from pt2q.quantizers.config import (
     get_symmetric_quantization_config,
 )
 from pt2q.quantizers.engine import TableQuantizer
+from pt2q.quantizers.residual import residual_of
 from pt2q.quantizers.roles import float_activations, roles_of
 from pt2q.quantizers.rules import Kind, Match, Rule
 from pt2q.spec import QuantizationSpec, QuantizationSpecBase
@@ -106,42 +106,9 @@ def _activation_constructor(is_qat: bool, is_dynamic: bool) -> Any:
 # ------------------------------------------------------------------ residual additions
 
 
-@dataclass(frozen=True)
-class _Residual:
-    """An addition that the kernel of a convolution performs.
-
-    Args:
-        convolved: the operand whose convolution takes the addition in.
-        other: the operand it adds, which must be quantized.
-    """
-
-    convolved: Node
-    other: Node
-
-
-def _residual(node: Node) -> _Residual | None:
-    """Read an addition as a convolution's residual, if it can be."""
-    operands = float_activations(node)
-    if len(operands) != 2:
-        return None
-    # The later convolution takes the addition in: by then the other operand is there.
-    for convolved in sorted(operands, reverse=True):
-        other = operands[1] if convolved is operands[0] else operands[0]
-        source = _convolution_of(convolved)
-        if source is not None and source.args[0] is not other and other.op != "get_attr":
-            return _Residual(convolved, other)
-    return None
-
-
-def _convolution_of(node: Node) -> Node | None:
-    """The convolution that a tensor comes straight from, and that nobody else reads."""
-    if len(node.users) == 1 and is_op(node, BATCH_NORM) and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return node if len(node.users) == 1 and is_op(node, CONV1D | CONV2D) else None
-
-
 def _adds_to_convolution(match: Match) -> str | None:
-    if _residual(match.head) is None:
+    # The later convolution takes the addition in: by then the other operand is there.
+    if residual_of(match.head, CONV1D | CONV2D, prefer_last=True) is None:
         return "no operand comes straight from a convolution: it is added in float"
     return None
 
@@ -152,7 +119,7 @@ def _same_shape(match: Match) -> str | None:
 
 
 def _annotate_residual(match: Match) -> None:
-    found = _residual(match.head)
+    found = residual_of(match.head, CONV1D | CONV2D, prefer_last=True)
     assert found is not None
     annotate_chain_inputs(match, {found.other: match.config.input_activation})
 
