@@ -166,7 +166,8 @@ class _Fusion:
         """``s``, [C]."""
         var, gamma, aten = self.bn.running_var, self.bn.weight, ops.aten
         assert var is not None
-        shifted = self.add(aten.add.Tensor, var, self.bn.eps, like=var)
+        present = self.add(ops.SNAPSHOT, var, like=var)
+        shifted = self.add(aten.add.Tensor, present, self.bn.eps, like=var)
         std = self.add(aten.sqrt.default, shifted, like=var)
         if gamma is None:
             return self.add(aten.reciprocal.default, std, like=var)

@@ -118,6 +118,14 @@ library.define(
     "float eps) -> Tensor"
 )
 SCALED_BATCH_NORM = torch.ops.pt2q.scaled_batch_norm.default
+
+# A copy of a buffer that the same step updates later. An operator of its own, because a compiler
+# would compute a clone anew in the backward pass, when the buffer has changed.
+library.define("snapshot(Tensor input) -> Tensor")
+library.impl("snapshot", torch.clone, "CPU")
+library.impl("snapshot", torch.clone, "CUDA")
+library.impl("snapshot", torch.empty_like, "Meta")
+SNAPSHOT = torch.ops.pt2q.snapshot.default
 BATCH_NORM_IN_TRAINING = BATCH_NORM | {SCALED_BATCH_NORM}
 
 GETITEM = operator.getitem

@@ -433,7 +433,8 @@ def test_golden() -> None:
     assert body == [
         "%input_1 = placeholder(input)",
         "%activation_post_process_0 = activation_post_process_0(%input_1)",
-        "%add_tensor = aten.add.Tensor(%_1_running_var, 1e-05)",
+        "%snapshot_default = pt2q.snapshot.default(%_1_running_var)",
+        "%add_tensor = aten.add.Tensor(%snapshot_default, 1e-05)",
         "%sqrt_default = aten.sqrt.default(%add_tensor)",
         "%div_tensor = aten.div.Tensor(%_1_weight, %sqrt_default)",
         "%eq_scalar = aten.eq.Scalar(%div_tensor, 0)",
