@@ -27,6 +27,9 @@ from pt2q.spec import CAST_DTYPES, PER_CHANNEL_SCHEMES
 
 PASS_NAME = "pt2q.observers_to_qdq"
 
+QParams: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Scale and zero point by the identity of the observer."""
+
 
 def is_observer(module: object) -> bool:
     """Whether a submodule observes or fake-quantizes: it can say scale and zero point."""
@@ -72,9 +75,7 @@ class ObserversToQDQ:
         return any(calls for _, calls in found)
 
 
-def _replace_all(
-    model: QuantGraphModule, found: list[tuple[Node, Any]], qparams: QParams
-) -> None:
+def _replace_all(model: QuantGraphModule, found: list[tuple[Node, Any]], qparams: QParams) -> None:
     writer = _Writer(model, qparams)
     for node, observer in found:
         writer.replace(node, observer)
@@ -83,9 +84,6 @@ def _replace_all(
 
 
 # ------------------------------------------------------------------ parameters
-
-QParams: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]
-"""Scale and zero point by the identity of the observer."""
 
 
 def _is_static(observer: Any) -> bool:
@@ -137,11 +135,11 @@ def _all_qparams(found: list[tuple[Node, Any]]) -> QParams:
     _require_data([(node, observer) for observer, node in static.values()])
     # Ours are searched together, which is several times faster than one by one.
     ours = [o for o, _ in static.values() if type(o) is HistogramObserver]
-    found = dict(zip(map(id, ours), batched_qparams(ours), strict=True))
+    qparams: QParams = dict(zip(map(id, ours), batched_qparams(ours), strict=True))
     for key, (observer, _) in static.items():
-        if key not in found:
-            found[key] = observer.calculate_qparams()
-    return found
+        if key not in qparams:
+            qparams[key] = observer.calculate_qparams()
+    return qparams
 
 
 def _require_data(static: list[tuple[Node, Any]]) -> None:
@@ -289,7 +287,7 @@ class _Writer:
     ) -> tuple[Node, Node]:
         """Scale (float64) and zero point (int64) computed in the graph, as two nodes."""
         real = value_of(args[0])
-        values = (None, None)
+        values: tuple[Any, Any] = (None, None)
         if isinstance(real, torch.Tensor):
             with real.fake_mode if hasattr(real, "fake_mode") else torch.no_grad():
                 scale = torch.empty(shape, dtype=torch.float64, device=real.device)

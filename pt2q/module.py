@@ -440,7 +440,8 @@ def _thaw_value(value: Any, mode: FakeTensorMode) -> Any:
 def _freeze_graph(graph: Graph) -> tuple[Any, list[Any]]:
     rows = []
     for node in graph.nodes:
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: _Ref(n.name))
+        refer: Any = lambda n: _Ref(n.name)  # noqa: E731 - FX types it as returning an argument
+        args, kwargs = map_arg((node.args, node.kwargs), refer)
         meta = {key: node.meta[key] for key in (*COPIED_META, "from_node") if key in node.meta}
         meta["val"] = _freeze_value(node.meta.get("val"))
         rows.append((node.op, node.name, _freeze_target(node.target), args, kwargs, meta))
@@ -467,4 +468,3 @@ def _rebuild(state: dict[str, Any], frozen: tuple[Any, list[Any]]) -> QuantGraph
     result = QuantGraphModule(root, _thaw_graph(*frozen), record=state.get("record"))
     _copy_hooks(root, result)
     return result
-

@@ -339,7 +339,7 @@ def _argument_index(target: Target, name: str) -> tuple[int, Any, bool]:
 def has_argument(node: Node, name: str) -> bool:
     """Whether the operator's schema has an argument of that name."""
     try:
-        _argument_index(node.target, name)  # type: ignore[arg-type]
+        _argument_index(node.target, name)
     except KeyError:
         return False
     return True
@@ -355,7 +355,7 @@ def argument(node: Node, name: str) -> Any:
     Raises:
         KeyError: the schema has no such argument.
     """
-    index, default, kwarg_only = _argument_index(node.target, name)  # type: ignore[arg-type]
+    index, default, kwarg_only = _argument_index(node.target, name)
     if name in node.kwargs:
         return node.kwargs[name]
     if not kwarg_only and index < len(node.args):
@@ -374,7 +374,7 @@ def set_argument(node: Node, name: str, value: Any) -> None:
     Raises:
         KeyError: the schema has no such argument.
     """
-    index, _, kwarg_only = _argument_index(node.target, name)  # type: ignore[arg-type]
+    index, _, kwarg_only = _argument_index(node.target, name)
     if kwarg_only or name in node.kwargs or index > len(node.args):
         node.kwargs = {**node.kwargs, name: value}
         return

@@ -207,7 +207,10 @@ def _sharing_error(key: EdgeOrNode, found: _Tensors) -> SharingError:
 
 
 def _as_key(edge_or_node: EdgeOrNode) -> EdgeOrNode:
-    return edge_or_node if isinstance(edge_or_node, Node) else tuple(edge_or_node)
+    if isinstance(edge_or_node, Node):
+        return edge_or_node
+    producer, consumer = edge_or_node  # a list is taken for a tuple
+    return producer, consumer
 
 
 def _resolve(found: _Tensors) -> dict[EdgeOrNode, QuantizationSpecBase]:
@@ -261,6 +264,10 @@ def _join_explicit(found: _Tensors, union: _Union) -> None:
             union.join(_as_key(spec.edge_or_node), key)
 
 
+def _keys_of(node: Node) -> list[EdgeOrNode]:
+    return [node, *((node, user) for user in node.users)]
+
+
 def _join_implicit(
     graphs: Sequence[Graph],
     links: Links,
@@ -269,9 +276,7 @@ def _join_implicit(
     union: _Union,
 ) -> None:
     for nodes in _values(graphs, links):
-        same_value: list[EdgeOrNode] = [
-            key for node in nodes for key in (node, *((node, user) for user in node.users))
-        ]
+        same_value = [key for node in nodes for key in _keys_of(node)]
         first_with: list[EdgeOrNode] = []
         for key in same_value:
             if not found.implicit.get(key, False):
