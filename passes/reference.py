@@ -122,7 +122,7 @@ class _Rewriter:
     def _dequantize(self, node: Node) -> None:
         params = quantization_of(node, self.constants)
         integers = node.args[0]
-        if params is not None and isinstance(integers, Node):
+        if params is not None and isinstance(integers, Node) and self._is_private(node):
             self.values[node] = Quantized(integers, params)
 
     def _quantize(self, node: Node) -> None:
@@ -144,23 +144,31 @@ class _Rewriter:
             return requantize(self.emit, found, params).node
         if found.params.same(params):
             return found.node
-        call = Call(self.emit.at, self.emit, self.values, self.constants, self.storage)
+        call = Call(self.emit.at, self.emit, self.values, self.constants)
         return requantize(self.emit, call.widened(found), params).node
 
     # -------------------------------------------------------------- operators
 
     def _operator(self, node: Node) -> None:
         rule = RULES.get(node.target) if node.op == "call_function" else None  # type: ignore[arg-type]
-        if rule is None:
-            self._stays(node, "no rule gives its integer form")
+        if rule is None or not self._is_private(node):
+            written = "its result is overwritten while others read it"
+            self._stays(node, "no rule gives its integer form" if rule is None else written)
             return
         try:
-            call = Call(node, self.emit, self.values, self.constants, self.storage)
+            call = Call(node, self.emit, self.values, self.constants)
             self.values[node] = rule(call)
         except NoIntegerForm as reason:
             self._stays(node, str(reason))
             return
         self.integer.append(node.name)
+
+    def _is_private(self, node: Node) -> bool:
+        """Whether a result is not written to, but by an activation that alone reads it."""
+        if not self.storage.written_later(node):
+            return True
+        own = self.storage.root[node] is node or ops.is_mutating(node)
+        return own and len(node.users) == 1 and all(map(ops.is_mutating, node.users))
 
     def _stays(self, node: Node, reason: str) -> None:
         self._materialize(node)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from pt2q import ops
 from pt2q.graph import Names, copy_meta, fake_constant, set_constant, value_of
 from pt2q.module import QuantGraphModule
+from pt2q.passes.reference_ops.values import QParams
 
 PASS_NAME = "pt2q.reference"
 
@@ -84,6 +85,14 @@ class Emitter:
         if isinstance(value, torch.Tensor) and value.dtype == dtype:
             return node
         return self.call(ops.TO_DTYPE, node, dtype)
+
+    def along(self, node: Node, params: QParams, rank: int) -> Node:
+        """A computed per-channel vector shaped to broadcast with a tensor of that rank."""
+        if params.axis is None:
+            return node
+        shape = [1] * rank
+        shape[params.axis] = -1
+        return self.call(ops.aten.view.default, node, shape)
 
     def add(self, one: Node, other: Any) -> Node:
         """``one + other``; ``one`` itself for a literal zero."""

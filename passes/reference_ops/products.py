@@ -29,6 +29,8 @@ ONE = torch.ones((), dtype=torch.float64)
 
 def _factor(params: QParams, axis: int | None) -> tuple[Tensor, tuple[Node, ...]]:
     """Known and computed part of a scale; per channel only along ``axis``."""
+    if params.axis is not None and isinstance(params.scale, Node):
+        raise NoIntegerForm("scales per channel that are computed at run time")
     if isinstance(params.scale, Node):
         return ONE, (params.scale,)
     if params.axis is not None and params.axis != axis:

@@ -181,7 +181,7 @@ def quantize_float(emit: Emitter, node: Node, out: QParams) -> Node:
 
 def _inverse(emit: Emitter, out: QParams, rank: int) -> Node | int | float:
     if isinstance(out.scale, Node):
-        scale = emit.cast(out.scale, torch.float32)
+        scale = emit.cast(emit.along(out.scale, out, rank), torch.float32)
         return emit.call(aten.reciprocal.default, scale)
     if isinstance(out.scale, float):
         return 1.0 / out.scale
@@ -192,7 +192,7 @@ def _inverse(emit: Emitter, out: QParams, rank: int) -> Node | int | float:
 def _offset(emit: Emitter, params: QParams, rank: int, dtype: torch.dtype) -> Node | int | float:
     zero_point = params.zero_point
     if isinstance(zero_point, Node):
-        return emit.cast(zero_point, dtype)
+        return emit.cast(emit.along(zero_point, params, rank), dtype)
     if isinstance(zero_point, int):
         return zero_point
     return emit.number(params.along(zero_point, rank).to(dtype), "zero_point")
@@ -211,7 +211,7 @@ def dequantize_float(emit: Emitter, value: Quantized, dtype: torch.dtype) -> Nod
     real = emit.subtract(real, _offset(emit, params, rank, torch.float32))
     scale: Any = params.scale
     if isinstance(scale, Node):
-        scale = emit.cast(scale, torch.float32)
+        scale = emit.cast(emit.along(scale, params, rank), torch.float32)
     elif isinstance(scale, Tensor):
         scale = emit.number(params.along(scale.to(torch.float32), rank), "scale")
     return emit.cast(emit.call(aten.mul.Tensor, real, scale), dtype)

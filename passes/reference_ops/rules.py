@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from pt2q import ops
-from pt2q.alias import StorageMap
 from pt2q.graph import is_constant, is_float_tensor, value_of
 from pt2q.passes.constants import Constants
 from pt2q.passes.reference_ops.emitter import Emitter
@@ -60,7 +59,6 @@ class Call:
         emit: writes nodes before it.
         values: what earlier nodes are in integers.
         constants: the known values of the graph.
-        storage: who writes into what.
     """
 
     def __init__(
@@ -69,33 +67,19 @@ class Call:
         emit: Emitter,
         values: dict[Node, Value],
         constants: Constants,
-        storage: StorageMap,
     ) -> None:
         self.node = node
         self.emit = emit
         self.values = values
         self.constants = constants
-        self.storage = storage
 
     def argument(self, name: str) -> Any:
         """An argument by its schema name, or the schema's default."""
         return ops.argument(self.node, name)
 
     def value(self, operand: Any) -> Value | None:
-        """What an operand is in integers, or None.
-
-        Raises:
-            NoIntegerForm: somebody else sees the operand being overwritten.
-        """
-        if not isinstance(operand, Node) or operand not in self.values:
-            return None
-        if self.storage.written_later(operand) and not self._alone_writes(operand):
-            raise NoIntegerForm(f"{operand.name} is overwritten while others read it")
-        return self.values[operand]
-
-    def _alone_writes(self, operand: Node) -> bool:
-        fresh = self.storage.root.get(operand) is operand
-        return fresh and len(operand.users) == 1 and ops.is_mutating(self.node)
+        """What an operand is in integers, or None."""
+        return self.values.get(operand) if isinstance(operand, Node) else None
 
     def quantized(self, operand: Any, *, static: bool = False) -> Quantized:
         """An operand that must be quantized.
@@ -164,7 +148,8 @@ class Call:
             raise NoIntegerForm("scales per group have a form in linear only")
         term = Term(self.centred(value), torch.ones((), dtype=torch.float64), params.steps)
         if isinstance(params.scale, Node):
-            return Sum((Term(term.node, term.scale, term.bound, (params.scale,)),))
+            factor = self.emit.along(params.scale, params, rank)
+            return Sum((Term(term.node, term.scale, term.bound, (factor,)),))
         scale = torch.as_tensor(params.scale, dtype=torch.float64)
         return Sum((term.scaled(params.along(scale, rank)),))
 
@@ -174,17 +159,17 @@ class Call:
         return self.emit.subtract(node, self._zero_point(value, dtype))
 
     def _zero_point(self, value: Quantized, dtype: torch.dtype) -> Node | int:
-        zero_point = value.params.zero_point
+        params, rank = value.params, _rank(value.node)
+        zero_point = params.zero_point
         if isinstance(zero_point, int):
             return zero_point
         if isinstance(zero_point, Node):
-            return self.emit.cast(zero_point, dtype)
+            return self.emit.cast(self.emit.along(zero_point, params, rank), dtype)
         if not bool(zero_point.any()):
             return 0
-        if value.params.group:
+        if params.group:
             raise NoIntegerForm("groups with zero points have no integer form")
-        aligned = value.params.along(zero_point, _rank(value.node)).to(dtype)
-        return self.emit.constant(aligned, "zero_point")
+        return self.emit.constant(params.along(zero_point, rank).to(dtype), "zero_point")
 
     @property
     def output(self) -> QParams:
