@@ -4,6 +4,13 @@ from pt2q.quantizers.composable import ComposableQuantizer
 from pt2q.quantizers.config import QuantizationConfig, get_symmetric_quantization_config
 from pt2q.quantizers.embedding import EmbeddingQuantizer, get_embedding_quantization_config
 from pt2q.quantizers.engine import TableQuantizer
+from pt2q.quantizers.low_bit import (
+    WeightQuantizer,
+    get_dynamic_activation_4bit_weight_config,
+    get_float8_quantization_config,
+    get_int16_activation_config,
+    get_weight_only_quantization_config,
+)
 from pt2q.quantizers.masks import MaskFinder
 from pt2q.quantizers.onnx_qdq import (
     OnnxQDQQuantizer,
@@ -34,12 +41,17 @@ __all__ = [
     "Rule",
     "Selection",
     "TableQuantizer",
+    "WeightQuantizer",
     "X86InductorQuantizer",
     "XNNPACKQuantizer",
     "get_default_x86_inductor_quantization_config",
+    "get_dynamic_activation_4bit_weight_config",
     "get_embedding_quantization_config",
+    "get_float8_quantization_config",
+    "get_int16_activation_config",
     "get_onnxruntime_quantization_config",
     "get_symmetric_quantization_config",
     "get_tensorrt_quantization_config",
+    "get_weight_only_quantization_config",
     "roles_of",
 ]

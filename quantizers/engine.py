@@ -218,7 +218,8 @@ class _Run:
             return False
         if node.target is GETITEM or (is_op(node, SHAPE | DROPOUT) and node not in self.kept):
             return False
-        return yields_float(node) and bool(float_activations(node))
+        computes = node in self.kept or bool(float_activations(node))
+        return yields_float(node) and computes
 
     def _row(self, node: Node) -> Row:
         match = self.kept.get(node)

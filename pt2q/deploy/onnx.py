@@ -30,6 +30,7 @@ from pt2q.errors import DataError, InputShapeError, LoweringError, MissingDepend
 from pt2q.graph import copy_meta, fake_constant, get_constant, is_constant, set_constant
 from pt2q.io import SaveError, ensure_writable
 from pt2q.module import QuantGraphModule, copy_module
+from pt2q.spec import FLOAT8_DTYPES
 
 LEAST_OPSET = 18
 DEFAULT_OPSET = 20
@@ -46,6 +47,9 @@ _CHANNELWISE = frozenset(
         ops.qd.dequantize_per_channel_group.default,
     }
 )
+FLOAT8_KEY = "pt2q.float8"
+"""Metadata of files that ONNX Runtime must not optimize."""
+
 _WIDE_DTYPES = (torch.int16, torch.uint16)
 
 
@@ -206,6 +210,10 @@ def _needs_wide(node: Node) -> bool:
     return grouped or ops.argument(node, "dtype") in _WIDE_DTYPES
 
 
+def _is_float8(node: Node) -> bool:
+    return ops.is_op(node, ops.DEQUANTIZE) and ops.argument(node, "dtype") in FLOAT8_DTYPES
+
+
 def _translated(program: ExportedProgram, opset: int) -> Any:
     from pt2q.deploy.onnx_rewrites import rewrite
     from pt2q.deploy.onnx_translation import translations
@@ -220,6 +228,8 @@ def _translated(program: ExportedProgram, opset: int) -> Any:
                 custom_translation_table=translations(),
             )
             rewrite(written.model, four_bits=opset >= WIDE_OPSET)
+        if any(_is_float8(node) for node in program.graph.nodes):
+            written.model.metadata_props[FLOAT8_KEY] = "1"
     except Exception as error:
         raise LoweringError(f"torch.onnx could not write the model: {_brief(error)}") from error
     return written.model
@@ -311,12 +321,24 @@ class OnnxSession:
     def _open(self, options: Any) -> Any:
         if not self.path.is_file():
             raise DataError(f"cannot read {self.path}: no such file")
+        failure: Exception | None = None
         try:
-            return self._runtime.InferenceSession(
-                str(self.path), options, providers=["CPUExecutionProvider"]
-            )
+            session = self._start(options)
+            if FLOAT8_KEY not in session.get_modelmeta().custom_metadata_map:
+                return session
         except Exception as error:
-            raise DataError(f"ONNX Runtime cannot load {self.path}: {_brief(error)}") from error
+            failure = error
+        # With float8, its fusions make operators that it lacks, and leave out a relu.
+        options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return self._start(options)
+        except Exception as error:
+            raise DataError(f"ONNX Runtime cannot load {self.path}: {_brief(error)}") from failure
+
+    def _start(self, options: Any) -> Any:
+        return self._runtime.InferenceSession(
+            str(self.path), options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the model.

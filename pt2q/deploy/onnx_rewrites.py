@@ -238,18 +238,25 @@ def _look_up_integers(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     assert dequantize is not None
     table, scale, zero_point = _three(dequantize)
-    numbers, zeros = _array(scale), _array(zero_point)
-    if numbers is None or _int(dequantize, "axis", 1) != 0 or _int(dequantize, "block_size", 0):
+    numbers = _array(scale)
+    if table is None or numbers is None or numbers.ndim != 1 or _int(dequantize, "axis", 1) != 0:
         return False
-    if numbers.ndim != 1 or (zeros is not None and np.any(zeros != 0)):
-        return False
-    assert scale is not None
     rows = _node(graph, node, "Gather", [table, node.inputs[1]], axis=0)
     steps = _node(graph, node, "Cast", [rows], to=int(ir.DataType.FLOAT))
-    column = _constant(graph, f"{scale.name}_column", numbers.reshape(-1, 1))
-    scales = _node(graph, node, "Gather", [column, node.inputs[1]], axis=0)
+    zeros = _array(zero_point)
+    if zeros is not None and np.any(zeros != 0):
+        column = zeros.reshape(-1, 1).astype(np.float32)
+        shift = _column(graph, node, f"{table.name}_zero_column", column)
+        steps = _node(graph, node, "Sub", [steps, shift])
+    scales = _column(graph, node, f"{table.name}_scale_column", numbers.reshape(-1, 1))
     _replace(node, _node(graph, node, "Mul", [steps, scales]))
     return True
+
+
+def _column(graph: ir.Graph, node: ir.Node, name: str, column: np.ndarray) -> ir.Value:
+    """The entries of a column for the rows that are looked up."""
+    constant = _constant(graph, name, column)
+    return _node(graph, node, "Gather", [constant, node.inputs[1]], axis=0)
 
 
 def _store_four_bits(graph: ir.Graph, node: ir.Node) -> bool:

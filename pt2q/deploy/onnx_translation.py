@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnxscript import opset18 as op
+from onnxscript import opset21
 
 from pt2q import ops
 
@@ -133,8 +134,7 @@ def _dequantize_groups(
     group_size: int = 256,
     output_dtype: int = 1,
 ) -> Any:
-    # Not of opset 18's schema: the export asks for opset 21 where there are groups.
-    value = op.DequantizeLinear(input, scales, zero_points, axis=1, block_size=group_size)
+    value = opset21.DequantizeLinear(input, scales, zero_points, axis=1, block_size=group_size)
     return _cast_out(value, output_dtype)
 
 
