@@ -17,6 +17,7 @@ from pt2q.control_flow import graph_modules
 from pt2q.errors import GraphLawError
 from pt2q.graph import dump
 from pt2q.module import QuantGraphModule
+from pt2q.verify import ALWAYS, verify
 
 _verify: ContextVar[bool] = ContextVar("verify", default=False)
 
@@ -44,7 +45,8 @@ class Pass(Protocol):
 def verified_passes() -> Iterator[None]:
     """Within it, every pass is followed by checks that cost time: meant for tests.
 
-    The graph must lint, and a pass that says "not modified" must not have modified.
+    The graph must lint, the laws that hold at any time must hold (`pt2q.verify`), and a pass that
+    says "not modified" must not have modified.
     """
     token = _verify.set(True)
     try:
@@ -90,4 +92,7 @@ def _run_verified(model: QuantGraphModule, step: Pass) -> bool:
         model.graph.lint()
     except Exception as error:
         raise GraphLawError(f"{step} left a graph that does not lint: {error}") from error
+    report = verify(model, laws=ALWAYS)
+    if not report.ok:
+        raise GraphLawError(f"{step} broke a law; {report}")
     return modified

@@ -43,6 +43,7 @@ from pt2q.spec import (
     Quantizer,
     SharedQuantizationSpec,
 )
+from pt2q.verify import VerifyReport, Violation, verify
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,8 @@ __all__ = [
     "QuantizationSpecBase",
     "Quantizer",
     "SharedQuantizationSpec",
+    "VerifyReport",
+    "Violation",
     "allow_exported_model_train_eval",
     "convert_pt2e",
     "disable_fake_quant",
@@ -84,4 +87,5 @@ __all__ = [
     "prepare_pt2e",
     "prepare_qat_pt2e",
     "sqnr",
+    "verify",
 ]
