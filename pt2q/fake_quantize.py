@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pt2q import straight_through
 from pt2q.derived import DerivedObserver
 from pt2q.errors import SpecError
-from pt2q.numerics import FLOAT8_DTYPES, is_per_channel, is_symmetric
+from pt2q.numerics import FLOAT8_DTYPES, is_per_channel, is_symmetric, symmetric_zero_point
 from pt2q.numerics import fake_quantize as round_trip
 from pt2q.observers import (
     FixedQParamsObserver,
@@ -28,7 +28,8 @@ from pt2q.observers import (
 # The int32 range holds no more float32 integers than this, and a spec's float8 has its own steps.
 _FLOAT_INTEGERS = 2**24
 # Below this, torch's operator keeps scales by itself.
-_OPERATOR_FLOOR = 1e-5
+_SMALLEST_STEP = 6.1e-5
+_OPERATOR_FLOOR = _SMALLEST_STEP / 2
 
 
 class FakeQuantize(nn.Module):
@@ -251,10 +252,29 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
     def _follow(self, extremes: Tensor) -> None:
         """Average the range, [2] or [C, 2], and choose parameters."""
         self._make_room(extremes)
-        self._call_operator(extremes)
+        if is_symmetric(self.qscheme):
+            self._follow_symmetric(extremes)
+        else:
+            self._call_operator(extremes)
         if self.eps > _OPERATOR_FLOOR:
             self.scale.clamp_(min=self.eps)
         self._ready = True
+
+    def _follow_symmetric(self, extremes: Tensor) -> None:
+        """The operator's numbers in whole-vector arithmetic; it takes a microsecond per channel.
+
+        Where a channel has one sign alone the operator forgets the symmetry and moves the zero
+        point, which no backend accepts; here it stays in the middle.
+        """
+        observer = self.activation_post_process
+        ranges = ((observer.min_val, extremes[..., 0]), (observer.max_val, extremes[..., 1]))
+        for running, new in ranges:
+            moved = running + observer.averaging_constant * (new - running)
+            running.copy_(torch.where(running.isinf(), new, moved))
+        scale = symmetric_step(observer.min_val, observer.max_val, self.quant_min, self.quant_max)
+        self.scale.copy_(scale.reshape(self.scale.shape))
+        middle = symmetric_zero_point(self.quant_min, self.quant_max, self.dtype)
+        self.zero_point.fill_(middle)
 
     def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range of ``x``, masks left out; where nothing is left, zero."""
@@ -294,8 +314,27 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             self.quant_max,
             0,
             extremes.dim() == 2,
-            is_symmetric(self.qscheme),
+            False,
         )
+
+
+def symmetric_step(low: Tensor, high: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """The scale with which ``torch.fused_moving_avg_obs_fake_quant`` covers a symmetric range.
+
+    With ``m = (quant_max - quant_min) // 2``, the magnitude of one step is
+    ``max(-low / (m + 1), high / m)``, of which ``2 m + 1`` steps are spread over
+    ``quant_max - quant_min``; at least 6.1e-5, and 0.1 for a range of zero.
+
+    Args:
+        low, high: the range; zero is added to it.
+        quant_min, quant_max: the integers used.
+    """
+    half, steps = (quant_max - quant_min) // 2, quant_max - quant_min
+    below, above = -low.clamp(max=0.0) / (half + 1), high.clamp(min=0.0) / half
+    largest = torch.maximum(below, above).double()
+    span = (largest * half).float().double() - (largest * -(half + 1)).float().double()
+    step = (span / steps).float()
+    return torch.where(step == 0.0, 0.1, step.clamp(min=_SMALLEST_STEP))
 
 
 class FixedQParamsFakeQuantize(FakeQuantize):

@@ -119,13 +119,23 @@ def test_fused_has_the_bits_of_torch(options: dict, constant: float) -> None:
     )
     for _ in range(6):
         x = torch.randn(16, 300) * 10 ** float(torch.randn(1))
-        x[3] = 0
         weights = torch.randn_like(x)
         a, b = pull(ours, x, weights), pull(theirs, x, weights)
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
         assert torch.equal(ours.scale, theirs.scale)
         assert torch.equal(ours.zero_point, theirs.zero_point)
         assert torch.equal(ours.calculate_qparams()[0], ours.scale)
+
+
+@pytest.mark.parametrize("options", [SYMMETRIC, CHANNEL, FOUR_BITS])
+def test_symmetric_parameters_are_symmetric_whatever_the_sign(options: dict) -> None:
+    channel = "ch_axis" in options
+    observer = MovingAveragePerChannelMinMaxObserver if channel else MovingAverageMinMaxObserver
+    for x in (torch.rand(5, 9), -torch.rand(5, 9), torch.zeros(5, 9), torch.full((5, 9), 1e-30)):
+        fake = FusedMovingAvgObsFakeQuantize(observer, **options)
+        assert pt2q.sqnr(x, fake(x)) > 15 or x.abs().max() < 1e-3
+        scale, zero_point = fake.calculate_qparams()
+        assert (zero_point == 0).all() and (scale > 0).all() and torch.isfinite(scale).all()
 
 
 @pytest.mark.parametrize("options", [AFFINE, SYMMETRIC])
