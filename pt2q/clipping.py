@@ -33,6 +33,8 @@ _PER_END, _PER_POINT, _PER_SCALE = 96, 48, 192
 # Candidates of the model that are evaluated exactly.
 _KEPT = 24
 _KEPT_OF_FEW = 160
+# How far from the last integer a value still rounds to it.
+_ROUNDED_TO_LAST = 0.499
 # Two refinements: how far around the best, as a part of the spacing before, and how many scales.
 _REFINEMENTS = ((1.0, 9), (0.25, 9))
 
@@ -191,6 +193,11 @@ def _ranked_by_model(
         cost_low = _clipped(counts[:, :half].flip(1), -lows).unsqueeze(2)
         cost_high = _clipped(counts[:, half:], highs).unsqueeze(1)
         zero_point = grid.quant_min - lows.unsqueeze(2) / scale
+        # An end at zero has one candidate, not all of them equal.
+        lows[:, 1:].masked_fill_(low.unsqueeze(1) == 0, torch.nan)
+        highs[:, 1:].masked_fill_(high.unsqueeze(1) == 0, torch.nan)
+        distinct = ~(lows.isnan().unsqueeze(2) | highs.isnan().unsqueeze(1))
+        cost_low = torch.where(distinct, cost_low, torch.inf)
     else:
         reach = torch.maximum(
             low / (grid.quant_min - grid.zero_point), high / (grid.quant_max - grid.zero_point)
@@ -211,12 +218,22 @@ def _ranked_by_model(
 
 
 def _around(
-    scale: Tensor, zero_point: Tensor, spread: float, count: int, grid: Grid
+    scale: Tensor,
+    zero_point: Tensor,
+    spread: float,
+    count: int,
+    grid: Grid,
+    one_sided: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return scales and zero points ``[N, C]`` in the neighbourhood of one each ``[N]``."""
+    """Return scales and zero points ``[N, C]`` in the neighbourhood of one each ``[N]``.
+
+    Where values lie on one side of zero there is one zero point, and three times the scales.
+    """
     factors = torch.linspace(-1, 1, count, dtype=torch.float64).mul_(spread).exp_()
     shifts = torch.tensor([0.0] if grid.zero_point is not None else [-1.0, 0.0, 1.0])
-    scales = (scale.view(-1, 1, 1) * factors.view(1, -1, 1)).expand(-1, -1, len(shifts))
+    between = (shifts * (2 * spread / (3 * (count - 1)))).exp().view(1, 1, -1)
+    fine = torch.where(one_sided.view(-1, 1, 1), between, 1.0)
+    scales = scale.view(-1, 1, 1) * factors.view(1, -1, 1) * fine
     points = (zero_point.view(-1, 1, 1) + shifts.view(1, 1, -1)).expand_as(scales)
     return scales.flatten(1), points.flatten(1).clamp(grid.quant_min, grid.quant_max)
 
@@ -253,10 +270,33 @@ def best_grid(
     table = _Table(counts) if values is None else _ValueTable(values)
     best_scale, best_point = _best_of(table, scale, zero_point, floor, grid)
     spacing = -math.log(_LOWEST_RATIO) / _per_candidate(grid)
+    bounded = grid.steps >= _FEW_LEVELS
+    one_sided = ((low == 0) | (high == 0)) if bounded else torch.zeros_like(low, dtype=torch.bool)
     for part, count in _REFINEMENTS:
-        scale, zero_point = _around(best_scale, best_point, part * spacing, count, grid)
+        scale, zero_point = _around(best_scale, best_point, part * spacing, count, grid, one_sided)
+        if bounded:
+            scale, zero_point = _within_range(scale, zero_point, low, high, grid)
         best_scale, best_point = _best_of(table, scale, zero_point, floor, grid)
     return best_scale, best_point
+
+
+def _within_range(
+    scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Return the candidates ``[N, C]``, none so wide that an end of the integers stays unused.
+
+    Values on one side of zero keep zero at the end of the integers, and a bounded activation its
+    bound at the other end: backends recognise by that what they can fuse.
+    """
+    if grid.zero_point is None:
+        zero_point = torch.where(low.unsqueeze(1) == 0, float(grid.quant_min), zero_point)
+        zero_point = torch.where(high.unsqueeze(1) == 0, float(grid.quant_max), zero_point)
+    below = low.unsqueeze(1) / (grid.quant_min + _ROUNDED_TO_LAST - zero_point)
+    above = high.unsqueeze(1) / (grid.quant_max - _ROUNDED_TO_LAST - zero_point)
+    # An end without integers is given in full by the other one.
+    below = torch.where(zero_point == grid.quant_min, 0.0, below)
+    above = torch.where(zero_point == grid.quant_max, 0.0, above)
+    return torch.minimum(scale, torch.maximum(below, above)), zero_point
 
 
 def _best_of(

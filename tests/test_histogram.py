@@ -263,3 +263,20 @@ def test_search_takes_one_histogram_or_many() -> None:
         one = best_grid(*(v[i : i + 1] for v in (counts, low, high, floor)), Grid(-128, 127))
         assert torch.equal(one[0], together[0][i : i + 1])
         assert torch.equal(one[1], together[1][i : i + 1])
+
+
+@pytest.mark.parametrize("size", [64, 300, 4000, 60_000])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("integers", [(-128, 127), (0, 255)])
+def test_a_bounded_activation_fills_the_integers(size, sign, integers) -> None:
+    # Backends fuse a clamp into the operator before it only if it is what the integers do anyway.
+    observer = HistogramObserver(
+        dtype=torch.int8 if integers[0] else torch.uint8, quant_min=integers[0]
+    )
+    for seed in range(4):
+        x = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        observer(sign * (4 * x).clamp(0, 6))
+    scale, point = observer.calculate_qparams()
+    zero, bound = integers if sign > 0 else integers[::-1]
+    assert int(point) == zero
+    assert (int(point) + round(sign * 6 / float(scale)) - bound) * sign >= 0
