@@ -9,7 +9,15 @@ import torch
 from torch.fx import Node
 
 from pt2q import ops
-from pt2q.graph import Names, copy_meta, fake_constant, is_constant, set_constant, value_of
+from pt2q.graph import (
+    Names,
+    copy_meta,
+    fake_constant,
+    is_constant,
+    is_persistent,
+    set_constant,
+    value_of,
+)
 from pt2q.module import QuantGraphModule
 from pt2q.numerics import quantize
 from pt2q.passes.constants import Constants
@@ -79,8 +87,11 @@ class _Folder:
         """The name under which the result of a quantize is kept."""
         key = self._key(node)
         if not self.readers.get(self.stored.get(key, "")):  # new, or quantized anew and dropped
-            self.stored[key] = self.names.fresh(f"{self._base_name(node)}_quantized")
-            set_constant(self.model, self.stored[key], self._quantized(node))
+            base = self._base_name(node)
+            self.stored[key] = self.names.fresh(f"{base}_quantized")
+            persistent = is_persistent(self.model, base)
+            value = self._quantized(node)
+            set_constant(self.model, self.stored[key], value, persistent=persistent)
         return self.stored[key]
 
     def _quantized(self, node: Node) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Graph, Node
 
 from pt2q import ops
@@ -43,13 +44,53 @@ def _aliased_input(node: Node) -> Node | None:
     return None
 
 
+def _constant_roots(graph: Graph) -> dict[str, Node]:
+    """For each constant, by name, the node that stands for the memory it lies in.
+
+    Constants overlap if one is a view of the other, as a buffer may be of another buffer.
+    """
+    root: dict[str, Node] = {}
+    spans: dict[int, list[tuple[int, int, str]]] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        target = str(node.target)
+        if target in root:
+            continue
+        root[target] = node
+        tensor = _constant(graph, target)
+        if tensor is not None and tensor.numel() > 0:
+            span = (*_span(tensor), target)
+            spans.setdefault(tensor.untyped_storage()._cdata, []).append(span)
+    for overlapping in spans.values():
+        reach, first = -1, ""
+        for start, end, target in sorted(overlapping):
+            first = target if start >= reach else first
+            reach = max(reach, end)
+            root[target] = root[first]
+    return root
+
+
+def _constant(graph: Graph, target: str) -> torch.Tensor | None:
+    found: object = graph.owning_module
+    for part in target.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """The bytes of its storage between the first and the last element of a tensor."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((int(size) - 1) * int(step) for size, step in steps)
+    start, item = int(tensor.storage_offset()), tensor.element_size()
+    return start * item, (start + last + 1) * item
+
+
 @dataclass(frozen=True)
 class StorageMap:
     """Storage of every node of a graph, as the node or constant it began with.
 
     Args:
         root: for each node, the node its storage came from (itself if it made a new tensor).
-            Constants with the same target have the same root.
+            Constants that overlap have the same root.
         last_write: for each root that is written, the position of the last write.
         position: the position of each node in the graph.
     """
@@ -62,7 +103,7 @@ class StorageMap:
     def of(cls, graph: Graph) -> StorageMap:
         """Read the graph once."""
         root: dict[Node, Node] = {}
-        constants: dict[str, Node] = {}
+        constants = _constant_roots(graph)
         last_write: dict[Node, int] = {}
         position: dict[Node, int] = {}
         for index, node in enumerate(graph.nodes):
@@ -70,7 +111,7 @@ class StorageMap:
             aliased = _aliased_input(node)
             root[node] = node if aliased is None else root[aliased]
             if node.op == "get_attr":
-                root[node] = constants.setdefault(str(node.target), node)
+                root[node] = constants[str(node.target)]
             for written in _written_arguments(node):
                 last_write[root[written]] = index
         return cls(root, last_write, position)

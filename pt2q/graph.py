@@ -270,6 +270,20 @@ def is_parameter(model: GraphModule, target: str) -> bool:
     return name in owner._parameters
 
 
+def is_persistent(model: GraphModule, target: str) -> bool:
+    """Whether what has the qualified name belongs to the state dict.
+
+    Args:
+        model: the module that owns the graph.
+        target: a qualified name; what does not exist counts as persistent.
+    """
+    path, _, name = target.rpartition(".")
+    owner: Any = model
+    for part in path.split(".") if path else ():
+        owner = getattr(owner, part, None)
+    return name not in getattr(owner, "_non_persistent_buffers_set", ())
+
+
 def mutated_constants(graph: Graph) -> set[str]:
     """Targets of ``get_attr`` nodes that some operator writes into, directly or through a view."""
     written: set[str] = set()

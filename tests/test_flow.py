@@ -622,7 +622,7 @@ def test_saved_size_is_that_of_int8(tmp_path: Path) -> None:
 
 
 class _Live(TorchDispatchMode):
-    """Counts which of some tensors are alive whenever a new int8 tensor is made."""
+    """Counts which of some tensors are alive whenever a new int8 matrix is made."""
 
     def __init__(self, watched: list[weakref.ref[Tensor]]) -> None:
         super().__init__()
@@ -631,7 +631,7 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.dtype == torch.int8:
+        if isinstance(result, Tensor) and result.dtype == torch.int8 and result.dim() == 2:
             self.counts.append(sum(ref() is not None for ref in self.watched))
         return result
 

@@ -176,6 +176,7 @@ def test_any_annotation(recipe: Recipe, seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @MANY
 @given(recipe=recipes(max_steps=10))
 def test_noop_at_length(recipe: Recipe) -> None:
@@ -183,6 +184,7 @@ def test_noop_at_length(recipe: Recipe) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @MANY
 @given(recipe=recipes())
 def test_static_at_length(recipe: Recipe) -> None:
@@ -190,6 +192,7 @@ def test_static_at_length(recipe: Recipe) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @MANY
 @given(recipe=recipes(), seed=st.integers(0, 10**6))
 def test_any_annotation_at_length(recipe: Recipe, seed: int) -> None:
