@@ -169,9 +169,11 @@ class _Resolver(Generic[C]):
         self.used: set[str] = set()
         self.stacks: dict[tuple[tuple[str, str], ...], Choice[C] | None] = {}
         self.operators: dict[Target, _ByOperator[C]] = {}
+        self.labels: dict[Target, list[str]] = {}
         for entry in selection.by_operator:
             # An overload is more specific than a packet, whichever was given first.
             for target in entry.targets:
+                self.labels.setdefault(target, []).append(entry.label)
                 known = self.operators.get(target)
                 if known is None or len(entry.targets) <= len(known.targets):
                     self.operators[target] = entry
@@ -191,7 +193,7 @@ class _Resolver(Generic[C]):
         found = self.stacks[stack]
         entry = self.operators.get(node.target)  # type: ignore[arg-type]
         if entry is not None:
-            self.used.add(entry.label)
+            self.used.update(self.labels[node.target])  # type: ignore[index]
             if found is None:
                 found = self._choice(entry.config, entry.label, by_operator=True)
         keep = self.selection.node_filter

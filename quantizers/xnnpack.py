@@ -96,24 +96,10 @@ def _few_dimensions(match: Match) -> str | None:
     return None
 
 
-def _not_depthwise(match: Match) -> str | None:
-    weight = roles_of(match.head).weight
-    groups = argument(match.head, "groups")
-    if weight is not None and groups > 1 and value_of(weight).shape[1] == 1:
-        return "the runtime quantizes no depthwise convolution dynamically"
-    return None
-
-
 def _per_channel_weight(match: Match) -> str | None:
     if match.config.is_per_channel:
         return None
     return "dynamic quantization needs a weight scale per channel"
-
-
-def _one_group_per_channel(match: Match) -> str | None:
-    if argument(match.head, "groups") == 1:
-        return None
-    return "dynamic quantization of a grouped transposed convolution has no kernel"
 
 
 def _matrix_operand(match: Match) -> str | None:
@@ -121,6 +107,13 @@ def _matrix_operand(match: Match) -> str | None:
     if len(source) != 1 or _rank(source[0]) != 2:
         return "both factors are computed, or are not matrices: the runtime multiplies in float"
     return None
+
+
+def _unscaled(match: Match) -> str | None:
+    """The delegate drops the factors of ``addmm``."""
+    if argument(match.head, "alpha") == 1 and argument(match.head, "beta") == 1:
+        return None
+    return "it scales its product or its bias (alpha, beta)"
 
 
 def _mean_over_image(match: Match) -> str | None:
@@ -255,8 +248,9 @@ def _passing(name: str, heads: frozenset[Target], *more: Check) -> Rule:
 
 _STATIC_COMMON = (
     Rule("linear", LINEAR, annotate_weighted, (FUSED,), _WEIGHTED),
-    Rule("addmm", ADDMM, _annotate_addmm, (FUSED,), _WEIGHTED),
-    Rule("matrix product", MM | MATMUL, _annotate_mm, (FUSED,), (_matrix_operand, *_WEIGHTED)),
+    # An activation fused with a bare matrix product makes the runtime reject the model.
+    Rule("addmm", ADDMM, _annotate_addmm, (), (_unscaled, *_WEIGHTED)),
+    Rule("matrix product", MM | MATMUL, _annotate_mm, (), (_matrix_operand, *_WEIGHTED)),
     Rule("addition", ADD, annotate_independent, (RELU,), _BINARY, Kind.JOINING),
     Rule("subtraction", SUB, annotate_independent, (), _BINARY, Kind.JOINING),
     Rule("multiplication", MUL, annotate_independent, (), _BINARY, Kind.JOINING),
@@ -303,7 +297,7 @@ QAT_RULES = (
 )
 DYNAMIC_RULES = (
     Rule("linear", LINEAR, annotate_weighted, (), (*_WEIGHTED, _per_channel_weight)),
-    Rule("addmm", ADDMM, _annotate_addmm, (), (*_WEIGHTED, _per_channel_weight)),
+    Rule("addmm", ADDMM, _annotate_addmm, (), (_unscaled, *_WEIGHTED, _per_channel_weight)),
 )
 
 # ------------------------------------------------------------------ residual projections

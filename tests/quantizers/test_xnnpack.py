@@ -1,0 +1,350 @@
+"""XNNPACKQuantizer: decisions on small graphs, and what the runtime makes of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pt2q import convert_pt2e, prepare_pt2e
+from pt2q.errors import AnnotationError
+from pt2q.graph import get_constant
+from pt2q.module import import_exported
+from pt2q.ops import LINEAR, is_op
+from pt2q.plan import build_plan
+from pt2q.quantizers import Report, XNNPACKQuantizer, get_symmetric_quantization_config, roles_of
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+STATIC = get_symmetric_quantization_config(is_per_channel=True)
+DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+
+
+class Apply(nn.Module):
+    def __init__(self, fn: Callable[..., Any], *layers: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.fn(self.layers, *args)
+
+
+def conv(c_in: int = 4, c_out: int = 4, **kwargs: Any) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1, **kwargs)
+
+
+def image(*lead: int) -> Tensor:
+    return torch.randn(*(lead or (2, 4)), 8, 8)
+
+
+def decide(
+    module: nn.Module, *args: Tensor, quantizer: XNNPACKQuantizer | None = None
+) -> tuple[Report, str]:
+    """The report and the plan of one model."""
+    quantizer = quantizer or XNNPACKQuantizer()
+    model = import_exported(torch.export.export(module.eval(), args))
+    model = quantizer.transform_for_annotation(model)
+    quantizer.annotate(model)
+    quantizer.validate(model)
+    return quantizer.report(), str(build_plan(model.graph))
+
+
+def reasons(report: Report) -> dict[str, str]:
+    return {row.node: row.how.removeprefix("float: ") for row in report.left_float}
+
+
+# ------------------------------------------------------------------ decisions
+
+
+class Branches(nn.Module):
+    """Convolutions, an addition, a concatenation, pools and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv()
+        self.left = conv()
+        self.right = conv(groups=4)
+        self.mix = conv(8, 8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.stem(x)), 2)
+        both = torch.cat([F.relu6(self.left(x)), x + self.right(x)], 1)
+        pooled = F.adaptive_avg_pool2d(F.hardswish(self.mix(both)), 1)
+        return torch.softmax(self.fc(torch.flatten(pooled, 1)), -1)
+
+
+def test_golden_decisions() -> None:
+    report, plan = decide(Branches(), image())
+    path = GOLDEN / "xnnpack_branches.txt"
+    text = f"{report}\n\n{plan}\n"
+    assert text == path.read_text(), text
+
+
+def test_qat_takes_batch_norms_into_the_chain() -> None:
+    net = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv())
+    qat = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+    report, _ = decide(net, image(), quantizer=XNNPACKQuantizer().set_global(qat))
+    assert not report.left_float
+    assert report["relu"].how == "int8 static, fused into conv2d"
+    assert report["batch_norm"].how == "int8 static, fused into conv2d"
+    assert reasons(decide(net, image())[0]).keys() == {"batch_norm", "relu"}
+
+
+FLOAT: dict[str, tuple[Callable[..., Any], tuple[nn.Module, ...], Tensor, str]] = {
+    "conv3d": (lambda m, x: m[0](x), (nn.Conv3d(2, 2, 1),), torch.randn(1, 2, 3, 3, 3), "3d"),
+    "no batch": (lambda m, x: m[0](x), (conv(),), image(4), "no batch dimension"),
+    "computed weight": (
+        lambda m, x: F.linear(x, m[0].weight * 2),
+        (nn.Linear(8, 8),),
+        image(),
+        "its weight is computed",
+    ),
+    "double": (lambda m, x: m[0](x), (conv().double(),), image().double(), "float64"),
+    "products": (lambda m, x: m[0](x) @ x, (nn.Linear(8, 8),), image(), "multiplies"),
+    "scalar": (lambda m, x: m[0](m[0](x) * 2.0), (conv(),), image(), "is a scalar"),
+    "alpha": (
+        lambda m, x: m[0](torch.add(m[0](x), x, alpha=2)),
+        (conv(),),
+        image(),
+        "alpha is 2",
+    ),
+    "mean": (
+        lambda m, x: m[1](m[0](x).mean((2, 3))),
+        (conv(), nn.Linear(4, 2)),
+        image(),
+        "keepdim",
+    ),
+    "pool": (lambda m, x: m[0](F.adaptive_avg_pool2d(m[0](x), 2)), (conv(),), image(), "size 1"),
+    "dead end": (lambda m, x: F.gelu(m[0](x) + m[0](x)), (conv(),), image(), "read in float only"),
+    "island": (
+        lambda m, x: m[0](F.gelu(x) + F.silu(x)),
+        (conv(),),
+        image(),
+        "inputs are computed in float",
+    ),
+    "written": (lambda m, x: m[0](x.add_(m[0](x))), (conv(),), image(), "writes in place into"),
+    "scaled": (
+        lambda m, x: torch.addmm(m[0].bias, x, m[0].weight, alpha=2),
+        (nn.Linear(8, 8),),
+        torch.randn(3, 8),
+        "(alpha, beta)",
+    ),
+    "layer norm": (
+        lambda m, x: m[0](m[1](x)),
+        (nn.Linear(8, 8), nn.LayerNorm(8)),
+        image(),
+        "no int8 kernel",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT)
+def test_what_stays_in_float_says_why(name: str) -> None:
+    fn, layers, x, reason = FLOAT[name]
+    found = reasons(decide(Apply(fn, *layers), x)[0])
+    assert any(reason in text for text in found.values()), found
+
+
+def test_an_addition_asked_for_by_name_is_quantized_between_float_operators() -> None:
+    net = Apply(lambda m, x: torch.softmax(F.gelu(x) + F.silu(x), -1))
+    quantizer = XNNPACKQuantizer().set_operator_type(torch.ops.aten.add, STATIC)
+    report, _ = decide(net, image(), quantizer=quantizer)
+    assert [row.node for row in report.quantized] == ["add"]
+
+
+def test_a_follower_that_shall_stay_in_float_is_not_fused() -> None:
+    net = nn.Sequential(conv(), nn.ReLU(), conv())
+    fused, _ = decide(net, image(), quantizer=XNNPACKQuantizer().set_module_name("0", STATIC))
+    assert fused["relu"].how == "int8 static, fused into conv2d"
+    split, _ = decide(net, image(), quantizer=XNNPACKQuantizer().set_module_name("1", None))
+    assert split["relu"].how == "float: module name '1' is set to None"
+
+
+class Encoder(nn.Module):
+    """A transformer block with the normalization after the additions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 8)
+        self.up = nn.Linear(8, 16)
+        self.down = nn.Linear(16, 8)
+        self.norm1 = nn.LayerNorm(8)
+        self.norm2 = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = q @ k.transpose(1, 2) + torch.where(mask, 0.0, float("-inf"))
+        x = self.norm1(x + F.dropout(self.out(scores.softmax(-1) @ v), 0.1, self.training))
+        return self.norm2(x + self.down(F.gelu(self.up(x))))
+
+
+SEQUENCE = torch.randn(2, 5, 8), torch.ones(5, 5, dtype=torch.bool).tril()
+
+
+def test_residual_projections_are_dynamic() -> None:
+    report, _ = decide(Encoder(), *SEQUENCE)
+    how = {row.module: row.how for row in report.quantized}
+    assert {path: text.split()[1].strip(",") for path, text in how.items()} == {
+        "qkv": "static",
+        "out": "dynamic",
+        "up": "static",
+        "down": "dynamic",
+    }
+    found = reasons(report)
+    assert found["add"].startswith("an operand is an attention mask")
+    assert found["add_1"] == found["add_2"] == "its result is read in float only"
+    static, _ = decide(
+        Encoder(), *SEQUENCE, quantizer=XNNPACKQuantizer(residual_projections="static")
+    )
+    assert {row.how.split(",")[0] for row in static.quantized} == {"int8 static"}
+
+
+def test_dynamic_covers_linear_layers() -> None:
+    report, _ = decide(
+        Apply(lambda m, x: m[1](m[0](x)), conv(), nn.Linear(8, 2)),
+        image(),
+        quantizer=XNNPACKQuantizer().set_global(DYNAMIC),
+    )
+    assert report["linear"].how == "int8 dynamic, weight int8 per-channel"
+    assert reasons(report) == {"conv2d": "dynamic quantization covers linear layers only"}
+
+
+def test_validate_names_what_no_kernel_takes() -> None:
+    per_tensor = get_symmetric_quantization_config(is_dynamic=True)
+    assert STATIC.input_activation is not None
+    unsigned = replace(STATIC.input_activation, dtype=torch.uint8, quant_min=0, quant_max=255)
+    for config, message in (
+        (per_tensor, "weight scale per channel"),
+        (replace(DYNAMIC, output_activation=STATIC.output_activation), "output_activation"),
+        (replace(STATIC, input_activation=unsigned), "int8 only, but input_activation"),
+    ):
+        quantizer = XNNPACKQuantizer().set_global(config)
+        with pytest.raises(AnnotationError, match=message):
+            decide(nn.Linear(8, 8), image(), quantizer=quantizer)
+
+
+def test_calls_that_share_a_bias_get_copies_of_it() -> None:
+    net = Apply(lambda m, x: m[0](F.gelu(m[0](x))), nn.Linear(8, 8))
+    exported = torch.export.export(net.eval(), (image(),))
+    model = XNNPACKQuantizer().transform_for_annotation(import_exported(exported))
+    linears = [roles_of(n) for n in model.graph.nodes if is_op(n, LINEAR)]
+    assert linears[0].weight is linears[1].weight
+    first, second = (r.bias for r in linears)
+    assert first is not None and second is not None and first.target != second.target
+    assert torch.equal(get_constant(model, first), get_constant(model, second))
+    assert torch.equal(model(x := image()), net(x))
+    qat = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_qat=True))
+    model = qat.transform_for_annotation(import_exported(exported))
+    assert len({r.bias for n in model.graph.nodes if is_op(n, LINEAR) for r in [roles_of(n)]}) == 1
+
+
+# ------------------------------------------------------------------ the runtime
+
+
+def decibels(found: Tensor, expected: Tensor) -> float:
+    noise = (found - expected).pow(2).sum()
+    return float(10 * torch.log10(expected.pow(2).sum() / noise.clamp_min(1e-30)))
+
+
+def run_in_runtime(converted: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, Counter[str]]:
+    """The first output in ExecuTorch, and the operators that were not delegated."""
+    pytest.importorskip("executorch")
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    edge = to_edge_transform_and_lower(
+        torch.export.export(converted, args), partitioner=[XnnpackPartitioner()]
+    )
+    names = Counter(
+        getattr(n.target, "__name__", "")
+        for n in edge.exported_program().graph.nodes
+        if n.op == "call_function"
+    )
+    program = Runtime.get().load_program(edge.to_executorch().buffer)
+    method = program.load_method("forward")
+    assert method is not None
+    result = method.execute(list(args))[0].clone()
+    for name in ("executorch_call_delegate", "getitem"):
+        names.pop(name, None)
+    return result, names
+
+
+LOWERED: dict[str, tuple[Callable[..., Any], tuple[nn.Module, ...], Tensor]] = {
+    "depthwise": (lambda m, x: F.relu6(m[0](x)), (conv(groups=4),), image()),
+    "bounds": (lambda m, x: m[0](F.relu(m[0](x)).clamp(0, 1)), (conv(),), image()),
+    "transposed": (
+        lambda m, x: m[1](F.relu(m[0](x))),
+        (nn.ConvTranspose2d(4, 4, 2, 2, groups=2), nn.ConvTranspose2d(4, 3, 3)),
+        image(),
+    ),
+    "one dimension": (
+        lambda m, x: m[1](F.relu(m[0](x))),
+        (nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 2, 3)),
+        torch.randn(2, 4, 9),
+    ),
+    "concatenation": (
+        lambda m, x: m[2](torch.cat([m[0](x), m[1](x), x], 1)),
+        (conv(), conv(), conv(12)),
+        image(),
+    ),
+    "arithmetic": (
+        lambda m, x: m[0]((y := m[0](x)) * m[1](x) - F.relu(y + x)),
+        (conv(), conv()),
+        image(),
+    ),
+    "gate": (
+        lambda m, x: m[2]((y := m[0](x)) * torch.sigmoid(m[1](F.adaptive_avg_pool2d(y, 1)))),
+        (conv(), nn.Conv2d(4, 4, 1), conv()),
+        image(),
+    ),
+    "shuffle": (lambda m, x: m[1](F.channel_shuffle(m[0](x), 2)), (conv(), conv()), image()),
+    "addmm": (
+        lambda m, x: F.relu(torch.addmm(m[0].bias, x, m[0].weight)) @ m[0].weight,
+        (nn.Linear(8, 8),),
+        torch.randn(3, 8),
+    ),
+    "shared layer": (lambda m, x: m[0](F.gelu(m[0](x))), (nn.Linear(8, 8),), torch.randn(3, 8)),
+    "shared bias": (lambda m, x: m[0](m[0](m[0](x))), (conv(),), image()),
+}
+
+
+def quantize(module: nn.Module, args: tuple[Tensor, ...], quantizer: XNNPACKQuantizer) -> nn.Module:
+    prepared = prepare_pt2e(torch.export.export(module.eval(), args).module(), quantizer)
+    with torch.no_grad():
+        prepared(*args)
+    return convert_pt2e(prepared)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the lowering
+@pytest.mark.parametrize("name", LOWERED)
+def test_everything_annotated_is_delegated_and_right(name: str) -> None:
+    fn, layers, x = LOWERED[name]
+    net = Apply(fn, *layers)
+    converted = quantize(net, (x,), XNNPACKQuantizer())
+    found, not_delegated = run_in_runtime(converted, (x,))
+    assert not not_delegated
+    with torch.no_grad():
+        expected, eager = net(x), converted(x)
+    # One step of an int8 output is about 40 dB down; kernels may round a tie the other way.
+    assert decibels(eager, expected) > 28
+    assert decibels(found, expected) > decibels(eager, expected) - 1
+
+
+@pytest.mark.filterwarnings("ignore")  # of the lowering
+def test_static_and_dynamic_layers_run_in_one_model() -> None:
+    net = Encoder()
+    converted = quantize(net, SEQUENCE, XNNPACKQuantizer())
+    found, not_delegated = run_in_runtime(converted, SEQUENCE)
+    assert not any("linear" in name or "quantize" in name for name in not_delegated)
+    with torch.no_grad():
+        assert decibels(found, net(*SEQUENCE)) > 28
