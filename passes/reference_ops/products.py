@@ -266,7 +266,7 @@ def _constant_factor(call: Call, value: Any, factor: Any) -> Tensor | None:
     return known if same else None
 
 
-def _shape(node: Node) -> tuple[Any, ...]:
+def _shape(node: Any) -> tuple[Any, ...]:
     return tuple(value_of(node).shape)
 
 

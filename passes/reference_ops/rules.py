@@ -115,7 +115,7 @@ class Call:
         params = value.params
         if not params.is_static or params.group or not self.constants.is_constant(value.node):
             return None
-        integers = self.constants.value(value.node)
+        integers: Tensor = self.constants.value(value.node)
         zero_point = params.along(torch.as_tensor(params.zero_point), integers.dim())
         scale = params.along(torch.as_tensor(params.scale, dtype=torch.float64), integers.dim())
         return (integers.to(torch.int64) - zero_point).to(torch.float64) * scale
