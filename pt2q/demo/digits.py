@@ -40,7 +40,7 @@ def load_digits() -> Digits:
     small = torch.from_numpy(data.images).float()[:, None] / 8.0 - 1.0
     labels = torch.from_numpy(data.target).long()
     images = warp(small, torch.eye(2, 3).expand(len(small), 2, 3))
-    # In the order of the data set, so that the held-out digits are by hands not trained on.
+    # In the order of the data set: the last ones are held out.
     return Digits(images[:_TRAIN], labels[:_TRAIN], images[_TRAIN:], labels[_TRAIN:])
 
 
