@@ -28,7 +28,7 @@ def rewrite(model: ir.Model, *, four_bits: bool) -> None:
         model: as exported.
         four_bits: store grouped weights in 4 bits; the opset must have the type (21).
     """
-    _forget_types(model)
+    _forget_notes(model)
     rules: list[Rewrite] = [
         _quantize_once,
         _store_transposed,
@@ -44,11 +44,20 @@ def rewrite(model: ir.Model, *, four_bits: bool) -> None:
     ShapeInferencePass()(model)
 
 
-def _forget_types(model: ir.Model) -> None:
-    """Types were taken over from torch, where computed parameters are float64 and int64."""
+def _forget_notes(model: ir.Model) -> None:
+    """Drop what the exporter notes beside the graph.
+
+    Types were taken over from torch, where computed parameters are float64 and int64. Notes on
+    nodes hold stack traces with the paths of source files, and may outweigh the weights.
+    """
     outputs = set(model.graph.outputs)
+    for value in (*model.graph.inputs, *outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
     for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
         for value in node.outputs:
+            value.metadata_props.clear()
             if value not in outputs:
                 value.type = None
                 value.shape = None
