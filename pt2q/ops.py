@@ -61,6 +61,11 @@ BMM = _all(aten.bmm)
 MATMUL = _all(aten.matmul)
 EMBEDDING = _all(aten.embedding)
 SDPA = _all(aten.scaled_dot_product_attention)
+LSTM = _all(aten.lstm.input)
+GRU = _all(aten.gru.input)
+RNN_TANH = _all(aten.rnn_tanh.input)
+RNN_RELU = _all(aten.rnn_relu.input)
+RECURRENT = LSTM | GRU | RNN_TANH | RNN_RELU
 
 BATCH_NORM = _all(aten.batch_norm)
 # With those that decomposed programs hold: they give batch statistics, too.

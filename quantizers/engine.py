@@ -15,6 +15,7 @@ from pt2q.graph import annotation_of, is_float_tensor, module_path
 from pt2q.ops import DROPOUT, GETITEM, SHAPE, is_mutating, is_op
 from pt2q.quantizers.annotate import carried_from
 from pt2q.quantizers.config import QuantizationConfig
+from pt2q.quantizers.decompositions import Decompositions, why_not_decomposed
 from pt2q.quantizers.masks import MaskFinder
 from pt2q.quantizers.report import Report, Row
 from pt2q.quantizers.roles import float_activations, roles_of
@@ -35,6 +36,7 @@ class TableQuantizer(Quantizer):
     """
 
     annotates_bodies = True
+    decompositions = Decompositions()
 
     def __init__(self, default: QuantizationConfig | None = None) -> None:
         self.selection: Selection[QuantizationConfig] = Selection(default)
@@ -95,6 +97,25 @@ class TableQuantizer(Quantizer):
         self.selection.node_filter = filter_fn
         return self
 
+    def set_decompositions(
+        self,
+        *,
+        attention: bool | None = None,
+        recurrent: bool | None = None,
+        max_steps: int | None = None,
+    ) -> Self:
+        """Say which operators are taken apart before annotation; None leaves a setting as it is.
+
+        Args:
+            attention: fused attention becomes matrix products and a softmax.
+            recurrent: LSTM, GRU and plain recurrent layers become linears, step by step.
+            max_steps: recurrent layers over longer sequences stay as they are.
+        """
+        given = {"attention": attention, "recurrent": recurrent, "max_steps": max_steps}
+        stated = {name: value for name, value in given.items() if value is not None}
+        self.decompositions = replace(self.decompositions, **stated)  # type: ignore[arg-type]
+        return self
+
     # ------------------------------------------------------------ what a backend says
 
     @abstractmethod
@@ -119,6 +140,12 @@ class TableQuantizer(Quantizer):
         return match
 
     # ------------------------------------------------------------ annotation
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Take operators apart; see `set_decompositions`."""
+        if any([step(model) for step in self.decompositions.passes()]):
+            model.recompile()
+        return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate the graph, and those its control flow runs, and make the report."""
@@ -157,6 +184,7 @@ class _Run:
         self.live = live_nodes(model.graph)
         self.tables: dict[QuantizationConfig, RuleTable] = {}
         self.reasons: dict[Node, str] = {}
+        self.undone = why_not_decomposed(model)
         self.kept: dict[Node, Match] = {}
 
     def matches(self) -> list[Match]:
@@ -193,7 +221,8 @@ class _Run:
             if reason is None:
                 return match
             self.reasons.setdefault(node, reason)
-        self.reasons.setdefault(node, self.quantizer.why_float(node, choice.config))
+        reason = self.undone.get(node.name) or self.quantizer.why_float(node, choice.config)
+        self.reasons.setdefault(node, reason)
         return None
 
     def _table(self, config: QuantizationConfig) -> RuleTable:

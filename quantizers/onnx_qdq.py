@@ -60,6 +60,7 @@ from pt2q.quantizers.config import (
     get_symmetric_quantization_config,
     per_channel_at,
 )
+from pt2q.quantizers.decompositions import Decompositions
 from pt2q.quantizers.engine import TableQuantizer
 from pt2q.quantizers.residual import residual_of
 from pt2q.quantizers.roles import float_activations, roles_of
@@ -335,6 +336,9 @@ class OnnxQDQQuantizer(TableQuantizer):
         runtime: `ONNXRUNTIME`, `OPENVINO` or `TENSORRT`.
         default: how to quantize; None takes the runtime's configuration.
     """
+
+    # These runtimes multiply two activations in integers.
+    decompositions = Decompositions(attention=True)
 
     def __init__(
         self, runtime: Runtime = ONNXRUNTIME, default: QuantizationConfig | None = None

@@ -71,6 +71,7 @@ from pt2q.quantizers.config import (
     per_channel_at,
     per_tensor,
 )
+from pt2q.quantizers.decompositions import Decompositions
 from pt2q.quantizers.engine import TableQuantizer
 from pt2q.quantizers.roles import float_activations, roles_of
 from pt2q.quantizers.rules import Check, Kind, Match, Rule
@@ -365,6 +366,9 @@ class XNNPACKQuantizer(TableQuantizer):
             it; "static" does not.
     """
 
+    # The runtime multiplies two activations in float, and has no recurrent operator.
+    decompositions = Decompositions(recurrent=True)
+
     def __init__(
         self,
         default: QuantizationConfig | None = None,
@@ -375,10 +379,11 @@ class XNNPACKQuantizer(TableQuantizer):
         self.residual_projections = residual_projections
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Give calls that share a bias copies of it: the runtime stores each in one scale.
+        """Take operators apart, and give calls that share a bias copies of it.
 
-        In training the bias stays one tensor.
+        The runtime stores a bias in one scale. In training it stays one tensor.
         """
+        model = super().transform_for_annotation(model)
         if not any(config.is_qat for config in self.selection.configs()):
             untie_biases(model)
         return model
