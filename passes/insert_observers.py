@@ -15,7 +15,7 @@ from pt2q.derived import DerivedObserver
 from pt2q.errors import AnnotationError
 from pt2q.graph import Names, copy_meta, create_call, edge_name, get_constant, is_constant
 from pt2q.module import QuantGraphModule
-from pt2q.observers import FixedQParamsObserver
+from pt2q.observers import FixedQParamsObserver, ObserverBase
 from pt2q.plan import Group, Plan
 from pt2q.spec import (
     DerivedQuantizationSpec,
@@ -212,6 +212,6 @@ class _Inserter:
 
     def _watch_constant(self, observer: Any, source: Node) -> None:
         """A weight is observed at once; alone in its group, again only when it changes."""
-        if hasattr(observer, "constant_input"):
+        if isinstance(observer, ObserverBase):  # a fake quantizer knows by itself
             observer.constant_input = len(self.values[id(observer)]) == 1
         observer(get_constant(self.model, source))

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from pt2q import ops
+from pt2q.adapter import saw_data
 from pt2q.control_flow import graph_modules
 from pt2q.errors import AnnotationError, FlowError, NoDataError
 from pt2q.graph import (
@@ -94,7 +95,7 @@ def _is_static(observer: Any) -> bool:
 
 def _has_data(observer: Any) -> bool:
     if not hasattr(observer, "has_data"):
-        return True  # another library's observer: its own calculate_qparams tells
+        return saw_data(observer)
     return bool(observer.has_data)
 
 

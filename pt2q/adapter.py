@@ -1,8 +1,9 @@
 """Run quantizers written for another PT2E stack.
 
 Such a quantizer leaves its own annotation and spec objects on the nodes. They are taken by what
-they carry, attribute by attribute, and turned into ours; observers of the peer that ours replace
-one for one are replaced. The peer is imported only if one of its objects arrives.
+they carry, attribute by attribute, and turned into ours; observers and fake quantizers of the peer
+that ours replace one for one are replaced, all others are used as they are. The peer is never
+imported: its classes are looked up only where one of its objects arrived, and so it is loaded.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import functools
 import sys
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
-from pt2q import observers
-from pt2q.errors import AnnotationError
+from pt2q import fake_quantize, observers
+from pt2q.errors import AnnotationError, SpecError
 from pt2q.observers import ObserverConstructor
 from pt2q.spec import (
     PER_CHANNEL_SCHEMES,
@@ -69,6 +71,21 @@ def _spec(spec: Any, node: Node) -> QuantizationSpecBase | None:
     """Ours for a foreign spec, told apart by what it carries."""
     if spec is None or isinstance(spec, QuantizationSpecBase):
         return spec
+    try:
+        found = _translated(spec)
+    except SpecError as error:
+        raise AnnotationError(
+            f"{node.name} is annotated with a {type(spec).__name__} that cannot be used: {error}"
+        ) from error
+    if found is not None:
+        return found
+    raise AnnotationError(
+        f"{node.name} is annotated with a {type(spec).__name__}, which carries neither an "
+        "observer, nor fixed parameters, nor a reference to share or derive from"
+    )
+
+
+def _translated(spec: Any) -> QuantizationSpecBase | None:
     if hasattr(spec, "edge_or_node"):
         return SharedQuantizationSpec(spec.edge_or_node)
     if hasattr(spec, "derived_from"):
@@ -79,86 +96,146 @@ def _spec(spec: Any, node: Node) -> QuantizationSpecBase | None:
         fields = {k: v for k, v in _fields(spec).items() if k != "ch_axis"}
         return FixedQParamsQuantizationSpec(scale=spec.scale, zero_point=spec.zero_point, **fields)
     if hasattr(spec, "observer_or_fake_quant_ctr"):
-        ctr = _constructor(spec.observer_or_fake_quant_ctr)
-        return QuantizationSpec(observer_or_fake_quant_ctr=ctr, **_fields(spec))
-    raise AnnotationError(
-        f"{node.name} is annotated with a {type(spec).__name__}, which carries neither an "
-        "observer, nor fixed parameters, nor a reference to share or derive from"
-    )
+        ctr = spec.observer_or_fake_quant_ctr
+        return QuantizationSpec(
+            observer_or_fake_quant_ctr=replacement_for(ctr),
+            **_fields(spec, nominal=_writes_its_own_operators(ctr)),
+        )
+    return None
 
 
-def _fields(spec: Any) -> dict[str, Any]:
+_STORED_AS = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}
+
+
+def _fields(spec: Any, *, nominal: bool = False) -> dict[str, Any]:
     scheme = getattr(spec, "qscheme", None)
     axis = getattr(spec, "ch_axis", None)
     per_channel = scheme in PER_CHANNEL_SCHEMES
+    low, high = getattr(spec, "quant_min", None), getattr(spec, "quant_max", None)
+    dtype = _STORED_AS.get(spec.dtype, spec.dtype)
+    if (low is None) != (high is None) or (nominal and not _fits(dtype, low, high)):
+        low = high = None
     return {
-        "dtype": spec.dtype,
-        "quant_min": getattr(spec, "quant_min", None),
-        "quant_max": getattr(spec, "quant_max", None),
+        "dtype": dtype,
+        "quant_min": low,
+        "quant_max": high,
         "qscheme": scheme,
         "ch_axis": (0 if axis is None else axis) if per_channel else None,
         "is_dynamic": bool(getattr(spec, "is_dynamic", False)),
     }
 
 
+def _fits(dtype: torch.dtype, low: int | None, high: int | None) -> bool:
+    if low is None or high is None or dtype.is_floating_point:
+        return True
+    info = torch.iinfo(dtype)
+    return info.min <= low < high <= info.max
+
+
+def _writes_its_own_operators(ctr: Any) -> bool:
+    """Whether the observer replaces itself at conversion: then the spec's numbers are nominal."""
+    return callable(getattr(_unwrap(ctr)[0], "convert", None))
+
+
 # ------------------------------------------------------------------ observers
 
-SAME_NAMES = (
+_OBSERVERS = (
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "PerChannelMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
     "HistogramObserver",
     "PlaceholderObserver",
+    "NoopObserver",
+)
+_FAKE_QUANTIZERS = ("FakeQuantize", "FusedMovingAvgObsFakeQuantize")
+_PEER_MODULES = (
+    "torchao.quantization.pt2e.observer",
+    "torchao.quantization.pt2e.fake_quantize",
+    "torch.ao.quantization.observer",
+    "torch.ao.quantization.fake_quantize",
 )
 
-
-def _constructor(ctr: Any) -> Any:
-    """Ours for a constructor of the peer whose observer ours replaces; else the same one."""
-    cls, arguments = _unwrap(ctr)
-    replacement = _replacements().get(cls)
-    if replacement is None or not _understood(arguments):
-        return ctr
-    kept = {k: v for k, v in arguments.items() if k not in _MEANINGLESS}
-    return ObserverConstructor(replacement).with_args(**kept)
-
-
-_MEANINGLESS = frozenset(
-    {"reduce_range", "memoryless", "factory_kwargs", "custom_op_name", "compute_dtype"}
-)
+# What says nothing about the result, or nothing at its usual value.
+_MEANINGLESS = frozenset({"memoryless", "factory_kwargs", "custom_op_name", "compute_dtype"})
 _KNOWN = frozenset(
     {"dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic", "eps"}
     | {"averaging_constant"}
 )
 
 
-def _understood(arguments: dict[str, Any]) -> bool:
-    if arguments.get("reduce_range"):
-        return False
-    return set(arguments) <= _KNOWN | _MEANINGLESS
+def replacement_for(ctr: Any) -> Any:
+    """Ours for a constructor of the peer whose observer or fake quantizer ours replaces.
+
+    Args:
+        ctr: a class, or what its ``with_args`` returned.
+
+    Returns:
+        Our constructor with the same arguments, or ``ctr`` itself.
+    """
+    cls, arguments = _unwrap(ctr)
+    ours = _replacements().get(cls) if isinstance(cls, type) else None
+    if ours is None or arguments.pop("reduce_range", False):
+        return ctr
+    if isinstance(arguments.get("dtype"), torch.dtype):
+        arguments["dtype"] = _STORED_AS.get(arguments["dtype"], arguments["dtype"])
+    if issubclass(ours, fake_quantize.FakeQuantize) and "observer" in arguments:
+        arguments["observer"] = replacement_for(arguments["observer"])
+        if not _is_ours(arguments["observer"]):
+            return ctr
+    if not set(arguments) <= _KNOWN | _MEANINGLESS | {"observer"}:
+        return ctr
+    kept = {k: v for k, v in arguments.items() if k not in _MEANINGLESS}
+    return ObserverConstructor(ours).with_args(**kept)
+
+
+def _is_ours(ctr: Any) -> bool:
+    cls = getattr(ctr, "cls", ctr)
+    return isinstance(cls, type) and issubclass(cls, observers.ObserverBase)
 
 
 def _unwrap(ctr: Any) -> tuple[Any, dict[str, Any]]:
     """The class and the arguments filled in, of what a ``with_args`` gave back."""
     arguments: dict[str, Any] = {}
-    partial = getattr(ctr, "p", ctr)  # a wrapper around functools.partial
-    while isinstance(partial, functools.partial):
-        arguments = {**partial.keywords, **arguments}
-        if partial.args:
+    at = ctr
+    while not isinstance(at, type):
+        if getattr(at, "callable_args", None):  # arguments made anew at each call
             return None, {}
-        partial = getattr(partial.func, "p", partial.func)
-    return partial, arguments
+        partial = getattr(at, "p", at)  # a wrapper around functools.partial
+        if not isinstance(partial, functools.partial) or partial.args:
+            return None, {}
+        arguments = {**partial.keywords, **arguments}
+        at = partial.func
+    return at, arguments
+
+
+def _replacements() -> dict[Any, Any]:
+    """Our class for each of the peer's that is loaded."""
+    return {
+        cls: ours
+        for module in _PEER_MODULES
+        if module in sys.modules
+        for cls, ours in _peer_classes(module).items()
+    }
 
 
 @functools.cache
 def _peer_classes(module: str) -> dict[Any, Any]:
     peer = sys.modules[module]
-    return {getattr(peer, n): getattr(observers, n) for n in SAME_NAMES if hasattr(peer, n)}
+    pairs = [(name, observers) for name in _OBSERVERS]
+    pairs += [(name, fake_quantize) for name in _FAKE_QUANTIZERS]
+    return {getattr(peer, n): getattr(ours, n) for n, ours in pairs if hasattr(peer, n)}
 
 
-def _replacements() -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for module in ("torchao.quantization.pt2e.observer", "torch.ao.quantization.observer"):
-        if module in sys.modules:
-            found.update(_peer_classes(module))
-    return found
+def saw_data(observer: Any) -> bool:
+    """Whether an observer or fake quantizer of another library has seen a value.
+
+    Args:
+        observer: one that keeps ``min_val`` and ``max_val``, as all that follow a range do; of
+            any other it is not known, and its own ``calculate_qparams`` has to tell.
+    """
+    watched = getattr(observer, "activation_post_process", observer)
+    low, high = getattr(watched, "min_val", None), getattr(watched, "max_val", None)
+    if not isinstance(low, torch.Tensor) or not isinstance(high, torch.Tensor):
+        return True
+    return low.numel() > 0 and bool((low <= high).any())
