@@ -70,22 +70,29 @@ class _PerTensor(torch.autograd.Function):
 
 
 class _Broadcast(torch.autograd.Function):
-    """Scales (and bounds) of any shape that broadcasts: per channel, per group."""
+    """Scales (and bounds) of any shape that broadcasts: per channel, per group.
+
+    Ranges of weights mostly hold all of the weight: then there is nothing to keep.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
         levels = (x * (1.0 / scale)).round_()
-        ctx.save_for_backward(levels, low, high)
-        return levels.clamp(low, high).mul_(scale)
+        if low.numel() > 1 or _leaves(levels, float(low), float(high)):
+            ctx.save_for_backward((levels >= low) & (levels <= high))
+        return levels.clamp_(low, high).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        levels, low, high = ctx.saved_tensors
-        if low.numel() == 1:
-            bounds = float(low) - 0.5, float(high) + 0.5
-            return ops.hardtanh_backward(grad, levels, *bounds), None, None, None
-        return grad * ((levels >= low) & (levels <= high)), None, None, None
+        for inside in ctx.saved_tensors:
+            grad = grad * inside
+        return grad, None, None, None
+
+
+def _leaves(levels: Tensor, low: float, high: float) -> bool:
+    """Whether some level is outside of the bounds."""
+    return float(levels.amin()) < low or float(levels.amax()) > high
 
 
 def _bounds(
