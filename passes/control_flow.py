@@ -182,8 +182,8 @@ def _add_operand(
         )
         with place:
             new = body.graph.placeholder(name.replace(".", "_"))
-        # Generated code assigns arguments to nodes one by one: one name must not be another's node.
-        new.target = new.name
+        if any(new.target == other.name for other in known):
+            new.target = new.name  # generated code would overwrite the argument before it is read
         copy_meta(new, source, "pt2q.control_flow")
     call.set_group(call.layout.fixed, [*call.group(call.layout.fixed), operand])
     return operand

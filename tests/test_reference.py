@@ -780,3 +780,24 @@ def test_weights_that_were_not_folded():
     model = convert_pt2e(prepared, True, fold_quantize=False)
     assert (model(x) - expected).abs().max() < 0.05
     assert "quantized_decomposed" not in dump(model)
+
+
+def test_both_branches_of_a_cond():
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return torch.cond(
+                x.sum() > 0, lambda x: F.relu(self.a(x)), lambda x: self.b(x) * 2, (x,)
+            )
+
+    x = torch.randn(2, 8).abs()
+    prepared = prepare_pt2e(torch.export.export(Branches().eval(), (x,)), SmallQuantizer())
+    prepared(x)
+    prepared(-x)
+    expected, model = convert_pt2e(prepared), convert_pt2e(prepared, True)
+    for sign in (1, -1):
+        assert sqnr(expected(sign * x), model(sign * x)) > 35
+    assert "quantized_decomposed" not in model.print_readable(print_output=False)
