@@ -10,7 +10,7 @@ from torch import nn
 
 from pt2q import convert_pt2e, ops, prepare_pt2e, sqnr
 from pt2q.deploy import onnx as onnx_road
-from pt2q.errors import SpecError
+from pt2q.errors import LoweringError, SpecError
 from pt2q.observers_group import PerGroupMinMaxObserver
 from pt2q.quantizers import (
     EmbeddingQuantizer,
@@ -135,6 +135,16 @@ def test_8da4w_runs_on_xnnpack(group_size):
     assert not program.delegation.quantized_left
     assert len(program.buffer) < 16_000  # 12,288 weights; in float: 49,152 bytes
     assert sqnr(quantized(*inputs), program.load()(*inputs)[0]) > 80
+
+
+@pytest.mark.parametrize("config", [W8, W4], ids=["int8", "int4"])
+def test_weights_alone_are_refused_where_xnnpack_computes_them_wrongly(config):
+    pytest.importorskip("executorch")
+    from pt2q.deploy import executorch as executorch_road
+
+    _, quantized, inputs = converted(WeightQuantizer(config))
+    with pytest.raises(LoweringError, match="input in float"):
+        executorch_road.lower(quantized, inputs)
 
 
 def test_int16_activations_are_nearly_float(tmp_path: Path):

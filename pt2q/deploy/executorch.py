@@ -94,6 +94,7 @@ def lower(
     exir, partitioner = _exir()
     program = _exported(converted, args, kwargs, dynamic_shapes)
     _refuse_uint8(program.graph)
+    _refuse_weight_only(program.graph)
     try:
         with quiet_python():
             edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner()])
@@ -144,4 +145,19 @@ def _refuse_uint8(graph: Graph) -> None:
             raise LoweringError(
                 f"{node.name} is uint8, and XNNPACK computes in int8 alone. Quantize with "
                 "XNNPACKQuantizer; uint8 activations are for Inductor and ONNX Runtime."
+            )
+
+
+def _refuse_weight_only(graph: Graph) -> None:
+    """XNNPACK's delegate takes such operators and computes something else, without an error."""
+    for node in graph.nodes:
+        if not ops.is_op(node, ops.CONV | ops.LINEAR):
+            continue
+        weight, source = ops.argument(node, "weight"), ops.argument(node, "input")
+        if ops.is_op(weight, ops.DEQUANTIZE) and not ops.is_op(source, ops.DEQUANTIZE):
+            raise LoweringError(
+                f"{node.name} has a quantized weight and an input in float, which XNNPACK "
+                "computes wrongly. Quantize its input too, at run time for instance: "
+                "get_dynamic_activation_4bit_weight_config(), or "
+                "get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)"
             )

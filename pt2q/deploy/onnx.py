@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -48,7 +48,7 @@ _CHANNELWISE = frozenset(
     }
 )
 FLOAT8_KEY = "pt2q.float8"
-"""Metadata of files that ONNX Runtime must not optimize."""
+"""Metadata of files that ONNX Runtime must not optimize: it leaves out a relu before float8."""
 
 _WIDE_DTYPES = (torch.int16, torch.uint16)
 
@@ -321,19 +321,15 @@ class OnnxSession:
     def _open(self, options: Any) -> Any:
         if not self.path.is_file():
             raise DataError(f"cannot read {self.path}: no such file")
-        failure: Exception | None = None
-        try:
+        with suppress(Exception):  # of float8 its fusions make operators that it lacks
             session = self._start(options)
             if FLOAT8_KEY not in session.get_modelmeta().custom_metadata_map:
                 return session
-        except Exception as error:
-            failure = error
-        # With float8, its fusions make operators that it lacks, and leave out a relu.
         options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             return self._start(options)
         except Exception as error:
-            raise DataError(f"ONNX Runtime cannot load {self.path}: {_brief(error)}") from failure
+            raise DataError(f"ONNX Runtime cannot load {self.path}: {_brief(error)}") from error
 
     def _start(self, options: Any) -> Any:
         return self._runtime.InferenceSession(
