@@ -7,13 +7,14 @@ section 2.2, with one shift for several addends and rounding half to even)::
     P  = sum_i a_i * multiplier_i + offset
     y  = clamp(z_y + ((P + 2 ** (shift - 1) - 1 + ((P >> shift) & 1)) >> shift), low, high)
 
-    multiplier_i = rint(s_i / s_y * 2 ** shift)        32 bits with sign
+    multiplier_i = rint(s_i / s_y * 2 ** shift)        32 bits with sign, at most 2 ** 31 - 1
     offset       = rint(c / s_y * 2 ** shift)          64 bits
     shift        = the largest integer in [1, 62] with
-                     |multiplier_i| < 2 ** 31 and
-                     sum_i bound_i * |s_i / s_y| * 2 ** shift + |offset| < 2 ** 61
+                     |s_i / s_y| * 2 ** shift < 2 ** 31 and
+                     (sum_i bound_i * |s_i / s_y| + |c / s_y|) * 2 ** shift < 2 ** 61
 
-``bound_i`` is the largest magnitude that ``a_i`` can take, so no product or sum overflows.
+Ratios are computed in float64. ``bound_i`` is the largest magnitude that ``a_i`` can take, so no
+product and no sum overflows 64 bits.
 """
 
 from __future__ import annotations
