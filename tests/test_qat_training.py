@@ -265,7 +265,8 @@ def test_tools_refuse_other_modules() -> None:
 def _worker(rank: int, folder: str, module: QuantGraphModule) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    model = nn.parallel.DistributedDataParallel(module)
+    # What is handed to a process shares its memory with the others.
+    model = nn.parallel.DistributedDataParallel(copy.deepcopy(module))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for x in batches(3, seed=rank):
         optimizer.zero_grad()
@@ -276,17 +277,36 @@ def _worker(rank: int, folder: str, module: QuantGraphModule) -> None:
     model.module.add_module("histogram", histogram)
     synchronize_observers(model)
     scale, zero_point = histogram.calculate_qparams()
-    torch.save((model.module.state_dict(), scale, zero_point), f"{folder}/{rank}.pt")
+    sharded = _sharded_differs(copy.deepcopy(module))
+    torch.save((model.module.state_dict(), scale, zero_point, sharded), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_replicas_end_with_the_same_ranges(tmp_path: Path) -> None:
+def _sharded_differs(module: QuantGraphModule) -> list[str]:
+    """The tensors that fully sharded training gives other values than training in one process."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    alone = copy.deepcopy(module)
+    fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    for model in (module, alone):
+        train(model, torch.optim.SGD(model.parameters(), lr=0.01), batches(3))
+    found = {k: getattr(v, "full_tensor", lambda v=v: v)() for k, v in module.state_dict().items()}
+    expected = alone.state_dict()
+    return [
+        k for k in found if not torch.allclose(found[k].float(), expected[k].float(), atol=1e-5)
+    ]
+
+
+def test_several_processes(tmp_path: Path) -> None:
+    """Replicas end with the same ranges; sharded parameters train as whole ones do."""
     prepared = prepare(network(), batches(1)[0])
     mp.spawn(_worker, (str(tmp_path), prepared), nprocs=2)
     (one, *first), (other, *second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, value in one.items():
         if "running" not in name and "histogram." not in name:
             assert torch.equal(value, other[name]), name
+    assert first.pop() == second.pop() == []
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
     union = HistogramObserver(quant_min=-128, quant_max=127)
     union(torch.linspace(-1, 2, 8000))
