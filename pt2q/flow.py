@@ -47,6 +47,7 @@ from pt2q.passes.size_learned import SizeLearnedScales
 from pt2q.passes.train_eval import switch_mode
 from pt2q.plan import Plan, build_plan
 from pt2q.spec import Quantizer
+from pt2q.state import keep_state, restore_state
 
 
 def prepare_pt2e(
@@ -56,7 +57,7 @@ def prepare_pt2e(
 
     Args:
         model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed;
-            the result shares its parameters.
+            the result shares its parameters, and has copies of the buffers that it writes into.
         quantizer: says what is quantized and how.
         fold_batch_norm: fold inference-mode batch norms into the convolution or linear before
             them where that provably keeps the function.
@@ -73,6 +74,7 @@ def prepare_pt2e(
     """
     with deferred_code(), paused_collection():
         prepared = import_exported(model)
+        keep_state(prepared)
         run_passes(prepared, [OpenControlFlow()])
         if fold_batch_norm:
             run_passes(prepared, [FoldConvBatchNorm()])
@@ -232,6 +234,9 @@ def convert_pt2e(
 ) -> QuantGraphModule:
     """Replace the observers of a calibrated or trained model by quantize / dequantize operators.
 
+    Buffers that a post-training model writes into, such as caches, start from the values they had
+    when it was prepared: calibration leaves nothing behind. Those of a trained model stay.
+
     Args:
         model: what `prepare_pt2e` or `prepare_qat_pt2e` returned, after calibration or
             training. It is not changed: it may be trained on and converted again.
@@ -250,6 +255,7 @@ def convert_pt2e(
     assert isinstance(model, QuantGraphModule)
     with deferred_code(), paused_collection():
         converted = copy_module(model, _next_record(model))
+        restore_state(converted)
         if model.record.stage is Stage.PREPARED_QAT:
             switch_mode(converted, False)
             run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
 from pt2q.module import QuantGraphModule
-from pt2q.passes.base import Pass
 from pt2q.passes.decompose_attention import ORIGIN as ATTENTION
 from pt2q.passes.decompose_attention import DecomposeAttention
 from pt2q.passes.decompose_recurrent import ORIGIN as RECURRENT
@@ -29,9 +29,11 @@ class Decompositions:
     recurrent: bool = False
     max_steps: int = 64
 
-    def passes(self) -> list[Pass]:
+    def passes(self) -> list[Callable[[GraphModule], bool]]:
         """The passes asked for."""
-        found: list[Pass] = [DecomposeAttention()] if self.attention else []
+        found: list[Callable[[GraphModule], bool]] = (
+            [DecomposeAttention()] if self.attention else []
+        )
         return [*found, DecomposeRecurrent(self.max_steps)] if self.recurrent else found
 
 
