@@ -366,7 +366,9 @@ class Masked(nn.Module):
 
 @pytest.mark.parametrize("low", [float("-inf"), torch.finfo(torch.float32).min])
 @pytest.mark.parametrize(
-    "quantizer", [FunctionQuantizer(everything), SmallQuantizer(), xnnpack()], ids=str
+    "quantizer",
+    [FunctionQuantizer(everything), SmallQuantizer(), xnnpack()],
+    ids=["everything", "small", "xnnpack"],
 )
 def test_masks_give_finite_scales(low: float, quantizer: Quantizer) -> None:
     x, keep = torch.randn(4, 8), torch.ones(4, 8, dtype=torch.bool)
