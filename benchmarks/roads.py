@@ -93,15 +93,16 @@ def digits() -> Subject:
 
 
 def sentence_encoder() -> Subject:
-    batches = [((), inputs) for inputs in minilm.encode(minilm.sentences(96))]
-    masks = [inputs["attention_mask"] for _, inputs in batches[64:]]
+    batches = [((), inputs) for inputs in minilm.encode(minilm.sentences())]
+    masks = [inputs["attention_mask"] for _, inputs in batches[minilm.CALIBRATION :]]
 
     def quality(floats: list[Tensor], results: list[Tensor]) -> dict[str, float]:
         pairs = zip(floats, results, masks, strict=True)
         cosines = [(minilm.embedding(f, m) * minilm.embedding(q, m)).sum() for f, q, m in pairs]
         return {"cosine": float(torch.stack(cosines).mean())}
 
-    return Subject(minilm.load(), batches[:64], batches[64:], quality)
+    count = minilm.CALIBRATION
+    return Subject(minilm.load(), batches[:count], batches[count:], quality)
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {

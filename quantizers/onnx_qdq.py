@@ -45,7 +45,6 @@ from pt2q.ops import (
 )
 from pt2q.quantizers import checks
 from pt2q.quantizers.annotate import (
-    annotate_carried,
     annotate_chain_inputs,
     annotate_independent,
     annotate_joined,
@@ -211,8 +210,9 @@ def _runtime_rules(*convolution_tails: frozenset[Any]) -> tuple[Rule, ...]:
             convolution_tails,
             product,
         ),
-        Rule("linear", LINEAR, annotate_weighted, (FUSED,), _WEIGHTED),
-        Rule("matrix product", MATMUL | BMM, annotate_independent, (), _FACTORS, Kind.JOINING),
+        # Its operator also gives float: a transformer's residual stream needs more than 8 bits.
+        Rule("linear", LINEAR, _annotate_product, (FUSED,), _WEIGHTED),
+        Rule("matrix product", MATMUL | BMM, _annotate_inputs, (), _FACTORS, Kind.JOINING),
         Rule("addition", ADD, annotate_independent, (RELU,), _BINARY, Kind.JOINING),
         Rule("multiplication", MUL, annotate_independent, (), _BINARY, Kind.JOINING),
         Rule(
@@ -234,7 +234,7 @@ def _runtime_rules(*convolution_tails: frozenset[Any]) -> tuple[Rule, ...]:
         Rule(
             "move",
             MAX_POOL2D | RESHAPE | PERMUTE | SUBSET | UPSAMPLE_NEAREST | COPY,
-            annotate_carried,
+            annotate_joined,
             (),
             _CARRIED,
             Kind.CARRYING,
@@ -243,7 +243,7 @@ def _runtime_rules(*convolution_tails: frozenset[Any]) -> tuple[Rule, ...]:
         Rule(
             "dropout",
             DROPOUT,
-            annotate_carried,
+            annotate_joined,
             (),
             (*_CARRIED, checks.inactive),
             Kind.CARRYING,

@@ -383,8 +383,8 @@ def load(
         path: the file.
         threads: how many it computes with; None takes torch's number.
         fuse: False runs the quantizes and dequantizes one by one, as the file says: slow, and
-            what the converted model computes to the last bits. Fused kernels round once less,
-            which may shift a value by one step.
+            what the converted model computes. Fused kernels round once less, which may shift a
+            value by one step.
 
     Raises:
         DataError: the file is missing or no model.

@@ -5,6 +5,7 @@ Each looks at one operator and what produces its inputs, and keeps what the grap
 - a dynamic quantize with ONNX's own parameters is ``DynamicQuantizeLinear`` alone;
 - a transposed constant is stored transposed, so that a product sees its dequantized weight;
 - a dynamically quantized product becomes ``MatMulInteger``, which runs in integers;
+- the bias of a product in uint8 is stored in the unit of its sums;
 - an embedding is looked up in int8 and only the rows found are dequantized;
 - weights in [-8, 7] in groups are stored in 4 bits.
 """
@@ -34,6 +35,7 @@ def rewrite(model: ir.Model, *, four_bits: bool) -> None:
         _store_transposed,
         _multiply_integers,
         _look_up_integers,
+        _store_bias_in_sums,
     ]
     if four_bits:
         rules.append(_store_four_bits)
@@ -213,6 +215,55 @@ def _multiply_integers(graph: ir.Graph, node: ir.Node) -> bool:
         result = _node(graph, node, "Add", [result, bias])
     _replace(node, result)
     return True
+
+
+def _store_bias_in_sums(graph: ir.Graph, node: ir.Node) -> bool:
+    """The bias of ``DQ(q, s, z) @ DQ(w, t)`` in the unit of its int32 sums, ``s * t``.
+
+    ONNX Runtime does so itself where the result is quantized too; where it is float, it has its
+    product in integers only with such a bias. Symmetric int8 is left alone: TensorRT wants biases
+    in float.
+    """
+    product = node if node.op_type == "Gemm" else _matrix_product(node)
+    if product is None or not _is_plain(product):
+        return False
+    left = _producer(product.inputs[0], "DequantizeLinear")
+    right = _producer(product.inputs[1], "DequantizeLinear")
+    if left is None or _stored(left) or not _stored(right):
+        return False
+    assert right is not None
+    scale, zero_point, scales = (
+        _array(v) for v in (left.inputs[1], _three(left)[2], right.inputs[1])
+    )
+    if scale is None or scales is None or scale.size != 1 or scales.ndim != 1:
+        return False
+    if zero_point is None or zero_point.dtype != np.uint8:
+        return False
+    return _scale_bias(graph, node, scales * scale.reshape(()))
+
+
+def _matrix_product(node: ir.Node) -> ir.Node | None:
+    if node.op_type != "Add":
+        return None
+    found = [p for value in node.inputs if (p := _producer(value, "MatMul")) is not None]
+    return found[0] if len(found) == 1 and len(found[0].outputs[0].uses()) == 1 else None
+
+
+def _scale_bias(graph: ir.Graph, node: ir.Node, unit: np.ndarray) -> bool:
+    for index, value in enumerate(node.inputs):
+        bias = _array(value)
+        if value is None or bias is None or bias.shape != unit.shape or not value.is_initializer():
+            continue
+        steps = np.round(bias.astype(np.float64) / unit)
+        if np.abs(steps).max(initial=0) >= 2**31:
+            return False
+        stored = _constant(graph, f"{value.name}_int32", steps.astype(np.int32))
+        units = _constant(graph, f"{value.name}_unit", unit.astype(np.float32))
+        zeros = _constant(graph, f"{value.name}_zero", np.zeros(unit.shape, np.int32))
+        inputs: list[ir.Value | None] = [stored, units, zeros]
+        node.replace_input_with(index, _node(graph, node, "DequantizeLinear", inputs, axis=0))
+        return True
+    return False
 
 
 def _is_plain(node: ir.Node) -> bool:
