@@ -59,6 +59,29 @@ def small() -> Lowered:
 # ---------------------------------------------------------------------------- lowering, values
 
 
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x) * 40)
+
+
+def test_a_bias_that_two_calls_share_is_right_in_both() -> None:
+    """The runtime stores a bias in the scale of one call; trained models come with it tied."""
+    from small_quantizers import SmallQuantizer
+
+    model = CalledTwice().eval()
+    batches = [torch.randn(4, 8) for _ in range(4)]
+    prepared = prepare_pt2e(torch.export.export(model, (batches[0],)), SmallQuantizer())
+    for batch in batches:
+        prepared(batch)
+    converted = convert_pt2e(prepared)
+    (found,) = lower(converted, (batches[0],)).load()(batches[0])
+    assert sqnr(converted(batches[0]), found) > 35
+
+
 def test_everything_is_delegated(small: Lowered) -> None:
     got = small.program.delegation
     assert (got.portable, got.quantized_left, got.blobs) == ((), (), 1)

@@ -29,6 +29,8 @@ from pt2q.deploy.runtime import (
 )
 from pt2q.errors import LoweringError
 from pt2q.io import write_bytes
+from pt2q.module import QuantGraphModule, copy_module
+from pt2q.quantizers.untie import untie_biases
 
 __all__ = [
     "Delegation",
@@ -100,7 +102,7 @@ def lower(
             edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner()])
             # Before packing, which rewrites the graph into allocations and out variants.
             delegation = delegation_of(edge.exported_program().graph_module)
-            buffer = bytes(edge.to_executorch().buffer)
+            buffer = bytes(edge.to_executorch(_with_initial_values(exir, edge)).buffer)
     except Exception as error:
         raise LoweringError(f"ExecuTorch could not lower the model: {first_line(error)}") from error
     return Program(buffer, delegation)
@@ -118,6 +120,31 @@ def _exir() -> tuple[Any, Any]:
     return exir, XnnpackPartitioner
 
 
+def _with_initial_values(exir: Any, edge: Any) -> Any:
+    """Have the program carry the values that written buffers start from.
+
+    ExecuTorch allocates such buffers and leaves them at that. Zeros, which a cache starts from,
+    need not be carried: the runtime's memory is zero.
+    """
+    from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
+
+    program = edge.exported_program()
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    names = [
+        name
+        for name, buffer in signature.inputs_to_buffers.items()
+        if buffer in written and bool(_initial_value(program, buffer).any())
+    ]
+    return exir.ExecutorchBackendConfig(passes=[InitializedMutableBufferPass(names)])
+
+
+def _initial_value(program: Any, buffer: str) -> torch.Tensor:
+    found = program.state_dict.get(buffer)
+    value: torch.Tensor = program.constants[buffer] if found is None else found
+    return value
+
+
 def _exported(
     model: nn.Module | ExportedProgram,
     args: tuple[Any, ...],
@@ -126,6 +153,9 @@ def _exported(
 ) -> ExportedProgram:
     if isinstance(model, ExportedProgram):
         return model
+    if isinstance(model, QuantGraphModule):
+        model = copy_module(model)  # trained models come with biases still tied
+        untie_biases(model)
     try:
         with quiet_python():
             return torch.export.export(
