@@ -123,6 +123,7 @@ class _Fusion:
     def run(self) -> FusedPair:
         layer, conv = self.layer, self.layer.node
         weight, bias = layer.weight, self.bias
+        self.hoist_constants()
         with conv.graph.inserting_before(conv):
             factor = self.factor()
             scaled = self.add(ops.aten.mul.Tensor, weight, self.for_weight(factor), like=weight)
@@ -140,6 +141,13 @@ class _Fusion:
             "" if bias is None else reader.name,
             tuple(node.name for node in self.helpers),
         )
+
+    def hoist_constants(self) -> None:
+        """Read the batch norm's constants before the layer: a quantizer may have moved them."""
+        conv = self.layer.node
+        for constant in (self.bn.running_var, self.bn.weight):
+            if constant is not None and constant.op == "get_attr" and conv < constant:
+                conv.prepend(constant)
 
     def rescale_output(self, factor: Node) -> Node:
         """Divide the layer's output by ``s``, add its bias; returns what reads the bias."""

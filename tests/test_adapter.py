@@ -20,6 +20,7 @@ from pt2q.adapter import replacement_for, saw_data
 from pt2q.errors import AnnotationError, NoDataError
 from pt2q.graph import is_float_tensor
 from pt2q.observers import ObserverConstructor
+from tests.small_quantizers import SmallQuantizer
 
 EPS = 2**-12
 
@@ -328,6 +329,24 @@ def test_fake_quantizers_that_stay_foreign_train_and_convert() -> None:
     assert pt2q.sqnr(net(x), converted(x)) > 20
 
 
+def test_a_transformation_may_read_constants_late() -> None:
+    class Moving(SmallQuantizer):
+        def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+            for node in list(model.graph.nodes):
+                if node.op == "get_attr" and node.users:
+                    min(node.users).prepend(node)
+            return model
+
+    torch.manual_seed(0)
+    net, x = Conv().train(), torch.randn(4, 4, 8, 8)
+    prepared = pt2q.prepare_qat_pt2e(torch.export.export(net, (x,)), Moving())
+    prepared.graph.lint()
+    prepared(x)
+    pt2q.move_exported_model_to_eval(prepared)
+    converted = pt2q.convert_pt2e(prepared)
+    assert not any(ops.is_op(n, ops.BATCH_NORM) for n in converted.graph.nodes)
+
+
 # ------------------------------------------------------------------ observers that convert
 
 
@@ -461,7 +480,7 @@ class Conv(torch.nn.Module):
 def test_quantizers_of_executorch(make) -> None:
     torch.manual_seed(0)
     net = Conv().eval()
-    batches = [(torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last),) for _ in range(3)]
+    batches = [(torch.randn(8, 4, 8, 8).to(memory_format=torch.channels_last),) for _ in range(3)]
     outputs, dequantizes = [], []
     for prepare, convert in (
         (pt2q.prepare_pt2e, pt2q.convert_pt2e),
@@ -472,9 +491,9 @@ def test_quantizers_of_executorch(make) -> None:
         for batch in batches:
             prepared(*batch)
         converted = convert(prepared)
-        outputs.append(converted(*batches[0]))
+        outputs.append(torch.cat([converted(*batch) for batch in batches]))
         dequantizes.append(counts(converted)[1])
-    float_output = net(*batches[0])
+    float_output = torch.cat([net(*batch) for batch in batches])
     assert dequantizes[0] > 0
     assert dequantizes[0] == dequantizes[1]
     ours, theirs = (float(pt2q.sqnr(float_output, o)) for o in outputs)
