@@ -266,6 +266,8 @@ def convert_pt2e(
         if model.record.stage is Stage.PREPARED_QAT:
             run_passes(converted, [OwnTensors()])
     converted.recompile()
+    for module in converted.modules():
+        module.training = False  # export's module says True even of a graph in evaluation mode
     if use_reference_representation:
         _warn_of_float(converted)
     return converted
