@@ -71,8 +71,8 @@ def _copy(tensor: Tensor, storages: dict[int, Tensor]) -> Tensor:
         key = _storage(value)
         if key not in storages:
             whole = torch.empty(0, dtype=torch.uint8, device=value.device)
-            storages[key] = whole.set_(value.untyped_storage().clone())  # type: ignore[call-overload]
-        copied = value.new_empty(0).set_(  # type: ignore[call-overload]
+            storages[key] = whole.set_(value.untyped_storage().clone())
+        copied = value.new_empty(0).set_(
             storages[key].untyped_storage(), value.storage_offset(), value.shape, value.stride()
         )
     if isinstance(tensor, nn.Parameter):

@@ -98,7 +98,8 @@ def lower(
     _refuse_uint8(program.graph)
     _refuse_weight_only(program.graph)
     try:
-        with quiet_python():
+        # With gradients, ExecuTorch fails on buffers that are written into.
+        with quiet_python(), torch.no_grad():
             edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner()])
             # Before packing, which rewrites the graph into allocations and out variants.
             delegation = delegation_of(edge.exported_program().graph_module)
@@ -136,7 +137,8 @@ def _with_initial_values(exir: Any, edge: Any) -> Any:
         for name, buffer in signature.inputs_to_buffers.items()
         if buffer in written and bool(_initial_value(program, buffer).any())
     ]
-    return exir.ExecutorchBackendConfig(passes=[InitializedMutableBufferPass(names)])
+    passes = [InitializedMutableBufferPass(names)] if names else []
+    return exir.ExecutorchBackendConfig(passes=passes)
 
 
 def _initial_value(program: Any, buffer: str) -> torch.Tensor:
