@@ -4,14 +4,19 @@ from pt2q.passes.base import Pass, run_passes, verified_passes
 from pt2q.passes.conv_bn_fold import FoldConvBatchNorm
 from pt2q.passes.conv_bn_qat_fold import FoldConvBatchNormQAT
 from pt2q.passes.conv_bn_qat_fuse import FuseConvBatchNormQAT
+from pt2q.passes.decompose_attention import DecomposeAttention
+from pt2q.passes.decompose_recurrent import DecomposeRecurrent
 from pt2q.passes.duplicate_dq import DuplicateDQPass
 from pt2q.passes.fold_constants import FoldQuantizedConstants
 from pt2q.passes.insert_observers import InsertObservers
 from pt2q.passes.observers_to_qdq import ObserversToQDQ
 from pt2q.passes.port_metadata import PortNodeMetaForQDQ
 from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
+from pt2q.passes.store_state import StoreStateQuantized
 
 __all__ = [
+    "DecomposeAttention",
+    "DecomposeRecurrent",
     "DuplicateDQPass",
     "FoldConvBatchNorm",
     "FoldConvBatchNormQAT",
@@ -23,6 +28,7 @@ __all__ = [
     "PortNodeMetaForQDQ",
     "RemoveUnusedAttributes",
     "RemoveUnusedConstants",
+    "StoreStateQuantized",
     "run_passes",
     "verified_passes",
 ]

@@ -109,6 +109,9 @@ MAY_RETURN_INPUT = DROPOUT | _all(
     aten.atleast_3d,
 )
 
+# What writes the elements of one tensor into another and computes nothing.
+STORES = _all(aten.copy_, aten.index_put_, aten.index_copy_, aten.scatter_.src)
+
 COUNT_ONE = aten.add_.Tensor
 COUNT = frozenset({COUNT_ONE})
 ITEM = aten.item.default
@@ -461,6 +464,25 @@ def functional_operators(fn: Any) -> frozenset[Target]:
     name = getattr(fn, "__name__", "")
     packets = [getattr(aten, n) for n in (name, f"{name}_") if name and hasattr(aten, n)]
     return _all(*packets) if packets else frozenset()
+
+
+def operator_named(name: str) -> Any:
+    """The operator of a name, as graphs print it or shorter.
+
+    Args:
+        name: ``aten.add.Tensor`` (that overload), ``aten.add`` or ``add`` (all of them).
+
+    Returns:
+        An overload or a packet; None if there is no such operator.
+    """
+    parts = name.replace("::", ".").split(".")
+    if len(parts) == 1:
+        parts = ["aten", *parts]
+    try:
+        found = getattr(getattr(torch.ops, parts[0]), parts[1])
+        return getattr(found, parts[2]) if len(parts) == 3 else found if len(parts) == 2 else None
+    except (AttributeError, RuntimeError):
+        return None
 
 
 # Control flow: operators that take graphs.

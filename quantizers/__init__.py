@@ -21,6 +21,7 @@ from pt2q.quantizers.report import Report, Row
 from pt2q.quantizers.roles import Roles, roles_of
 from pt2q.quantizers.rules import Kind, Match, Rule
 from pt2q.quantizers.selection import Selection
+from pt2q.quantizers.state import StateQuantizer
 from pt2q.quantizers.x86_inductor import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
@@ -40,6 +41,7 @@ __all__ = [
     "Row",
     "Rule",
     "Selection",
+    "StateQuantizer",
     "TableQuantizer",
     "WeightQuantizer",
     "X86InductorQuantizer",

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pt2q import QuantGraphModule, convert_pt2e, ops, prepare_pt2e, sqnr
 from pt2q.deploy.executorch import LoadedMethod, lower
-from pt2q.passes import verified_passes
+from pt2q.passes import StoreStateQuantized, run_passes, verified_passes
 from pt2q.quantizers import (
     OnnxQDQQuantizer,
+    StateQuantizer,
     WeightQuantizer,
     XNNPACKQuantizer,
     get_dynamic_activation_4bit_weight_config,
@@ -119,6 +120,22 @@ def test_decoding_with_attention_taken_apart(make: Any) -> None:
     assert sqnr(exported()[2], runs(done)) > 30
 
 
+@pytest.mark.parametrize("attention", [False, True])
+def test_decoding_from_a_cache_in_integers(attention: bool) -> None:
+    rest = XNNPACKQuantizer().set_decompositions(attention=attention)
+    done = integer_cache(rest)
+    caches = {n: b for n, b in done.named_buffers() if n.endswith(("keys", "values"))}
+    assert len(caches) == 4 and all(b.dtype == torch.int8 for b in caches.values())
+    assert sqnr(exported()[2], runs(done)) > sqnr(exported()[2], runs(converted("static"))) - 1
+
+
+@functools.cache
+def integer_cache(rest: Any) -> QuantGraphModule:
+    with torch.no_grad():
+        done = convert_pt2e(prepared(StateQuantizer(rest)))
+        return run_passes(done, [StoreStateQuantized()])
+
+
 # -------------------------------------------------------------------------------- the runtime
 
 
@@ -145,6 +162,14 @@ def test_the_runtime_decodes_as_the_graph_does(name: str, least: float) -> None:
     assert sqnr(exported()[2], found) > sqnr(exported()[2], graph) - 1
     floats = sum(p.numel() * 4 for p in exported()[0].parameters())
     assert size < floats
+
+
+@pytest.mark.slow
+def test_the_runtime_decodes_from_a_cache_in_integers() -> None:
+    done = integer_cache(dynamic())
+    method, _ = in_runtime(done)
+    found = torch.cat([step[0] for step in (method(*x) for x in prompt(TEST_PROMPT))])
+    assert sqnr(runs(done), found) > 40  # one rounding may fall on the other side
 
 
 def test_written_buffers_start_in_the_runtime_where_they_start_in_the_graph() -> None:
