@@ -55,4 +55,10 @@ $(VENV)/.pt2q-%: $(VENV)/.pt2q-torch pyproject.toml
 	$(PIP) install --quiet -c constraints.txt -e ".[$*]"
 	touch $@
 
+# TOSA's tools ask for an ml_dtypes older than onnx does; the newer one serves both.
+$(VENV)/.pt2q-test: $(VENV)/.pt2q-torch pyproject.toml constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e ".[test]"
+	$(PIP) install --quiet --no-deps tosa-tools==2026.5.0
+	touch $@
+
 .PRECIOUS: $(VENV)/.pt2q-%

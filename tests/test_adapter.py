@@ -20,7 +20,7 @@ from pt2q.adapter import replacement_for, saw_data
 from pt2q.errors import AnnotationError, NoDataError
 from pt2q.graph import is_float_tensor
 from pt2q.observers import ObserverConstructor
-from tests.small_quantizers import SmallQuantizer
+from small_quantizers import SmallQuantizer
 
 EPS = 2**-12
 

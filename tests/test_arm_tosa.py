@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from nets import NETS
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
 import pt2q
 from pt2q import ops
-from tests.nets import NETS
 
 reference = pytest.importorskip("tosa_reference_model", reason="needs the extra 'arm'")
 arm = pytest.importorskip("executorch.backends.arm.quantizer")

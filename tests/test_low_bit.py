@@ -20,7 +20,7 @@ from pt2q.quantizers import (
     get_int16_activation_config,
     get_weight_only_quantization_config,
 )
-from tests.nets import NETS, vectors
+from nets import NETS, vectors
 
 W4 = get_weight_only_quantization_config(bits=4, group_size=32)
 W8 = get_weight_only_quantization_config()

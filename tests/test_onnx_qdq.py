@@ -15,8 +15,8 @@ from pt2q.deploy import onnx as onnx_road
 from pt2q.errors import AnnotationError, DataError, InputShapeError, LoweringError
 from pt2q.observers_bounded import BoundedHistogramObserver
 from pt2q.quantizers import OnnxQDQQuantizer, XNNPACKQuantizer, get_symmetric_quantization_config
-from tests.nets import NETS, BasicBlock, Net, ResNet, image_net, images
-from tests.small_quantizers import DYNAMIC, PER_TOKEN, UNSIGNED, SmallQuantizer
+from nets import NETS, BasicBlock, Net, ResNet, image_net, images
+from small_quantizers import DYNAMIC, PER_TOKEN, UNSIGNED, SmallQuantizer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

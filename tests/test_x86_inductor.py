@@ -18,8 +18,8 @@ from pt2q.quantizers import (
     get_default_x86_inductor_quantization_config,
     get_symmetric_quantization_config,
 )
-from tests.nets import NETS, images
-from tests.small_quantizers import PER_TOKEN, UNSIGNED, SmallQuantizer
+from nets import NETS, images
+from small_quantizers import PER_TOKEN, UNSIGNED, SmallQuantizer
 
 
 class Net(nn.Module):
