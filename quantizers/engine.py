@@ -55,7 +55,8 @@ class TableQuantizer(Quantizer):
         """Use a configuration in a module and all it holds; None leaves it in float.
 
         Args:
-            module_name: as in ``named_modules``; ``block.1`` also means ``block.1.conv``.
+            module_name: as in ``named_modules``; ``block.1`` also means ``block.1.conv``, and
+                ``block.*`` every module directly in ``block``.
             quantization_config: what to use.
 
         Raises:

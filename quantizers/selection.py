@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -74,6 +75,17 @@ def path_prefixes(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
+def matches_pattern(path: str, pattern: str) -> bool:
+    """Whether a module's path matches a pattern, component by component.
+
+    Args:
+        path: as in ``named_modules``.
+        pattern: components as in ``fnmatch``: ``blocks.*.mlp``, ``layer*``.
+    """
+    names, wanted = path.split("."), pattern.split(".")
+    return len(names) == len(wanted) and all(map(fnmatchcase, names, wanted))
+
+
 @dataclass
 class Selection(Generic[C]):
     """The user's statements, in the order of their precedence.
@@ -97,6 +109,8 @@ class Selection(Generic[C]):
 
     def set_module_name(self, name: str, config: C | None) -> None:
         """Say how to quantize a module, named as in ``named_modules``, and all it holds.
+
+        A ``*`` in a name stands for any part of one component: ``blocks.*.mlp``.
 
         Raises:
             SpecError: the name is empty.
@@ -167,6 +181,7 @@ class _Resolver(Generic[C]):
     def __init__(self, selection: Selection[C], global_config: C | None) -> None:
         self.selection = selection
         self.used: set[str] = set()
+        self.patterns = [name for name in reversed(selection.by_name) if "*" in name]
         self.stacks: dict[tuple[tuple[str, str], ...], Choice[C] | None] = {}
         self.operators: dict[Target, _ByOperator[C]] = {}
         self.labels: dict[Target, list[str]] = {}
@@ -216,9 +231,19 @@ class _Resolver(Generic[C]):
 
     def _matching_names(self, paths: Iterable[str]) -> list[str]:
         given = self.selection.by_name
-        found = [p for path in paths for p in path_prefixes(path) if p in given]
+        found = [
+            name
+            for path in paths
+            for prefix in path_prefixes(path)
+            for name in (prefix, *self._patterns_for(prefix))
+            if name in given
+        ]
         self.used.update(f"module name {name!r}" for name in found)
         return found
+
+    def _patterns_for(self, path: str) -> list[str]:
+        """The names with a ``*`` that match a path, the last given first."""
+        return [name for name in self.patterns if matches_pattern(path, name)]
 
     def _matching_types(self, kinds: Iterable[str]) -> list[str]:
         given = self.selection.by_type

@@ -176,3 +176,29 @@ def test_names() -> None:
     assert list(path_prefixes("a.b.c")) == ["a.b.c", "a.b", "a"]
     assert list(path_prefixes("")) == []
     assert type_name("my.Own") == "my.Own"
+
+
+def test_patterns_match_component_by_component() -> None:
+    quantizer = XNNPACKQuantizer().set_global(STATIC).set_module_name("block.*.conv", None)
+    found = report(quantizer)
+    convs = [row for row in found if "conv2d" in row.operator]
+    assert len(convs) == 3
+    assert not any(row.quantized for row in convs)
+    assert all(row.how == "float: module name 'block.*.conv' is set to None" for row in convs)
+    assert all(row.quantized for row in found if "linear" in row.operator)
+
+
+def test_a_name_wins_over_a_pattern_and_the_last_pattern_over_the_first() -> None:
+    quantizer = (
+        XNNPACKQuantizer()
+        .set_module_name("block.1*", None)
+        .set_module_name("block.*", STATIC)
+        .set_module_name("block.10", None)
+    )
+    rows = [row for row in report(quantizer) if "conv2d" in row.operator]
+    assert [row.quantized for row in rows] == [True, True, False]
+
+
+def test_a_pattern_that_matches_nothing_warns() -> None:
+    with pytest.warns(UnmatchedRuleWarning, match=r"module name 'block\.\*\.norm'"):
+        report(XNNPACKQuantizer().set_module_name("block.*.norm", None))
