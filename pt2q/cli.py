@@ -1,4 +1,4 @@
-"""The command line: `pt2q quantize` and `pt2q demo`.
+"""The command line: `pt2q quantize`, `pt2q recipe init` and `pt2q demo`.
 
 Bad input ends in one line on standard error: exit code 2 for the command line itself, 1 for
 files and models.
@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -20,7 +21,9 @@ from rich.progress import track
 from rich.table import Table
 from typer.exceptions import Abort, TyperException
 
+from pt2q.backends import BACKENDS, Backend
 from pt2q.errors import Pt2qError, Pt2qWarning
+from pt2q.recipe import Recipe
 
 T = TypeVar("T")
 
@@ -94,8 +97,14 @@ def quantize(
     calibration: Annotated[
         Path, typer.Option(help="Inputs of the model: a .npz or .pt file, or a folder of them.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .pte to write.")],
-    backend: Annotated[str, typer.Option(help="What runs the result.")] = "xnnpack",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    backend: Annotated[
+        str | None,
+        typer.Option(help=f"What runs the result: {', '.join(BACKENDS)} [default: xnnpack]"),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A TOML file that says how; see: pt2q recipe init")
+    ] = None,
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="One scale per weight, not one per channel.")
     ] = False,
@@ -109,7 +118,7 @@ def quantize(
         bool, typer.Option("--report", help="Print what became of each operator.")
     ] = False,
 ) -> None:
-    """Quantize an exported model and lower it to an ExecuTorch program.
+    """Quantize an exported model and write it for a backend.
 
     Arrays of a .npz are taken by input name or else in order; a .pt holds a tensor, a tuple, a
     dict by input name, or a list of these. The first axis is split into batches of the exported
@@ -117,38 +126,96 @@ def quantize(
     """
     from pt2q.data import read_batches, read_program, signature_of
     from pt2q.io import ensure_writable
-    from pt2q.job import Options, quantizer_for, run_job
+    from pt2q.job import run_job
 
-    options = Options(backend, per_tensor, dynamic, limit)
-    quantizer_for(options)
+    chosen = _recipe(backend, recipe).changed(
+        mode="dynamic" if dynamic else None, weight_scales="tensor" if per_tensor else None
+    )
+    chosen = chosen if limit is None else replace(chosen, limit=limit)
+    chosen.quantizer()
     ensure_writable(out)
+    _check_suffix(out, BACKENDS[chosen.backend])
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
-    outcome = run_job(program, batches, options, _track)
-    outcome.program.save(out)
+    outcome = run_job(program, batches, chosen, _track, out)
 
     if report:
         print(outcome.report)
     rows = outcome.report.rows
-    size = len(outcome.program.buffer)
-    delegation = outcome.delegation
+    size = outcome.deployed.size
     summary = {
         "quantized": f"{sum(row.quantized for row in rows)} of {len(rows)} operators",
         "calibrated on": f"{outcome.calibrated} batch(es), {outcome.held_out} more held out",
         "file size": f"float {_megabytes(outcome.float_size)}, int8 {_megabytes(size)}, "
         f"{outcome.float_size / size:.2f}x smaller",
         "SQNR against float": _decibels(outcome.sqnr),
-        "runs on XNNPACK": f"{delegation.delegated} of "
-        f"{delegation.delegated + delegation.left} operators",
-        "portable": ", ".join(f"{count} {name}" for name, count in delegation.portable) or "none",
+        **dict(outcome.deployed.rows),
         "written": str(out),
     }
-    table = Table(title=f"{model.name} for {backend}", show_header=False, title_justify="left")
+    table = Table(
+        title=f"{model.name} for {chosen.backend}", show_header=False, title_justify="left"
+    )
     for name, value in summary.items():
         table.add_row(name, value)
     _console().print(table)
-    for name in delegation.quantized_left:
-        print(f"pt2q: warning: {name} is quantized but XNNPACK does not run it", file=sys.stderr)
+    for line in outcome.deployed.warnings:
+        print(f"pt2q: warning: {line}", file=sys.stderr)
+
+
+def _recipe(backend: str | None, path: Path | None) -> Recipe:
+    from pt2q.backends import backend_named
+    from pt2q.errors import RecipeError
+    from pt2q.recipe import Recipe, load
+
+    if backend is not None:
+        backend_named(backend)
+    if path is None:
+        return Recipe() if backend is None else Recipe(backend)
+    found = load(path)
+    if backend not in (None, found.backend):
+        raise RecipeError(
+            f"{path} is for {found.backend}, not for {backend}: leave --backend out, or write a "
+            f"recipe for it with: pt2q recipe init --backend {backend}"
+        )
+    return found
+
+
+def _check_suffix(out: Path, backend: Backend) -> None:
+    from pt2q.errors import DataError
+
+    if out.suffix != backend.suffix:
+        raise DataError(
+            f"{backend.name} reads {backend.suffix} files: write {out.with_suffix(backend.suffix)}"
+            f", not {out}"
+        )
+
+
+recipes = typer.Typer(no_args_is_help=True, help="Write down how to quantize, as a file.")
+app.add_typer(recipes, name="recipe")
+
+
+@recipes.command()
+def init(
+    backend: Annotated[
+        str, typer.Option(help=f"What runs the result: {', '.join(BACKENDS)}")
+    ] = "xnnpack",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write; printed if not given.")
+    ] = None,
+) -> None:
+    """Write a commented recipe whose settings are the defaults of a backend."""
+    from pt2q.errors import RecipeError
+    from pt2q.io import write_bytes
+    from pt2q.recipe import template
+
+    text = template(backend)
+    if out is None:
+        print(text, end="")
+        return
+    if out.is_file():
+        raise RecipeError(f"{out} is there already; write to another name, or remove it first")
+    write_bytes(out, text.encode())
+    print(f"written: {out}")
 
 
 @app.command()

@@ -54,6 +54,10 @@ class DataError(Pt2qError, ValueError):
     """Calibration data or a model file could not be read or does not fit the model."""
 
 
+class RecipeError(Pt2qError, ValueError):
+    """A recipe file could not be read, or asks for what cannot be."""
+
+
 class GraphLawError(Pt2qError, AssertionError):
     """A pass broke one of the laws of the graph."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,31 +13,14 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from pt2q.backends import BACKENDS, Backend, Deployed, Example, Run
 from pt2q.data import Batch, Signature, signature_of
-from pt2q.deploy.executorch import Delegation, LoadedProgram, Program, lower
 from pt2q.errors import DataError
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.numerics import sqnr
-from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
+from pt2q.recipe import Recipe
 
 Track = Callable[[Sequence[Batch], str], Iterable[Batch]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to quantize.
-
-    Attributes:
-        backend: a key of `BACKENDS`.
-        per_tensor: one scale per weight instead of one per output channel.
-        dynamic: activation ranges measured at run time instead of by calibration.
-        limit: calibrate on at most this many batches.
-    """
-
-    backend: str = "xnnpack"
-    per_tensor: bool = False
-    dynamic: bool = False
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,82 +28,74 @@ class Outcome:
     """What came out.
 
     Attributes:
-        program: the quantized program, lowered.
+        deployed: the quantized model, written.
         report: the quantizer's account, operator by operator.
-        float_size: bytes of the float program, lowered the same way.
+        float_size: bytes of the float model, written the same way, or of its tensors.
         calibrated: number of batches that were calibrated on.
         held_out: number of batches that were kept for the comparison.
-        sqnr: decibels of the quantized program's output against the float program's.
+        sqnr: decibels of the quantized model's output against the float model's.
     """
 
-    program: Program
+    deployed: Deployed
     report: Any
     float_size: int
     calibrated: int
     held_out: int
     sqnr: float
 
-    @property
-    def delegation(self) -> Delegation:
-        """Who runs what in the quantized program."""
-        return self.program.delegation
-
-
-def _xnnpack(options: Options) -> Any:
-    config = get_symmetric_quantization_config(
-        is_per_channel=not options.per_tensor, is_dynamic=options.dynamic
-    )
-    return XNNPACKQuantizer().set_global(config)
-
-
-BACKENDS: Mapping[str, Callable[[Options], Any]] = {"xnnpack": _xnnpack}
-
-
-def quantizer_for(options: Options) -> Any:
-    """The quantizer of the backend asked for.
-
-    Raises:
-        DataError: there is no such backend.
-    """
-    if options.backend not in BACKENDS:
-        raise DataError(f"unknown backend {options.backend!r}: choose from {sorted(BACKENDS)}")
-    return BACKENDS[options.backend](options)
-
 
 def run_job(
-    program: ExportedProgram, batches: Sequence[Batch], options: Options, track: Track
+    program: ExportedProgram,
+    batches: Sequence[Batch],
+    recipe: Recipe,
+    track: Track,
+    out: Path,
 ) -> Outcome:
-    """Quantize an exported program for a backend and compare it with float.
+    """Quantize an exported program, write it for its backend and compare it with float.
 
     Args:
         program: the float model.
         batches: calibration data; the last tenth (at least one batch) is held out.
-        options: how to quantize.
+        recipe: for which backend, and how.
         track: wraps a loop over batches to show its progress under a title.
+        out: the file to write.
     """
     signature = signature_of(program)
-    quantizer = quantizer_for(options)
+    backend, quantizer = BACKENDS[recipe.backend], recipe.quantizer()
     calibration, held_out = split_off(batches)
-    calibration = calibration[: options.limit]
+    calibration = calibration[: recipe.limit]
     prepared = prepare_pt2e(program, quantizer)
     with torch.no_grad():
         for batch in track(calibration, "calibrating"):
             args, kwargs = signature.call(batch)
             prepared(*args, **kwargs)
     converted = convert_pt2e(prepared)
-    args, kwargs = signature.call(calibration[0])
-    shapes = dynamic_shapes(program, signature)
-    lowered = lower(converted, args, kwargs=kwargs, dynamic_shapes=shapes)
-    reference = lower(program)
-    decibels = _compare(reference.load(), lowered.load(), signature, track(held_out, "comparing"))
+    example = Example(signature, calibration[0], dynamic_shapes(program, signature))
+    deployed = backend.deploy(converted, example, out)
+    with tempfile.TemporaryDirectory() as folder:
+        reference, float_size = _float(program, backend, example, Path(folder))
+        decibels = _compare(reference, deployed.run, track(held_out, "comparing"))
     return Outcome(
-        lowered,
-        quantizer.report(),
-        len(reference.buffer),
-        len(calibration),
-        len(held_out),
-        decibels,
+        deployed, quantizer.report(), float_size, len(calibration), len(held_out), decibels
     )
+
+
+def _float(
+    program: ExportedProgram, backend: Backend, example: Example, folder: Path
+) -> tuple[Run, int]:
+    """What runs the float model, and its size."""
+    if backend.deploys_float:
+        deployed = backend.deploy(program, example, folder / f"float{backend.suffix}")
+        return deployed.run, deployed.size
+    module = program.module(check_guards=False)
+
+    def run(batch: Batch) -> Sequence[Any]:
+        args, kwargs = example.signature.call(batch)
+        with torch.no_grad():
+            return list(pytree.tree_leaves(module(*args, **kwargs)))
+
+    tensors = [*program.state_dict.values(), *program.constants.values()]
+    return run, sum(t.nbytes for t in tensors if isinstance(t, Tensor))
 
 
 def split_off(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
@@ -163,16 +140,12 @@ def _leaf_shape(value: Tensor, program: ExportedProgram) -> dict[int, Any] | Non
     return shape or None
 
 
-def _compare(
-    reference: LoadedProgram, other: LoadedProgram, signature: Signature, batches: Iterable[Batch]
-) -> float:
-    """SQNR over all floating-point outputs of all batches, both run by the runtime."""
+def _compare(reference: Run, other: Run, batches: Iterable[Batch]) -> float:
+    """SQNR over all floating-point outputs of all batches."""
     pairs = [
         (a.flatten(), b.flatten())
         for batch in batches
-        for a, b in zip(
-            reference(*signature.leaves(batch)), other(*signature.leaves(batch)), strict=True
-        )
+        for a, b in zip(reference(batch), other(batch), strict=True)
         if isinstance(a, Tensor) and a.is_floating_point()
     ]
     if not pairs:
