@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from pt2q import ops
 from pt2q.alias import StorageMap
 from pt2q.graph import get_constant
 from pt2q.module import QuantGraphModule
@@ -31,9 +32,11 @@ class Constants:
     def _is_known(self, node: Node, storage: StorageMap) -> bool:
         if node.op == "get_attr":
             return not storage.is_mutated(node) and self._is_tensor(node)
-        if node.op != "call_function" or not node.all_input_nodes or storage.is_mutated(node):
+        if node.op != "call_function" or storage.is_mutated(node) or not _is_pure(node):
             return False
-        return _is_pure(node) and all(n in self._known for n in node.all_input_nodes)
+        if not node.all_input_nodes:
+            return ops.is_op(node, ops.FILLED)
+        return all(n in self._known for n in node.all_input_nodes)
 
     def _is_tensor(self, node: Node) -> bool:
         try:

@@ -35,8 +35,9 @@ class FoldQuantizedConstants:
     """
 
     def __call__(self, model: QuantGraphModule) -> bool:
-        """Fold; returns whether any quantize was folded."""
+        """Fold; returns whether anything was."""
         constants = Constants(model)
+        erased = _drop_assertions(model, constants)
         found = [
             n
             for n in model.graph.nodes
@@ -45,7 +46,20 @@ class FoldQuantizedConstants:
         folder = _Folder(model, constants)
         for node in found:
             folder.fold(node)
-        return bool(found)
+        return bool(found or erased)
+
+
+def _drop_assertions(model: QuantGraphModule, constants: Constants) -> bool:
+    """Erase what export asserts of constants: it holds, and would keep them in the module."""
+    found = [
+        node
+        for node in model.graph.nodes
+        if ops.is_op(node, ops.ASSERT_METADATA)
+        and all(constants.is_constant(n) for n in node.all_input_nodes)
+    ]
+    for node in found:
+        model.graph.erase_node(node)
+    return bool(found)
 
 
 _CAST = frozenset({ops.TO_DTYPE})
@@ -123,7 +137,8 @@ class _Folder:
         if tensor.numel() <= 1 << 16 and tensor.dim() <= 1:
             # Scales are small: equal numbers are the same parameters.
             return str(tensor.dtype), tuple(tensor.reshape(-1).tolist()), tensor.dim()
-        return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+        place = (tensor.untyped_storage()._cdata, tensor.storage_offset())
+        return place, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
 
     def _base_name(self, node: Node) -> str:
         at: Any = node.args[0]
@@ -134,10 +149,12 @@ class _Folder:
     def _erase(self, node: Node) -> None:
         """Erase a node and the constants that only it read."""
         waiting = [node]
+        seen: set[Node] = set()
         while waiting:
             at = waiting.pop()
-            if at.users or at.op not in ("get_attr", "call_function"):
+            if at in seen or at.users or at.op not in ("get_attr", "call_function"):
                 continue
+            seen.add(at)
             waiting.extend(at.all_input_nodes)
             self.model.graph.erase_node(at)
             if at.op == "get_attr":

@@ -57,7 +57,7 @@ def _constant_roots(graph: Graph) -> dict[str, Node]:
             continue
         root[target] = node
         tensor = _constant(graph, target)
-        if tensor is not None and tensor.numel() > 0:
+        if tensor is not None and tensor.layout is torch.strided and tensor.numel() > 0:
             span = (*_span(tensor), target)
             spans.setdefault(tensor.untyped_storage()._cdata, []).append(span)
     for overlapping in spans.values():

@@ -112,6 +112,12 @@ MAY_RETURN_INPUT = DROPOUT | _all(
 # What writes the elements of one tensor into another and computes nothing.
 STORES = _all(aten.copy_, aten.index_put_, aten.index_copy_, aten.scatter_.src)
 
+# What makes a tensor of numbers and sizes alone.
+FILLED = _all(
+    aten.ones, aten.zeros, aten.full, aten.arange, aten.eye, aten.linspace, aten.scalar_tensor
+)
+ASSERT_METADATA = _all(aten._assert_tensor_metadata)
+
 COUNT_ONE = aten.add_.Tensor
 COUNT = frozenset({COUNT_ONE})
 ITEM = aten.item.default

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
 from pt2q.alias import StorageMap
@@ -156,14 +157,28 @@ def _read_one(
             f"{edge_name(key)} is annotated with a {type(spec).__name__}; use QuantizationSpec, "
             "SharedQuantizationSpec, DerivedQuantizationSpec or FixedQParamsQuantizationSpec"
         )
-    if not is_float_tensor(value):
-        found.skip(key, "not a floating point tensor")
-    elif value.meta["val"].dtype not in QUANTIZABLE:
-        found.skip(key, f"{value.meta['val'].dtype}, which the quantize operators do not take")
+    reason = _why_not(value)
+    if reason is not None:
+        found.skip(key, reason)
     elif not isinstance(key, Node) and storage.must_write_through(*key):
         found.skip(key, "written in place: the write has to reach the original tensor")
     else:
         found.add(key, spec, implicit)
+
+
+def _why_not(value: Node) -> str | None:
+    """Why a value cannot be quantized, whatever its annotation says."""
+    if not is_float_tensor(value):
+        return "not a floating point tensor"
+    tensor = value.meta["val"]
+    if tensor.dtype not in QUANTIZABLE:
+        return f"{tensor.dtype}, which the quantize operators do not take"
+    if tensor.layout is not torch.strided:
+        return f"a {str(tensor.layout).removeprefix('torch.')} tensor, which is not strided"
+    # A plain meta tensor stands for one whose device is not on record.
+    if isinstance(tensor, FakeTensor) and tensor.device.type == "meta":
+        return "on the meta device: it has no data to find parameters from"
+    return None
 
 
 # ------------------------------------------------------------------ union

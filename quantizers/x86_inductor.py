@@ -114,7 +114,8 @@ def _adds_to_convolution(match: Match) -> str | None:
 
 
 def _same_shape(match: Match) -> str | None:
-    shapes = {tuple(source.meta["val"].shape) for source in float_activations(match.head)}
+    # As text: symbolic sizes have no hash.
+    shapes = {str(tuple(source.meta["val"].shape)) for source in float_activations(match.head)}
     return None if len(shapes) == 1 else "its operands differ in shape"
 
 
