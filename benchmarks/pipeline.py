@@ -5,8 +5,9 @@
 
 The peer is ``torchao.quantization.pt2e`` with ExecuTorch's XNNPACK quantizer. Both sides get the
 same exported module and the same inputs, alternating, in their default static int8 setting.
-Times are CPU seconds of one thread, medians over the repeats; memory is the growth of the peak
-resident size in a process of its own. Raw samples go to ``benchmarks/results/pipeline.json``.
+Times are CPU seconds of one thread, medians over the repeats; memory is how far each step's peak
+exceeds what was in use before it, in a process of its own (Linux). Raw samples go to
+``benchmarks/results/pipeline.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -131,32 +131,33 @@ def calibration(exported: Any, prepared: dict[str, Any], net: Any, repeats: int)
 
 
 def peak_megabytes(name: str, side_name: str) -> dict[str, float]:
-    """Growth of the peak resident size over prepare, one batch, convert."""
+    """Growth of the resident size over prepare, one batch, convert, each from where it began."""
     net = net_of(name)
     inputs = net.inputs(1)
     exported = torch.export.export(net.build(0), inputs)
     with torch.no_grad():
         exported.module(check_guards=False)(*inputs)
     side = Ours() if side_name == "pt2q" else Peer()
-    start = peak()
-    model = side.prepare(exported)
-    prepared = peak()
+    grown = {}
+    model, grown["prepare"] = growth(side.prepare, exported)
     with torch.no_grad():
-        model(*inputs)
-    calibrated = peak()
-    converted = side.convert(model)
-    end = peak()
+        _, grown["calibrate"] = growth(model, *inputs)
+    converted, grown["convert"] = growth(side.convert, model)
     kept = sum(t.numel() * t.element_size() for t in converted.state_dict().values()) / 1e6
-    return {
-        "prepare": prepared - start,
-        "calibrate": calibrated - prepared,
-        "convert": end - calibrated,
-        "state_dict": kept,
-    }
+    return {**grown, "state_dict": kept}
 
 
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def growth(call: Any, *args: Any) -> tuple[Any, float]:
+    """What a call gives, and by how much its peak exceeds the memory in use before it, in MB."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget earlier peaks
+    before = resident("VmRSS")
+    result = call(*args)
+    return result, resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{field}:")[1].split()[0]) / 1024
 
 
 def memory_of(name: str) -> dict[str, Any]:
