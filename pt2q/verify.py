@@ -101,9 +101,8 @@ def verify(
     for path, module in named_graph_modules(model):
         for law in chosen:
             if law in ON_GRAPHS:
-                prefix = f"{path}." if path else ""
                 found = ON_GRAPHS[law](module)
-                violations += [Violation(law, prefix + name, text) for name, text in found]
+                violations += [Violation(law, path + name, text) for name, text in found]
     for law in chosen:
         if law in ON_RUNS and example_inputs is not None:
             violations += [Violation(law, *found) for found in ON_RUNS[law](model, example_inputs)]

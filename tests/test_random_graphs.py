@@ -1,0 +1,208 @@
+"""Random networks on sequences through the whole flow, against bounds computed for each.
+
+What a network may lose is what its bit widths imply: the prepared network is run with noise in the
+place of each observer, as large as its rounding, and the converted one must come out as well as the
+worst of several such runs. In integers each operator may be off by one more step.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from graphs import assert_same, assert_values_match, leaves
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sequences import KINDS, Network, Recipe, Step, recipes
+from small_quantizers import NoopQuantizer, SmallQuantizer
+from test_laws import RandomQuantizer
+from torch import Tensor, nn
+
+from pt2q import QuantGraphModule, Quantizer, convert_pt2e, prepare_pt2e, sqnr
+from pt2q.errors import NothingQuantizedWarning, ReferenceIncompleteWarning
+from pt2q.passes import verified_passes
+from pt2q.quantizers import OnnxQDQQuantizer, XNNPACKQuantizer
+from pt2q.verify import LAWS, verify
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The tensor attributes self"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+# What a handful of values lose differs from what they lose on average.
+TOLERANCE = 9.0
+EXACT = 110.0  # nothing is quantized on the way to a result; float32 rounds
+BATCHES = 4
+FEW = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=20,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def prepared(recipe: Recipe, quantizer: Quantizer) -> tuple[Network, QuantGraphModule]:
+    network = Network(recipe)
+    program = torch.export.export(copy.deepcopy(network), recipe.inputs())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingQuantizedWarning)
+        return network, prepare_pt2e(program, quantizer)
+
+
+def run(model: Any, recipe: Recipe, count: int = BATCHES) -> list[Tensor]:
+    """The results of several calls, each from the state that the last one left."""
+    return [leaf for seed in range(count) for leaf in leaves(model(*recipe.inputs(seed)))]
+
+
+# ------------------------------------------------------------------------------------- the bound
+
+
+class Stand(nn.Module):
+    """Stands in the place of an observer: clips as its quantize will, then adds an error."""
+
+    def __init__(self, observer: Any, error: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.observer = [observer]  # hidden: it is no part of the model
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        observer = self.observer[0]
+        if getattr(observer, "is_dynamic", False):
+            scale = (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / 255
+            return x + self.error(x) * scale
+        scale, zero_point = observer.calculate_qparams()
+        shape = [1] * x.dim()
+        if getattr(observer, "ch_axis", None) is not None and scale.numel() > 1:
+            shape[observer.ch_axis] = -1
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+        low, high = (
+            (observer.quant_min - zero_point) * scale,
+            (observer.quant_max - zero_point) * scale,
+        )
+        return torch.minimum(torch.maximum(x, low), high) + self.error(x) * scale
+
+
+def with_errors(ready: QuantGraphModule, error: Callable[[Tensor], Tensor]) -> QuantGraphModule:
+    """A copy of a prepared model in which every observer adds an error, in steps of its scale."""
+    noisy = copy.deepcopy(ready)
+    for path, module in list(noisy.named_modules()):
+        if hasattr(module, "calculate_qparams"):
+            owner, _, name = path.rpartition(".")
+            noisy.get_submodule(owner)._modules[name] = Stand(module, error)
+    return noisy
+
+
+def errors(size: float) -> list[Callable[[Tensor], Tensor]]:
+    """Errors of each element by itself, and of a whole tensor at once, as constants have them."""
+    each = [lambda x: (torch.rand_like(x) * 2 - 1) * size] * 3
+    return [*each, *[lambda x: (torch.rand(()) * 2 - 1).sign() * size] * 3]
+
+
+def bounds(ready: QuantGraphModule, recipe: Recipe, start: Any, size: float) -> list[float]:
+    """For each result the least SQNR of several runs with errors."""
+    expected = run(restored(copy.deepcopy(ready), start), recipe)
+    runs = [run(restored(with_errors(ready, e), start), recipe) for e in errors(size)]
+    return [
+        min(float(sqnr(one, other)) for other in column)
+        for one, *column in zip(expected, *runs, strict=True)
+    ]
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {n: b.clone() for n, b in model.named_buffers() if n.endswith(".state")}
+
+
+def restored(model: Any, start: dict[str, Tensor]) -> Any:
+    for name, buffer in model.named_buffers():
+        if name in start:
+            buffer.copy_(start[name])
+    return model
+
+
+# ------------------------------------------------------------------------------------ the checks
+
+
+def check(recipe: Recipe, quantizer: Quantizer) -> None:
+    with verified_passes(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, ready = prepared(recipe, quantizer)
+        start = state_of(network)
+        expected = run(network, recipe)
+        assert_same(run(ready, recipe), expected, 1e-4)
+        done = convert_pt2e(ready)
+        # Export says of no node inside a branch where it comes from.
+        branches = any(step.kind == "cond" for step in recipe.steps)
+        laws = [law for law in LAWS if not (branches and law == "metadata")]
+        verify(ready, laws=laws).raise_if_broken()
+        verify(done, laws=laws).raise_if_broken()
+        assert_same(state_of(done), {name: start[name] for name in state_of(done)})
+        assert_values_match(done, recipe.inputs())
+        value = run(copy.deepcopy(done), recipe)
+        within(expected, value, bounds(ready, recipe, start, 0.5), recipe)
+        again = torch.export.export(copy.deepcopy(done), recipe.inputs())
+        assert_same(run(again.module(), recipe), value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReferenceIncompleteWarning)
+            integers = convert_pt2e(ready, use_reference_representation=True)
+        assert_values_match(integers, recipe.inputs())
+        within(expected, run(integers, recipe), bounds(ready, recipe, start, 1.5), recipe)
+
+
+def within(expected: list[Tensor], found: list[Tensor], least: list[float], recipe: Recipe) -> None:
+    for one, other, bound in zip(expected, found, least, strict=True):
+        assert bool(torch.isfinite(other).all())
+        if float(one.abs().max()) > 1e-3:
+            assert float(sqnr(one, other)) > min(bound, EXACT) - TOLERANCE, (bound, recipe)
+
+
+def check_noop(recipe: Recipe) -> None:
+    with verified_passes(), torch.no_grad():
+        network, ready = prepared(recipe, NoopQuantizer())
+        done = convert_pt2e(ready)
+        expected = run(network, recipe)
+        assert_same(run(ready, recipe), expected, 1e-4)
+        assert_same(run(done, recipe), expected, 1e-4)
+        for model in (ready, done):
+            found = state_of(model)
+            assert_same(found, {n: b for n, b in state_of(network).items() if n in found}, 1e-4)
+
+
+def quantizer_of(number: int) -> Quantizer:
+    """Any of the quantizers, or annotations drawn at random."""
+    if number % 4 == 0:
+        return XNNPACKQuantizer().set_decompositions(attention=number % 8 == 0)
+    if number % 4 == 1:
+        return OnnxQDQQuantizer.onnxruntime()
+    return SmallQuantizer() if number % 8 == 2 else RandomQuantizer(number)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_step_alone(kind: str, number: int) -> None:
+    variant = (KINDS.index(kind) + 3 * number) % 8
+    check(Recipe((Step(kind, 0, 0, variant), Step("linear", 1, 0, 0))), quantizer_of(number))
+
+
+@FEW
+@given(recipe=recipes(), number=st.integers(0, 999))
+def test_random_graphs(recipe: Recipe, number: int) -> None:
+    check(recipe, quantizer_of(number))
+
+
+@FEW
+@given(recipe=recipes())
+def test_nothing_annotated_changes_nothing(recipe: Recipe) -> None:
+    check_noop(recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@settings(FEW, max_examples=2000)
+@given(recipe=recipes(max_steps=6), number=st.integers(0, 10**6))
+def test_random_graphs_at_length(recipe: Recipe, number: int) -> None:
+    check(recipe, quantizer_of(number))
