@@ -63,9 +63,7 @@ def fake_constant(value: torch.Tensor, like: Any) -> Any:
         like: a fake tensor of the same graph; without one the meta tensor is used.
     """
     with _disable_current_modes():
-        element = torch.empty_strided(
-            value.shape, value.stride(), dtype=value.dtype, device="meta"
-        )
+        element = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
     if not isinstance(like, FakeTensor):
         return element
     return FakeTensor(like.fake_mode, element, value.device)
@@ -363,8 +361,10 @@ def _short(value: Any) -> str:
 def _label(node: Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target)
-    return str(node.target) if isinstance(node.target, str) else getattr(
-        node.target, "__name__", str(node.target)
+    return (
+        str(node.target)
+        if isinstance(node.target, str)
+        else getattr(node.target, "__name__", str(node.target))
     )
 
 

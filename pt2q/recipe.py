@@ -115,7 +115,7 @@ class Recipe:
             mode, weight_scales: as in `Settings`; None keeps what is there.
         """
         given = {"mode": mode, "weight_scales": weight_scales}
-        kept = {name: value for name, value in given.items() if value is not None}
+        kept: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return replace(self, default=replace(self.default, **kept))
 
 
@@ -148,11 +148,12 @@ def _activation(spec: QuantizationSpec | None, settings: Settings) -> Quantizati
         from pt2q import observers
         from pt2q.quantizers.config import EPS
 
-        cls = {
+        kinds: dict[str, type[observers.ObserverBase]] = {
             "minmax": observers.MinMaxObserver,
             "moving-average": observers.MovingAverageMinMaxObserver,
-        }[settings.activation_observer]
-        spec = replace(spec, observer_or_fake_quant_ctr=cls.with_args(eps=EPS))
+        }
+        constructor = kinds[settings.activation_observer].with_args(eps=EPS)
+        spec = replace(spec, observer_or_fake_quant_ctr=constructor)
     return _ranged(spec, settings.activation_range)
 
 

@@ -437,7 +437,9 @@ def test_what_is_not_unrolled_is_named(reason: str, kind: Any, options: Any) -> 
     ready(x)
     done = convert_pt2e(ready)
     assert len(nodes_of(done, ops.RECURRENT)) == 1
-    (row,) = (r for r in quantizer.report() if "aten.gru" in r.operator or "aten.lstm" in r.operator)
+    (row,) = (
+        r for r in quantizer.report() if "aten.gru" in r.operator or "aten.lstm" in r.operator
+    )
     assert not row.quantized and f"not taken apart: {reason}" in row.how
     assert any(reason in str(note) for note in done.record.notes)
     assert sqnr(model(x), done(x)) > 30

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import NETS, vectors
 from torch import nn
 
 from pt2q import convert_pt2e, ops, prepare_pt2e, sqnr
@@ -20,7 +21,6 @@ from pt2q.quantizers import (
     get_int16_activation_config,
     get_weight_only_quantization_config,
 )
-from nets import NETS, vectors
 
 W4 = get_weight_only_quantization_config(bits=4, group_size=32)
 W8 = get_weight_only_quantization_config()

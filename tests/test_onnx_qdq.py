@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nets import NETS, BasicBlock, Net, ResNet, image_net, images
+from small_quantizers import DYNAMIC, PER_TOKEN, UNSIGNED, SmallQuantizer
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,8 +17,6 @@ from pt2q.deploy import onnx as onnx_road
 from pt2q.errors import AnnotationError, DataError, InputShapeError, LoweringError
 from pt2q.observers_bounded import BoundedHistogramObserver
 from pt2q.quantizers import OnnxQDQQuantizer, XNNPACKQuantizer, get_symmetric_quantization_config
-from nets import NETS, BasicBlock, Net, ResNet, image_net, images
-from small_quantizers import DYNAMIC, PER_TOKEN, UNSIGNED, SmallQuantizer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

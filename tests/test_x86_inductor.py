@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import NETS, images
+from small_quantizers import PER_TOKEN, UNSIGNED, SmallQuantizer
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,8 +20,6 @@ from pt2q.quantizers import (
     get_default_x86_inductor_quantization_config,
     get_symmetric_quantization_config,
 )
-from nets import NETS, images
-from small_quantizers import PER_TOKEN, UNSIGNED, SmallQuantizer
 
 
 class Net(nn.Module):
