@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from pt2q.adapter import is_foreign
 from pt2q.alias import StorageMap
 from pt2q.control_flow import graph_modules
 from pt2q.derived import DerivedObserver
@@ -125,6 +126,7 @@ class _Inserter:
         self.target: dict[int, str] = {}
         self.inputs_end = self._last_placeholder()
         self.is_qat = is_qat
+        self.name_calls = any(is_foreign(observer) for observer in observers.values())
         self.values: dict[int, set[Any]] = {}
         for key, observer in observers.items():
             value = key if isinstance(key, Node) else key[0]
@@ -201,8 +203,12 @@ class _Inserter:
         return self.graph.inserting_after(value)
 
     def _register(self, observer: Any, source: Node) -> str:
-        """The name of an observer; one that is shared has one name."""
-        if id(observer) not in self.target:
+        """The name of an observer; one that is shared has one name.
+
+        Observers of other libraries look others up by the names of the nodes that call them:
+        beside these, each call has a name.
+        """
+        if self.name_calls or id(observer) not in self.target:
             name = self.names.numbered(OBSERVER_NAME)
             self.model.add_module(name, observer)
             observer.node_name = source.name

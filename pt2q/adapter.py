@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,14 +43,44 @@ def adopt_annotations(graph: Graph) -> int:
     Raises:
         AnnotationError: an annotation or spec lacks what every one of them has.
     """
-    count = 0
+    adopted: dict[Node, QuantizationAnnotation] = {}
     for node in graph.nodes:
         found = node.meta.get(QUANT_ANNOTATION_KEY)
         if found is None or isinstance(found, QuantizationAnnotation):
             continue
-        node.meta[QUANT_ANNOTATION_KEY] = _annotation(found, node)
-        count += 1
-    return count
+        node.meta[QUANT_ANNOTATION_KEY] = adopted[node] = _annotation(found, node)
+    for node in graph.nodes:
+        _unite_observers(node, adopted)
+    return len(adopted)
+
+
+def _unite_observers(node: Node, adopted: dict[Node, QuantizationAnnotation]) -> None:
+    """Give specs of one value that differ in their observer alone the first one's.
+
+    There, tensors of one value share parameters whatever observer each spec names, and backends
+    count on it: between an operator and the next there is one quantize.
+    """
+    first: dict[Any, QuantizationSpec] = {}
+    own = adopted.get(node)
+    if own is not None and own.allow_implicit_sharing:
+        own.output_qspec = _first_alike(own.output_qspec, first)
+    for user in node.users:
+        reader = adopted.get(user)
+        if reader is not None and reader.allow_implicit_sharing and node in reader.input_qspec_map:
+            specs = reader.input_qspec_map
+            specs[node] = _first_alike(specs[node], first)
+
+
+def _first_alike(
+    spec: QuantizationSpecBase | None, first: dict[Any, QuantizationSpec]
+) -> QuantizationSpecBase | None:
+    if not isinstance(spec, QuantizationSpec):
+        return spec
+    return first.setdefault(replace(spec, observer_or_fake_quant_ctr=_any_observer), spec)
+
+
+def _any_observer(**_: Any) -> None:
+    return None
 
 
 def _annotation(found: Any, node: Node) -> QuantizationAnnotation:
@@ -225,6 +256,11 @@ def _peer_classes(module: str) -> dict[Any, Any]:
     pairs = [(name, observers) for name in _OBSERVERS]
     pairs += [(name, fake_quantize) for name in _FAKE_QUANTIZERS]
     return {getattr(peer, n): getattr(ours, n) for n, ours in pairs if hasattr(peer, n)}
+
+
+def is_foreign(observer: Any) -> bool:
+    """Whether an observer or fake quantizer in a model is of another library."""
+    return not isinstance(observer, observers.ObserverBase | fake_quantize.FakeQuantize)
 
 
 def saw_data(observer: Any) -> bool:

@@ -7,7 +7,7 @@ used.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,21 +190,26 @@ def _to_onnx(model: GraphModule | ExportedProgram, example: Example, path: Path)
     args, kwargs = example.signature.call(example.batch)
     written = onnx.export(model, args, path, kwargs=kwargs, dynamic_shapes=example.dynamic_shapes)
     session = onnx.load(path)
-    rows = (("opset", str(written.opset)),)
-    if isinstance(model, GraphModule):
-        quantized = [(n, c) for n, c in session.kernels().items() if n.startswith(_INTEGER)]
-        kernels = ", ".join(f"{count} {name}" for name, count in quantized) or "none"
-        rows = (*rows, ("integer kernels, ONNX Runtime", kernels))
+    rows = (("opset", str(written.opset)), ("compared in", "ONNX Runtime"))
     return Deployed(written.size, lambda batch: session(*batch), rows)
+
+
+def _to_onnxruntime(model: GraphModule | ExportedProgram, example: Example, path: Path) -> Deployed:
+    from pt2q.deploy import onnx
+
+    deployed = _to_onnx(model, example, path)
+    counts = onnx.load(path).kernels().items()
+    integers = ", ".join(f"{count} {name}" for name, count in counts if name.startswith(_INTEGER))
+    return replace(deployed, rows=(deployed.rows[0], ("integer kernels", integers or "none")))
 
 
 _INTEGER = (
     "QLinear",
+    "QGemm",
+    "QAttention",
     "MatMulInteger",
     "ConvInteger",
     "DynamicQuantizeMatMul",
-    "QGemm",
-    "QAttention",
 )
 
 
@@ -244,7 +249,7 @@ BACKENDS: Mapping[str, Backend] = {
             "uint8",
             _onnxruntime_config,
             _onnx("onnxruntime"),
-            _to_onnx,
+            _to_onnxruntime,
         ),
         Backend(
             "openvino",

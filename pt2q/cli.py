@@ -58,7 +58,8 @@ def _run(argv: list[str] | None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"pt2q: {' '.join(message.split())}", file=sys.stderr)
+    if message:  # a group called without a command has shown its help
+        print(f"pt2q: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
@@ -137,17 +138,15 @@ def quantize(
     _check_suffix(out, BACKENDS[chosen.backend])
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
-    outcome = run_job(program, batches, chosen, _track, out)
+    show = _print_report if report else None
+    outcome = run_job(program, batches, chosen, _track, out, show)
 
-    if report:
-        print(outcome.report)
     rows = outcome.report.rows
     size = outcome.deployed.size
     summary = {
         "quantized": f"{sum(row.quantized for row in rows)} of {len(rows)} operators",
         "calibrated on": f"{outcome.calibrated} batch(es), {outcome.held_out} more held out",
-        "file size": f"float {_megabytes(outcome.float_size)}, int8 {_megabytes(size)}, "
-        f"{outcome.float_size / size:.2f}x smaller",
+        "file size": _sizes(outcome.float_size, size, BACKENDS[chosen.backend]),
         "SQNR against float": _decibels(outcome.sqnr),
         **dict(outcome.deployed.rows),
         "written": str(out),
@@ -241,8 +240,21 @@ def _track(items: Sequence[T], title: str) -> Iterable[T]:
     return track(items, title, console=console, transient=True, disable=not console.is_terminal)
 
 
+def _print_report(report: object) -> None:
+    print(report)
+    print()
+
+
+def _sizes(float_size: int, size: int, backend: Backend) -> str:
+    if not backend.deploys_float:
+        return f"{_megabytes(size)}, with code; float tensors {_megabytes(float_size)}"
+    ratio = float_size / size
+    change = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
+    return f"float {_megabytes(float_size)}, int8 {_megabytes(size)}, {change}"
+
+
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.2f} MB"
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e6:.4f} MB"
 
 
 def _decibels(value: float) -> str:

@@ -50,6 +50,7 @@ def run_job(
     recipe: Recipe,
     track: Track,
     out: Path,
+    show: Callable[[Any], None] | None = None,
 ) -> Outcome:
     """Quantize an exported program, write it for its backend and compare it with float.
 
@@ -59,12 +60,15 @@ def run_job(
         recipe: for which backend, and how.
         track: wraps a loop over batches to show its progress under a title.
         out: the file to write.
+        show: is given the quantizer's report before anything can fail that it may explain.
     """
     signature = signature_of(program)
     backend, quantizer = BACKENDS[recipe.backend], recipe.quantizer()
     calibration, held_out = split_off(batches)
     calibration = calibration[: recipe.limit]
     prepared = prepare_pt2e(program, quantizer)
+    if show is not None:
+        show(quantizer.report())
     with torch.no_grad():
         for batch in track(calibration, "calibrating"):
             args, kwargs = signature.call(batch)

@@ -97,4 +97,5 @@ class Report:
             return line
         words = [f"{number}x {reason}" for reason, number in reasons.most_common(3)]
         more = len(reasons) - len(words)
-        return f"{line}; in float: {'; '.join(words)}{f'; {more} more reasons' if more else ''}"
+        rest = f"; {more} more reason{'s' if more > 1 else ''}" if more else ""
+        return f"{line}; in float: {'; '.join(words)}{rest}"

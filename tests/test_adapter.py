@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
 import torchao.quantization.pt2e as peer
+from small_quantizers import SmallQuantizer
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import quantizer as peer_quantizer
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e as peer_convert
@@ -20,7 +22,6 @@ from pt2q.adapter import replacement_for, saw_data
 from pt2q.errors import AnnotationError, NoDataError
 from pt2q.graph import is_float_tensor
 from pt2q.observers import ObserverConstructor
-from small_quantizers import SmallQuantizer
 
 EPS = 2**-12
 
@@ -345,6 +346,44 @@ def test_a_transformation_may_read_constants_late() -> None:
     pt2q.move_exported_model_to_eval(prepared)
     converted = pt2q.convert_pt2e(prepared)
     assert not any(ops.is_op(n, ops.BATCH_NORM) for n in converted.graph.nodes)
+
+
+def test_specs_of_one_value_that_differ_in_their_observer_share_it() -> None:
+    class Two(Foreign):
+        def _add(self, node: Node) -> None:
+            other = self.spec(peer.MovingAverageMinMaxObserver.with_args(eps=1e-7))
+            self._set(node, dict.fromkeys(node.args, other), other)
+
+    _, prepared, ours, _ = flow(pt2q.prepare_pt2e, pt2q.convert_pt2e, Two())
+    _, _, theirs, _ = flow(peer_prepare, peer_convert, Two())
+    assert counts(ours) == counts(theirs)
+    # The outputs of both linears have the first one's, only the sum has its own.
+    kinds = [type(m) for m in prepared.modules()]
+    assert kinds.count(observers.MovingAverageMinMaxObserver) == 1
+
+
+def test_observers_find_others_by_the_names_of_nodes() -> None:
+    class Looking(peer.MinMaxObserver):
+        found: ClassVar[list[object]] = []
+
+        def __init__(self, *, graph, **kwargs) -> None:
+            super().__init__(**kwargs)
+            self.graph = graph
+
+        def forward(self, x):
+            calls = [n for n in self.graph.nodes if n.op == "call_module"]
+            self.found[:] = [getattr(self.graph.owning_module, n.name) for n in calls]
+            return super().forward(x)
+
+    class Asking(Foreign):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            self.activation = self.spec(Looking.with_args(graph=model.graph))
+            return super().annotate(model)
+
+    _, prepared, _, _ = flow(pt2q.prepare_pt2e, pt2q.convert_pt2e, Asking())
+    calls = [n for n in prepared.graph.nodes if n.op == "call_module"]
+    assert [n.name for n in calls] == [n.target for n in calls]
+    assert Looking.found == [prepared.get_submodule(n.target) for n in calls]
 
 
 # ------------------------------------------------------------------ observers that convert
