@@ -92,7 +92,7 @@ def _is_pure(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return getattr(node.target, "__module__", "") == "_operator"
-    if schema.is_mutable:
+    if schema.is_mutable and node.target not in ops.WRITES_NOTHING:
         return False
     tags = getattr(node.target, "tags", ())
     return torch.Tag.nondeterministic_seeded not in tags

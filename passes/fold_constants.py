@@ -102,7 +102,7 @@ class _Folder:
         key = self._key(node)
         if not self.readers.get(self.stored.get(key, "")):  # new, or quantized anew and dropped
             base = self._base_name(node)
-            self.stored[key] = self.names.fresh(f"{base}_quantized")
+            self.stored[key] = self.names.fresh(f"{base.removesuffix('_quantized')}_quantized")
             persistent = is_persistent(self.model, base)
             value = self._quantized(node)
             set_constant(self.model, self.stored[key], value, persistent=persistent)

@@ -18,6 +18,8 @@ def _written_arguments(node: Node) -> list[Node]:
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
+    if node.target in ops.WRITES_NOTHING:
+        return []
     found = []
     for argument, value in zip(schema.arguments, node.args, strict=False):
         alias = argument.alias_info

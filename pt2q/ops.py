@@ -109,6 +109,8 @@ MAY_RETURN_INPUT = DROPOUT | _all(
     aten.atleast_3d,
 )
 
+# In place by their schema, but no element changes.
+WRITES_NOTHING = _all(aten.detach_)
 # What writes the elements of one tensor into another and computes nothing.
 STORES = _all(aten.copy_, aten.index_put_, aten.index_copy_, aten.scatter_.src)
 
