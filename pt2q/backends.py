@@ -70,6 +70,7 @@ class Backend:
         quantizer: a quantizer with no statement made.
         deploy: writes a converted model; the last argument is the path.
         deploys_float: a float model can be written in the same form in little time.
+        scales: of ``channel`` and ``tensor``, what its weights may have a scale for.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Backend:
     quantizer: Callable[[], TableQuantizer]
     deploy: Callable[[GraphModule | ExportedProgram, Example, Path], Deployed]
     deploys_float: bool = True
+    scales: tuple[str, ...] = ("channel", "tensor")
 
 
 # ------------------------------------------------------------------ ExecuTorch
@@ -109,7 +111,7 @@ def _to_executorch(model: GraphModule | ExportedProgram, example: Example, path:
     loaded = program.load()
     program.save(path)
     found = program.delegation
-    portable = ", ".join(f"{count} {name}" for name, count in found.portable) or "none"
+    portable = "\n".join(f"{count} x {name}" for name, count in found.portable) or "none"
     return Deployed(
         len(program.buffer),
         lambda batch: loaded(*example.signature.leaves(batch)),
@@ -155,7 +157,10 @@ def _to_inductor(model: GraphModule | ExportedProgram, example: Example, path: P
         path.stat().st_size,
         run,
         (("int8 kernels", f"{len(report.fused)} of {computes} convolutions and products"),),
-        tuple(f"{row.node} is quantized but computes in float" for row in report.not_fused),
+        tuple(
+            f"{row.node} is quantized but computes in float: {row.detail}"
+            for row in report.not_fused
+        ),
     )
 
 
@@ -240,6 +245,7 @@ BACKENDS: Mapping[str, Backend] = {
             _x86,
             _to_inductor,
             deploys_float=False,
+            scales=("channel",),
         ),
         Backend(
             "onnxruntime",

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -24,6 +24,9 @@ from typer.exceptions import Abort, TyperException
 from pt2q.backends import BACKENDS, Backend
 from pt2q.errors import Pt2qError, Pt2qWarning
 from pt2q.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pt2q.quantizers import Report
 
 T = TypeVar("T")
 
@@ -92,7 +95,13 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(
+    help="Quantize an exported model and write it for a backend.\n\n"
+    # Paragraphs in one line each: typer keeps line breaks.
+    "Arrays of a .npz are taken by input name or else in order; a .pt holds a tensor, a tuple, a "
+    "dict by input name, or a list of these. The first axis is split into batches of the exported "
+    "size. The last tenth is held out to compare with float."
+)
 def quantize(
     model: Annotated[Path, typer.Argument(help="A float model, as torch.export.save wrote it.")],
     calibration: Annotated[
@@ -101,7 +110,10 @@ def quantize(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     backend: Annotated[
         str | None,
-        typer.Option(help=f"What runs the result: {', '.join(BACKENDS)} [default: xnnpack]"),
+        typer.Option(
+            help=f"What runs the result: {', '.join(BACKENDS)}; if not given the recipe's, or "
+            f"else {next(iter(BACKENDS))}."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A TOML file that says how; see: pt2q recipe init")
@@ -119,12 +131,7 @@ def quantize(
         bool, typer.Option("--report", help="Print what became of each operator.")
     ] = False,
 ) -> None:
-    """Quantize an exported model and write it for a backend.
-
-    Arrays of a .npz are taken by input name or else in order; a .pt holds a tensor, a tuple, a
-    dict by input name, or a list of these. The first axis is split into batches of the exported
-    size. The last tenth is held out to compare with float.
-    """
+    """Quantize an exported model and write it for a backend."""
     from pt2q.data import read_batches, read_program, signature_of
     from pt2q.io import ensure_writable
     from pt2q.job import run_job
@@ -199,7 +206,8 @@ def init(
         str, typer.Option(help=f"What runs the result: {', '.join(BACKENDS)}")
     ] = "xnnpack",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file to write; printed if not given.")
+        Path | None,
+        typer.Option("--out", "-o", help="The file to write; printed if not given, or if -."),
     ] = None,
 ) -> None:
     """Write a commented recipe whose settings are the defaults of a backend."""
@@ -208,7 +216,7 @@ def init(
     from pt2q.recipe import template
 
     text = template(backend)
-    if out is None:
+    if out is None or str(out) == "-":
         print(text, end="")
         return
     if out.is_file():
@@ -240,8 +248,10 @@ def _track(items: Sequence[T], title: str) -> Iterable[T]:
     return track(items, title, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _print_report(report: object) -> None:
-    print(report)
+def _print_report(report: Report) -> None:
+    """The table broken to the terminal; whole where it goes into a file."""
+    terminal = sys.stdout.isatty()
+    print(report.text(_console().width) if terminal else report)
     print()
 
 
@@ -258,4 +268,6 @@ def _megabytes(size: int) -> str:
 
 
 def _decibels(value: float) -> str:
-    return "no floating-point output" if math.isnan(value) else f"{value:.1f} dB, held-out data"
+    if math.isnan(value):
+        return "no floating-point output"
+    return "equal, held-out data" if math.isinf(value) else f"{value:.1f} dB, held-out data"

@@ -127,6 +127,11 @@ def _config(backend: Backend, settings: Settings) -> QuantizationConfig | None:
             f"{backend.name} does not run mode {settings.mode!r}: choose from "
             f"{', '.join((*backend.modes, 'float'))}"
         )
+    if settings.weight_scales not in backend.scales:
+        raise RecipeError(
+            f"{backend.name} does not run weights with a scale per {settings.weight_scales}: "
+            f"choose from {', '.join(backend.scales)}"
+        )
     config = backend.config(settings.mode)
     weight = config.weight
     if settings.weight_scales == "tensor":
@@ -178,7 +183,7 @@ def load(path: str | PathLike[str]) -> Recipe:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path}: cannot be read: {error}") from error
     return parse(text, str(path))
@@ -245,7 +250,7 @@ class _Reader:
         self.known(section, index, found, _SETTINGS)
         allowed = {
             "mode": (*backend.modes, "float"),
-            "weight_scales": SCALES,
+            "weight_scales": backend.scales,
             "activation_dtype": (backend.activation_dtype,),
             "activation_observer": OBSERVERS,
             "weight_dtype": ("int8",),
@@ -254,20 +259,26 @@ class _Reader:
             if key in found:
                 self.one_of(section, index, key, found[key], choices)
         given = dict(found)
-        for key, dtype in (
-            ("activation_range", getattr(torch, backend.activation_dtype)),
-            ("weight_range", torch.int8),
+        config = backend.config("static")
+        for key, spec in (
+            ("activation_range", config.input_activation),
+            ("weight_range", config.weight),
         ):
-            if key in found:
-                given[key] = self.range_of(section, index, key, found[key], dtype)
+            if key in found and spec is not None:
+                given[key] = self.range_of(section, index, key, found[key], spec)
         return replace(base, **given)
 
-    def range_of(self, section: str, index: int, key: str, value: Any, dtype: torch.dtype) -> Range:
-        info = torch.iinfo(dtype)
+    def range_of(
+        self, section: str, index: int, key: str, value: Any, spec: QuantizationSpec
+    ) -> Range:
+        info = torch.iinfo(spec.dtype)
+        symmetric = spec.qscheme in (torch.per_tensor_symmetric, torch.per_channel_symmetric)
         whole = isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value)
         if not whole or not info.min <= value[0] < value[1] <= info.max:
             expected = f"two whole numbers [low, high] within [{info.min}, {info.max}], low first"
             self.fail(section, index, key, expected, value)
+        if symmetric and not value[0] <= 0 <= value[1]:
+            self.fail(section, index, key, "a range that holds 0, where the zero point is", value)
         return value[0], value[1]
 
     def skipped(self, found: Mapping[str, Any], default: Settings) -> list[Override]:
@@ -300,6 +311,11 @@ class _Reader:
             self.selector("override", index, kind, kind, table[kind])
             rest = {key: value for key, value in table.items() if key != kind}
             settings = self.settings("override", index, rest, backend, default)
+            if "mode" not in rest and default.mode == "float":
+                raise RecipeError(
+                    f"{self.where('override', index)}: it needs a mode, or {table[kind]!r} stays "
+                    f'in float as [default] says; add mode = "{backend.modes[0]}"'
+                )
             result.append(Override(kind, table[kind], settings))
         return result
 
@@ -388,6 +404,7 @@ def template(backend: str = "xnnpack") -> str:
         title=row.title,
         backends=" | ".join(f'"{name}"' for name in BACKENDS),
         modes=modes,
+        scale_choices="\n".join(f"# {_SCALE_WORDS[scale]}" for scale in row.scales),
         scales="channel" if config.is_per_channel else "tensor",
         activation_dtype=row.activation_dtype,
         activation_range=_limits(config.input_activation),
@@ -403,6 +420,11 @@ def _limits(spec: QuantizationSpec) -> str:
     return f"[{low}, {high}]"
 
 
+_SCALE_WORDS = {
+    "channel": '"channel": a scale per output channel of a weight.',
+    "tensor": '"tensor": one scale for all of a weight.',
+}
+
 _TEMPLATE = """\
 # A recipe for pt2q: how to quantize a model. These are the defaults for {backend}:
 #     pt2q quantize model.pt2 --recipe THIS_FILE --calibration inputs.npz -o OUT
@@ -416,7 +438,7 @@ backend = "{backend}"
 # {modes}
 # static: ranges of activations are found by calibration. dynamic: from each input, at run time.
 mode = "static"
-# "channel": a scale per output channel of a weight. "tensor": one for all of it.
+{scale_choices}
 weight_scales = "{scales}"
 # How activations are stored, and the integers used.
 activation_dtype = "{activation_dtype}"

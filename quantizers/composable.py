@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from pt2q.control_flow import annotated_apart, graph_modules, named_graph_modules
 from pt2q.errors import AnnotationError
-from pt2q.graph import annotation_of
+from pt2q.graph import annotation_of, module_path
 from pt2q.quantizers.report import Report, Row
 from pt2q.spec import EdgeOrNode, QuantizationAnnotation, Quantizer
+
+_CALLS = ("transform_for_annotation", "annotate", "validate")
 
 
 class ComposableQuantizer(Quantizer):
@@ -21,11 +26,22 @@ class ComposableQuantizer(Quantizer):
             quantizers of this package do.
 
     Raises:
-        AnnotationError: from `annotate`, if a quantizer changes what another has annotated.
+        AnnotationError: something that is no quantizer is among them; from `annotate`, if a
+            quantizer changes what another has annotated.
     """
 
+    annotates_bodies = True
+
     def __init__(self, quantizers: Sequence[Quantizer]) -> None:
+        if not isinstance(quantizers, Iterable):
+            raise AnnotationError(
+                f"ComposableQuantizer takes a list of quantizers, found {quantizers!r}"
+            )
         self.quantizers = tuple(quantizers)
+        for position, quantizer in enumerate(self.quantizers):
+            _check_quantizer(position, quantizer)
+        self._names = _distinct_names(self.quantizers)
+        self._annotated: dict[str, Row] = {}
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Apply every quantizer's transformation, in order."""
@@ -39,24 +55,29 @@ class ComposableQuantizer(Quantizer):
         Raises:
             AnnotationError: a quantizer changed what another has annotated.
         """
-        owners: dict[Node, Quantizer] = {}
-        for quantizer in self.quantizers:
-            before = {node: _content(annotation_of(node)) for node in model.graph.nodes}
-            model = quantizer.annotate(model)
-            for node in model.graph.nodes:
-                self._check(node, before.get(node), quantizer, owners)
+        owners: dict[Node, str] = {}
+        for name, quantizer in zip(self._names, self.quantizers, strict=True):
+            before = {node: _content(annotation_of(node)) for node in _nodes(model)}
+            for module in annotated_apart(quantizer, model):
+                model = _annotated(quantizer, module, model)
+            for node in _nodes(model):
+                self._check(node, before.get(node), name, owners)
                 if annotation_of(node) is not None:
-                    owners.setdefault(node, quantizer)
+                    owners.setdefault(node, name)
+        self._annotated = {
+            path + node.name: _row(path, node, owners[node])
+            for path, module in named_graph_modules(model)
+            for node in module.graph.nodes
+            if node in owners
+        }
         return model
 
-    def _check(
-        self, node: Node, before: object, quantizer: Quantizer, owners: dict[Node, Quantizer]
-    ) -> None:
+    def _check(self, node: Node, before: object, name: str, owners: dict[Node, str]) -> None:
         if before is None or node not in owners or before == _content(annotation_of(node)):
             return
         raise AnnotationError(
-            f"{_name(quantizer)} changes the annotation that {_name(owners[node])} made at node "
-            f"{node.name}; make it pass over annotated nodes, or change the order"
+            f"{name} changes the annotation that {owners[node]} made at node {node.name}; make "
+            "it pass over annotated nodes, or change the order"
         )
 
     def validate(self, model: GraphModule) -> None:
@@ -72,21 +93,59 @@ class ComposableQuantizer(Quantizer):
             quantizer.prepare_obs_or_fq_callback(model, edge_or_node_to_obs_or_fq)
 
     def report(self) -> Report:
-        """The quantizers' reports in one: a node is quantized if one of them quantizes it."""
+        """The quantizers' reports in one, each row with the quantizer that annotated it.
+
+        A node is quantized if one of them quantizes it. One that makes no report of its own is
+        there with what it annotated.
+        """
         rows: dict[str, Row] = {}
-        for quantizer in self.quantizers:
+        for name, quantizer in zip(self._names, self.quantizers, strict=True):
             report = getattr(quantizer, "report", None)
             for row in report() if callable(report) else ():
                 if row.node not in rows or (row.quantized and not rows[row.node].quantized):
-                    rows[row.node] = row
+                    rows[row.node] = replace(row, by=row.by or (name if row.quantized else ""))
+        for node, row in self._annotated.items():
+            if node not in rows or not rows[node].quantized:
+                rows[node] = row
         return Report(tuple(rows.values()))
+
+
+def _check_quantizer(position: int, quantizer: object) -> None:
+    if isinstance(quantizer, type):
+        raise AnnotationError(
+            f"ComposableQuantizer: entry {position} is the class {quantizer.__name__}, not a "
+            f"quantizer; write {quantizer.__name__}()"
+        )
+    missing = [name for name in _CALLS if not callable(getattr(quantizer, name, None))]
+    if missing:
+        raise AnnotationError(
+            f"ComposableQuantizer: entry {position} is no quantizer: {quantizer!r} has no "
+            f"{', '.join(missing)}"
+        )
+
+
+def _distinct_names(quantizers: Sequence[object]) -> tuple[str, ...]:
+    """Class names, with their position where a class is there twice."""
+    names = [type(quantizer).__name__ for quantizer in quantizers]
+    counts = Counter(names)
+    return tuple(f"{n} [{i}]" if counts[n] > 1 else n for i, n in enumerate(names))
+
+
+def _nodes(model: GraphModule) -> list[Node]:
+    return [node for module in graph_modules(model) for node in module.graph.nodes]
+
+
+def _annotated(quantizer: Quantizer, module: GraphModule, model: GraphModule) -> GraphModule:
+    """Annotate one module; a quantizer may give back another in place of the outermost one."""
+    result = quantizer.annotate(module)
+    return result if module is model else model
+
+
+def _row(path: str, node: Node, name: str) -> Row:
+    return Row(path + node.name, module_path(node), str(node.target), True, "annotated", name)
 
 
 def _content(annotation: QuantizationAnnotation | None) -> object:
     if annotation is None:
         return None
     return tuple(annotation.input_qspec_map.items()), annotation.output_qspec
-
-
-def _name(quantizer: Quantizer) -> str:
-    return type(quantizer).__name__

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pt2q.quantizers.advice import advice_for
+
 HEADERS = ("node", "module", "operator", "decision")
+NARROWEST = 40
+"""Columns that a decision needs beside its node; with fewer it gets lines of its own."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,7 @@ class Row:
         operator: its target, such as ``aten.linear.default``.
         quantized: whether the quantizer annotated it.
         how: ``int8 static, weight int8 per-channel``, or ``float: `` and the reason.
+        by: the quantizer that annotated it, where there are several; else "".
     """
 
     node: str
@@ -26,6 +32,7 @@ class Row:
     operator: str
     quantized: bool
     how: str
+    by: str = ""
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
@@ -62,6 +69,14 @@ class Report:
             for name, number in sorted(total.items(), key=lambda item: (-item[1], item[0]))
         }
 
+    def reasons(self) -> dict[str, tuple[Row, ...]]:
+        """The rows that stay in float, by their reason, the most frequent reason first."""
+        found: dict[str, list[Row]] = {}
+        for row in self.left_float:
+            found.setdefault(row.how.removeprefix("float: "), []).append(row)
+        ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+        return {reason: tuple(rows) for reason, rows in ordered}
+
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
@@ -80,22 +95,92 @@ class Report:
         raise KeyError(f"no row for node {node!r}; the report has {len(self.rows)} rows")
 
     def __str__(self) -> str:
-        table = [HEADERS, *(row.cells for row in self.rows)]
-        widths = [max(len(cells[i]) for cells in table) for i in range(len(HEADERS))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-            for cells in table
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*lines, self.summary()])
+        return self.text()
 
-    def summary(self) -> str:
-        """One line: how much is quantized, and the commonest reasons for what is not."""
-        line = f"{len(self.quantized)} of {len(self.rows)} operators quantized"
-        reasons = Counter(row.how.removeprefix("float: ") for row in self.left_float)
+    def text(self, width: int | None = None) -> str:
+        """The table and the summary below it.
+
+        Args:
+            width: columns of the terminal; None never breaks a line of the table, and the
+                summary's at 100.
+        """
+        return f"{self.table(width)}\n\n{self.summary(width or 100)}"
+
+    def table(self, width: int | None = None) -> str:
+        """A line per row; where that is wider than ``width``, decisions are broken or moved."""
+        named = any(row.by for row in self.rows)
+        headers = (*HEADERS[:3], "by", HEADERS[3]) if named else HEADERS
+        lines = [(*r.cells[:3], r.by, r.how) if named else r.cells for r in self.rows]
+        widths = [max(map(len, column)) for column in zip(headers, *lines, strict=True)]
+        if width is None or sum(widths) + 2 * len(widths) - 2 <= width:
+            return _aligned(headers, lines, widths)
+        indent = sum(widths[:-1]) + 2 * len(widths) - 2
+        if width - indent < NARROWEST:
+            return _stacked(headers, lines, widths[:-1], width)
+        return _aligned(headers, lines, [*widths[:-1], width - indent])
+
+    def summary(self, width: int = 100) -> str:
+        """How much is quantized, and every reason for what is not, with what can be done.
+
+        Args:
+            width: lines are broken there.
+        """
+        lines = [f"{len(self.quantized)} of {len(self.rows)} operators quantized"]
+        reasons = self.reasons()
         if not reasons:
-            return line
-        words = [f"{number}x {reason}" for reason, number in reasons.most_common(3)]
-        more = len(reasons) - len(words)
-        rest = f"; {more} more reason{'s' if more > 1 else ''}" if more else ""
-        return f"{line}; in float: {'; '.join(words)}{rest}"
+            return lines[0]
+        lines[0] += f"; {len(self.left_float)} in float:"
+        for reason, rows in reasons.items():
+            lines += _wrapped(reason, f"{len(rows):5d} x ", width)
+            names = Counter(_short(row.operator) for row in rows).most_common()
+            which = ", ".join(f"{count} {name}" if count > 1 else name for name, count in names)
+            lines += _wrapped(which, " " * 10, width)
+            advice = advice_for(reason)
+            lines += _wrapped(advice, " " * 8 + "> ", width) if advice else []
+        return "\n".join(lines)
+
+
+def _short(operator: str) -> str:
+    """``aten.add`` for ``aten.add.Tensor``: as recipes name operators."""
+    return ".".join(operator.split(".")[:2])
+
+
+def _aligned(headers: tuple[str, ...], rows: list[tuple[str, ...]], widths: list[int]) -> str:
+    """Columns two spaces apart; the last is broken to its width, under itself."""
+    rule = tuple("-" * width for width in widths)
+    return "\n".join(line for cells in (headers, rule, *rows) for line in _lines(cells, widths))
+
+
+def _lines(cells: tuple[str, ...], widths: list[int]) -> list[str]:
+    start = _padded(cells[:-1], widths)
+    return _wrapped(cells[-1], start, len(start) + widths[-1])
+
+
+def _padded(cells: tuple[str, ...], widths: list[int]) -> str:
+    return "".join(
+        f"{cell:<{width}}  " for cell, width in zip(cells, widths[: len(cells)], strict=True)
+    )
+
+
+def _stacked(
+    headers: tuple[str, ...], rows: list[tuple[str, ...]], widths: list[int], width: int
+) -> str:
+    """Each decision on lines of its own, below its node."""
+    lines = [_padded(headers[:-1], widths).rstrip(), "-" * min(width, sum(widths) + 6)]
+    for cells in rows:
+        lines.append(_padded(cells[:-1], widths).rstrip())
+        lines += _wrapped(cells[-1], "    ", width)
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, start: str, width: int) -> list[str]:
+    """Lines of ``text`` after ``start``, which the following ones are indented as far as."""
+    found = textwrap.wrap(
+        text,
+        max(width, len(start) + 20),
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return found or [start.rstrip()]

@@ -247,6 +247,13 @@ MISTAKES = [
     ("[default]\nactivation_range = [0, 255]", r"two whole numbers .* within \[-128, 127\]"),
     ("[default]\nweight_range = [7, -8]", "low first"),
     ("[default]\nweight_range = [-7.0, 8]", "two whole numbers"),
+    ("[default]\nweight_range = [1, 7]", "line 2.*a range that holds 0"),
+    ("backend='tensorrt'\n[default]\nactivation_range = [10, 90]", "a range that holds 0"),
+    ("backend='x86'\n[default]\nweight_scales = 'tensor'", 'expected one of "channel"; found'),
+    (
+        "[default]\nmode = 'float'\n[[override]]\nmodule = 'a'\nweight_range = [-8, 7]",
+        r"line 3, \[\[override\]\] 1: it needs a mode, or 'a' stays in float",
+    ),
     ("[default]\nweight_range = 'int4'", "line 2.*two whole numbers"),
     ("default = 'int8'", r"line 1, default: expected a table that begins with \[default\]"),
     ("[skip]\nmodules = 'head'", r"line 2, \[skip\] modules: expected a list of names"),
@@ -287,11 +294,23 @@ def test_files(tmp_path) -> None:
         recipe.load(path)
     path.write_text(template("x86"))
     assert recipe.load(path) == parse(template("x86"))
+    path.write_text(template("x86"), encoding="utf-8-sig")
+    assert recipe.load(path) == parse(template("x86"))
+
+
+def test_affine_ranges_need_not_hold_0() -> None:
+    found = parse("backend = 'x86'\n[default]\nactivation_range = [10, 90]")
+    assert found.default.activation_range == (10, 90)
 
 
 def test_a_mode_the_backend_lacks() -> None:
     with pytest.raises(RecipeError, match=r"openvino does not run mode 'dynamic'.*static, float"):
         Recipe("openvino").changed(mode="dynamic").quantizer()
+
+
+def test_scales_the_backend_lacks() -> None:
+    with pytest.raises(RecipeError, match="x86 does not run weights with a scale per tensor"):
+        Recipe("x86").changed(weight_scales="tensor").quantizer()
 
 
 def test_unknown_backends() -> None:
@@ -349,6 +368,8 @@ def quantize(
 
 def test_init_prints_or_writes(capfd, tmp_path) -> None:
     assert run(capfd, "recipe", "init", "--backend", "x86") == (0, template("x86"), "")
+    assert run(capfd, "recipe", "init", "-o", "-") == (0, template(), "")
+    assert not Path("-").exists()
     path = tmp_path / "new" / "recipe.toml"
     assert run(capfd, "recipe", "init", "-o", path) == (0, f"written: {path}\n", "")
     assert path.read_text() == template()

@@ -17,12 +17,15 @@ from pt2q.quantizers import (
     ComposableQuantizer,
     EmbeddingQuantizer,
     MaskFinder,
+    Report,
     XNNPACKQuantizer,
     get_symmetric_quantization_config,
     roles_of,
 )
 from pt2q.quantizers.annotate import set_annotation
+from pt2q.quantizers.report import Row
 from pt2q.quantizers.rules import follow_chain
+from pt2q.quantizers.worth import NO_READER
 from pt2q.spec import Quantizer
 
 
@@ -140,7 +143,10 @@ def test_the_report_is_a_table() -> None:
             "-------  --------  -------------------  --------------------------------------------",
             "linear   layers.0  aten.linear.default  int8 static, weight int8 per-channel",
             "softmax            aten.softmax.int     float: the runtime has no int8 kernel for it",
-            "1 of 2 operators quantized; in float: 1x the runtime has no int8 kernel for it",
+            "",
+            "1 of 2 operators quantized; 1 in float:",
+            "    1 x the runtime has no int8 kernel for it",
+            "          aten.softmax",
         ]
     )
     report = quantizer.report()
@@ -148,6 +154,46 @@ def test_the_report_is_a_table() -> None:
     assert report["linear"].quantized and len(report.left_float) == 1
     with pytest.raises(KeyError, match="no row for node 'conv'"):
         report["conv"]
+
+
+def _long_report() -> Report:
+    module = "encoder.layers.0.attention.output"
+    return Report(
+        (
+            Row("linear", module, "aten.linear.default", True, "int8 static"),
+            Row("add", "", "aten.add.Tensor", False, f"float: {NO_READER}"),
+            Row("mul", module, "aten.mul.Tensor", False, f"float: {NO_READER}"),
+            Row("add_1", "", "aten.add.Tensor", False, f"float: {NO_READER}"),
+            Row("cumsum", "", "aten.cumsum.default", False, "float: no kernel for it"),
+        )
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_the_report_fits_the_terminal(width) -> None:
+    report = _long_report()
+    lines = report.text(width).splitlines()
+    # What cannot be broken: the names.
+    assert all(len(line) <= max(width, 66) for line in lines), [len(x) for x in lines]
+    words = " ".join(report.text(width).split())
+    for row in report:
+        assert row.node in words and row.operator in words
+        assert " ".join(row.how.split()) in words
+
+
+def test_the_summary_names_every_reason_with_its_operators_and_what_to_do() -> None:
+    report = _long_report()
+    lines = report.summary(200).splitlines()
+    assert lines[:3] == [
+        "1 of 5 operators quantized; 4 in float:",
+        f"    3 x {NO_READER}",
+        "          2 aten.add, aten.mul",
+    ]
+    assert lines[3].startswith("        > int8 between float operators")
+    assert "set_operator_type" in lines[3] and "[[override]] operator" in lines[3]
+    assert lines[4:] == ["    1 x no kernel for it", "          aten.cumsum"]
+    assert [reason for reason in report.reasons()] == [NO_READER, "no kernel for it"]
+    assert Report(report.quantized).summary() == "1 of 1 operators quantized"
 
 
 def test_integers_and_dead_nodes_have_no_rows() -> None:
@@ -218,3 +264,72 @@ def test_a_conflict_names_both_quantizers_and_the_node() -> None:
         quantizer.annotate(exported(Lookup(), torch.tensor([[0, 3, 9]])))
     with pytest.raises(AssertionError, match="validate was called"):
         quantizer.validate(exported(Lookup(), torch.tensor([[0, 3, 9]])))
+
+
+class Silent(Quantizer):
+    """Makes no report of its own."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        set_annotation(find(model, LINEAR))
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        pass
+
+
+def test_the_report_says_who_annotated_what() -> None:
+    index = torch.tensor([[0, 3, 9]])
+    quantizer = ComposableQuantizer([EmbeddingQuantizer(), XNNPACKQuantizer()])
+    quantizer.annotate(exported(Lookup(), index))
+    assert {row.node: row.by for row in quantizer.report()} == {
+        "embedding": "EmbeddingQuantizer",
+        "linear": "XNNPACKQuantizer",
+    }
+    table = str(quantizer.report()).splitlines()
+    assert table[0].split() == ["node", "module", "operator", "by", "decision"]
+    assert "XNNPACKQuantizer    int8 static" in table[3]
+    silent = ComposableQuantizer([Silent(), XNNPACKQuantizer()])
+    silent.annotate(exported(Lookup(), index))
+    row = silent.report()["linear"]
+    assert (row.quantized, row.how, row.by) == (True, "annotated", "Silent")
+
+
+def test_quantizers_of_one_class_are_told_apart() -> None:
+    first = XNNPACKQuantizer().set_module_type(nn.Linear, None)
+    quantizer = ComposableQuantizer([first, XNNPACKQuantizer()])
+    quantizer.annotate(exported(Lookup(), torch.tensor([[0, 3, 9]])))
+    assert quantizer.report()["linear"].by == "XNNPACKQuantizer [1]"
+
+
+def test_several_quantizers_go_into_control_flow_and_report_all_of_it() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, self.a, self.b, (self.c(x),))
+
+    program = torch.export.export(Branches().eval(), (torch.randn(2, 4),))
+    alone, among = (
+        XNNPACKQuantizer(),
+        ComposableQuantizer([EmbeddingQuantizer(), XNNPACKQuantizer()]),
+    )
+    prepare_pt2e(program, alone)
+    prepare_pt2e(program, among)
+    expected = {(row.node, row.quantized) for row in alone.report()}
+    assert len(expected) >= 3
+    assert {(row.node, row.quantized) for row in among.report()} == expected
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ([XNNPACKQuantizer], r"entry 0 is the class XNNPACKQuantizer.*write XNNPACKQuantizer\(\)"),
+        ([XNNPACKQuantizer(), None], "entry 1 is no quantizer: None has no transform"),
+        (XNNPACKQuantizer(), "takes a list of quantizers"),
+    ],
+)
+def test_only_quantizers_are_combined(given, message) -> None:
+    with pytest.raises(AnnotationError, match=message):
+        ComposableQuantizer(given)
