@@ -24,6 +24,7 @@ from pt2q.graph import (
     get_constant,
     is_parameter,
     set_constant,
+    stand_for,
     value_of,
 )
 from pt2q.module import QuantGraphModule
@@ -138,7 +139,9 @@ class _Folder:
         return {user for node in self.constants.get(target, ()) for user in node.users}
 
     def erase(self, bn: BatchNorm) -> None:
-        bn.output.replace_all_uses_with(ops.argument(bn.node, "input"))
+        layer = ops.argument(bn.node, "input")
+        stand_for(layer, bn.output, PASS)
+        bn.output.replace_all_uses_with(layer)
         for node in dict.fromkeys((bn.output, bn.node)):
             self.model.graph.erase_node(node)
 

@@ -20,6 +20,7 @@ from pt2q.graph import (
     get_constant,
     is_parameter,
     set_constant,
+    stand_for,
     value_of,
 )
 from pt2q.module import QuantGraphModule
@@ -102,6 +103,7 @@ class _Folding:
         self.set_bias(own_bias, self.new_constant("bias", shift, old_bias))
         folded = self.layer.per_channel(self.training_factor(), get_constant(self.model, weight))
         self.scaled.replace_all_uses_with(self.new_constant("weight", folded, weight))
+        stand_for(self.layer.node, self.bn.node, PASS)
         self.bn.node.replace_all_uses_with(self.layer.node)
         for node in (self.bn.node, *reversed(self.helpers)):
             self.model.graph.erase_node(node)

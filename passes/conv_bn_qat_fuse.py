@@ -29,6 +29,7 @@ from pt2q.graph import (
     fake_constant,
     is_constant,
     mutated_constants,
+    stand_for,
     value_of,
 )
 from pt2q.module import QuantGraphModule
@@ -168,6 +169,7 @@ class _Fusion:
         values = [ops.argument(norm, name) for name in kept]
         norm.target, norm.kwargs = ops.SCALED_BATCH_NORM, {}
         norm.args = (self.layer.node, factor, self.bias, *values)
+        stand_for(self.layer.node, norm, PASS)  # its own value is nowhere: it is scaled
         return norm
 
     def factor(self) -> Node:

@@ -14,7 +14,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from pt2q import ops
-from pt2q.graph import value_of
+from pt2q.graph import stand_for, value_of
 from pt2q.passes.emit import Emitter, has_fake_values, note
 
 PASS_NAME = "pt2q.decompose_recurrent"
@@ -138,7 +138,9 @@ def _dropped(emit: Emitter, sequence: Node) -> Node:
 
 def _replace(node: Node, results: list[Node], emit: Emitter) -> None:
     for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+        result = results[user.args[1]]  # type: ignore[index]
+        stand_for(result, user, PASS_NAME)
+        user.replace_all_uses_with(result)
         emit.graph.erase_node(user)
     emit.graph.erase_node(node)
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from pt2q import ops
 from pt2q.alias import StorageMap
-from pt2q.graph import is_constant, is_float_tensor, value_of
+from pt2q.graph import handle_of, is_constant, is_float_tensor, origin_name, value_of
 from pt2q.module import QuantGraphModule
 from pt2q.passes.constants import Constants
 from pt2q.passes.reference_ops import RULES, Call, NoIntegerForm, QParams, Quantized, Sum, Value
@@ -48,16 +48,35 @@ class LeftInFloat:
 
 
 @dataclass(frozen=True)
+class StoredValue:
+    """A value of the model that is a tensor of integers now.
+
+    Args:
+        node: the node that gives the integers.
+        origin: the node of the exported program whose value they are.
+        handle: its numeric debug handle, if it had one.
+        params: what the integers stand for.
+    """
+
+    node: str
+    origin: str
+    handle: int | None
+    params: QParams
+
+
+@dataclass(frozen=True)
 class ReferenceReport:
     """What `RewriteToReference` did; kept at ``record.facts["reference"]``.
 
     Args:
         integer: the names of the calls that are integer arithmetic now.
         left: those that stay in float.
+        stored: the values that are integers with known parameters.
     """
 
     integer: tuple[str, ...]
     left: tuple[LeftInFloat, ...]
+    stored: tuple[StoredValue, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.integer)} calls in integers, {len(self.left)} left in float"]
@@ -92,6 +111,7 @@ class _Rewriter:
         self.written: dict[Node, Node] = {}
         self.integer: list[str] = []
         self.left: list[LeftInFloat] = []
+        self.stored: list[StoredValue] = []
 
     def run(self) -> ReferenceReport:
         """Walk once forwards, write the borders, walk once backwards to erase."""
@@ -103,7 +123,7 @@ class _Rewriter:
             if ops.is_op(node, ops.QUANTIZE | ops.DEQUANTIZE):
                 self._border(node)
         self._erase()
-        return ReferenceReport(tuple(self.integer), tuple(self.left))
+        return ReferenceReport(tuple(self.integer), tuple(self.left), tuple(self.stored))
 
     def _visit(self, node: Node) -> None:
         if node.op not in ("call_function", "output"):
@@ -135,9 +155,14 @@ class _Rewriter:
             return
         self.emit.move(node, source)
         try:
-            node.replace_all_uses_with(self._rounded(found, params))
+            rounded = self._rounded(found, params)
         except NoIntegerForm:
             self._materialize(node)
+            return
+        node.replace_all_uses_with(rounded)
+        if params.is_static:
+            origin, handle = origin_name(source), handle_of(source)
+            self.stored.append(StoredValue(rounded.name, origin, handle, params))
 
     def _rounded(self, found: Value, params: QParams) -> Node:
         if isinstance(found, Sum):

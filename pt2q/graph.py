@@ -72,6 +72,10 @@ def fake_constant(value: torch.Tensor, like: Any) -> Any:
 # ------------------------------------------------------------------ metadata
 
 
+OWN_PASSES = "pt2q."
+"""How the names of the passes in ``from_node`` begin, to tell them from those of export."""
+
+
 def provenance(node: Node, pass_name: str) -> list[NodeSource]:
     """``from_node`` of a new node that stands for ``node``.
 
@@ -79,7 +83,8 @@ def provenance(node: Node, pass_name: str) -> list[NodeSource]:
         node: the node it was made for.
         pass_name: who made it.
     """
-    source = NodeSource(None, pass_name, NodeSourceAction.CREATE)
+    named = pass_name if pass_name.startswith(OWN_PASSES) else OWN_PASSES + pass_name
+    source = NodeSource(None, named, NodeSourceAction.CREATE)
     source.node_info = NodeSource.NodeInfo(node.name, str(node.target), id(node.graph))
     source.from_node = list(node.meta.get("from_node", ()))
     return [source]
@@ -99,6 +104,45 @@ def copy_meta(new: Node, source: Node, pass_name: str, value: Any = None) -> Non
             new.meta[key] = source.meta[key]
     new.meta["val"] = source.meta.get("val") if value is None else value
     new.meta["from_node"] = provenance(source, pass_name)
+
+
+HANDLE_KEY = "numeric_debug_handle"
+"""Where in ``node.meta["custom"]`` the handle of a node is; see `pt2q.debug`."""
+
+
+def handle_of(node: Node) -> int | None:
+    """The numeric debug handle of a node, or None."""
+    return (node.meta.get("custom") or {}).get(HANDLE_KEY)
+
+
+def set_handle(node: Node, handle: int) -> None:
+    """Give a node a handle; other nodes may share its ``custom`` dictionary, which is copied."""
+    node.meta["custom"] = {**(node.meta.get("custom") or {}), HANDLE_KEY: handle}
+
+
+def origin_name(node: Node) -> str:
+    """What the node that a node goes back to was called in the exported program.
+
+    Exporting anew, decompositions and passes hand ``from_node`` on; the oldest entry says it.
+    """
+    name, at = node.name, node.meta.get("from_node")
+    while at:
+        name, at = at[-1].name, at[-1].from_node
+    return name
+
+
+def stand_for(node: Node, replaced: Node, pass_name: str) -> None:
+    """Put on record that a node gives from now on the value that another one gave.
+
+    Args:
+        node: a convolution that its batch norm was folded into, say.
+        replaced: the node whose value it gives, before that is erased.
+        pass_name: who did it; recorded in ``from_node``.
+    """
+    node.meta["from_node"] = provenance(replaced, pass_name)
+    handle = handle_of(replaced)
+    if handle is not None:
+        set_handle(node, handle)
 
 
 def module_path(node: Node) -> str:
