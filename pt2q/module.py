@@ -8,7 +8,7 @@ with, and that can be deep-copied and pickled without losing node metadata.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
@@ -143,6 +144,8 @@ class QuantGraphModule(GraphModule):
         graph_memo: dict[Any, Any] = {}
         graph = _copy_graph(self.graph, graph_memo)
         root = torch.nn.Module()
+        # Specs of arguments never change, and torch warns when it makes one of a leaf anew.
+        memo.update({id(v): v for v in self.__dict__.values() if isinstance(v, pytree.TreeSpec)})
         root.__dict__ = {
             key: copy.deepcopy(value, memo)
             for key, value in self.__dict__.items()
@@ -155,7 +158,8 @@ class QuantGraphModule(GraphModule):
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code", "meta")}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code", "meta")}
+        state = {k: _freeze_spec(v) for k, v in kept.items()}
         return _rebuild, (state, _freeze_graph(self.graph))
 
 
@@ -398,6 +402,15 @@ class _Value:
     device: str
 
 
+@dataclass(frozen=True)
+class _Spec:
+    """A ``TreeSpec``; without a type, a leaf."""
+
+    type: Any
+    context: Any
+    children: tuple[_Spec, ...]
+
+
 def _freeze_target(target: Any) -> Any:
     if isinstance(target, torch._ops.OpOverload):
         return _Op(target._schema.name, target._overloadname)
@@ -437,6 +450,31 @@ def _thaw_value(value: Any, mode: FakeTensorMode) -> Any:
     return value
 
 
+def _freeze_spec(value: Any) -> Any:
+    """Specs of arguments by what they hold: torch warns when one of a leaf is loaded."""
+    if not isinstance(value, pytree.TreeSpec):
+        return value
+    return _Spec(value.type, value.context, tuple(map(_freeze_spec, value.children())))
+
+
+def _thaw_spec(value: Any) -> Any:
+    if not isinstance(value, _Spec):
+        return value
+    if value.type is None:
+        return pytree.treespec_leaf()
+    return pytree.TreeSpec(value.type, value.context, list(map(_thaw_spec, value.children)))
+
+
+def _map_specs(codegen: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of what writes the code of a graph with its specs frozen or thawed."""
+    result = copy.copy(codegen)
+    if isinstance(result, _PyTreeCodeGen):
+        result.pytree_info = result.pytree_info._replace(
+            **{k: change(v) for k, v in result.pytree_info._asdict().items()}
+        )
+    return result
+
+
 def _freeze_graph(graph: Graph) -> tuple[Any, list[Any]]:
     rows = []
     for node in graph.nodes:
@@ -445,12 +483,12 @@ def _freeze_graph(graph: Graph) -> tuple[Any, list[Any]]:
         meta = {key: node.meta[key] for key in (*COPIED_META, "from_node") if key in node.meta}
         meta["val"] = _freeze_value(node.meta.get("val"))
         rows.append((node.op, node.name, _freeze_target(node.target), args, kwargs, meta))
-    return graph._codegen, rows
+    return _map_specs(graph._codegen, _freeze_spec), rows
 
 
 def _thaw_graph(codegen: Any, rows: list[Any]) -> Graph:
     graph = Graph()
-    graph._codegen = codegen
+    graph._codegen = _map_specs(codegen, _thaw_spec)
     nodes: dict[str, Node] = {}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for op, name, target, args, kwargs, meta in rows:
@@ -464,7 +502,7 @@ def _thaw_graph(codegen: Any, rows: list[Any]) -> Graph:
 
 def _rebuild(state: dict[str, Any], frozen: tuple[Any, list[Any]]) -> QuantGraphModule:
     root = torch.nn.Module()
-    root.__dict__ = state
+    root.__dict__ = {k: _thaw_spec(v) for k, v in state.items()}
     result = QuantGraphModule(root, _thaw_graph(*frozen), record=state.get("record"))
     _copy_hooks(root, result)
     return result

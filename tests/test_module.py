@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,6 +169,21 @@ def test_outputs_keep_their_structure(kind: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------- copies
+
+
+@pytest.mark.parametrize("move", [*TRAVEL, saved])
+@pytest.mark.filterwarnings("error:.*LeafSpec:FutureWarning")
+def test_copies_and_pickles_say_nothing(move: Callable[[Any], Any]) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, more: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+            return x + more["a"], [x * more["b"]]
+
+    x = torch.randn(2, 3)
+    inputs = (x, {"a": x, "b": x})
+    for model in both(Model(), inputs):
+        moved = move(model)
+        assert moved._in_spec == model._in_spec and moved._out_spec == model._out_spec
+        assert pytree.tree_structure(moved(*inputs)) == pytree.tree_structure(model(*inputs))
 
 
 def test_pickles_keep_symbolic_models_symbolic() -> None:
