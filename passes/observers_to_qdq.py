@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from pt2q import ops
 from pt2q.adapter import saw_data
-from pt2q.control_flow import graph_modules
+from pt2q.control_flow import named_graph_modules
 from pt2q.errors import AnnotationError, FlowError, NoDataError
 from pt2q.graph import (
     Names,
@@ -64,16 +64,17 @@ class ObserversToQDQ:
         Raises:
             NoDataError: a static activation observer never saw data.
         """
-        modules = [m for m in graph_modules(model) if isinstance(m, QuantGraphModule)]
-        found = [(module, observer_nodes(module)) for module in modules]
-        shown = [o for module, calls in found for o in _observe_constants(module, calls)]
+        modules = [(p, m) for p, m in named_graph_modules(model) if isinstance(m, QuantGraphModule)]
+        found = [(path, module, observer_nodes(module)) for path, module in modules]
+        shown = [o for _, module, calls in found for o in _observe_constants(module, calls)]
         try:
-            qparams = _all_qparams([call for _, calls in found for call in calls])
+            _require_data([(path, *call) for path, _, calls in found for call in calls])
+            qparams = _all_qparams([call for _, _, calls in found for call in calls])
         finally:
             _forget(shown)
-        for module, calls in found:
+        for _, module, calls in found:
             _replace_all(module, calls, qparams)
-        return any(calls for _, calls in found)
+        return any(calls for _, _, calls in found)
 
 
 def _replace_all(model: QuantGraphModule, found: list[tuple[Node, Any]], qparams: QParams) -> None:
@@ -132,28 +133,29 @@ def _forget(observers: list[Any]) -> None:
 
 def _all_qparams(found: list[tuple[Node, Any]]) -> QParams:
     """Scale and zero point of each static observer, asked once however often it is used."""
-    static = {id(o): (o, node) for node, o in found if _is_static(o)}
-    _require_data([(node, observer) for observer, node in static.values()])
+    static = {id(o): o for _, o in found if _is_static(o)}
     # Ours are searched together, which is several times faster than one by one.
-    ours = [o for o, _ in static.values() if type(o) is HistogramObserver]
+    ours = [o for o in static.values() if type(o) is HistogramObserver]
     qparams: QParams = dict(zip(map(id, ours), batched_qparams(ours), strict=True))
-    for key, (observer, _) in static.items():
+    for key, observer in static.items():
         if key not in qparams:
             qparams[key] = observer.calculate_qparams()
     return qparams
 
 
-def _require_data(static: list[tuple[Node, Any]]) -> None:
-    empty = [node for node, observer in static if not _has_data(observer)]
+def _require_data(found: list[tuple[str, Node, Any]]) -> None:
+    """Complain of observers without data, each by where it is first used."""
+    static = {id(o): (path, node, o) for path, node, o in reversed(found) if _is_static(o)}
+    empty = [(p, n) for p, n, o in reversed(static.values()) if not _has_data(o)]
     if not empty:
         return
-    names = [node.args[0].name for node in empty if isinstance(node.args[0], Node)]
+    names = [path + node.args[0].name for path, node in empty if isinstance(node.args[0], Node)]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise NoDataError(
         f"no data was observed at {shown}. Either calibrate: call the prepared model with "
         "representative inputs that reach them before convert_pt2e; or leave them in float: "
         "give the quantizer None for their module, e.g. "
-        f"quantizer.set_module_name({_module_hint(empty[0])!r}, None)"
+        f"quantizer.set_module_name({_module_hint(empty[0][1])!r}, None)"
     )
 
 

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from pt2q.adapter import adopt_annotations
-from pt2q.control_flow import annotated_apart, boundary_links, graph_modules
+from pt2q.control_flow import annotated_apart, boundary_links, graph_modules, named_graph_modules
 from pt2q.errors import (
     BatchNormNotFoldedWarning,
     FlowError,
@@ -23,7 +23,6 @@ from pt2q.errors import (
 from pt2q.module import (
     EXPORT_HINT,
     FlowRecord,
-    Note,
     QuantGraphModule,
     Stage,
     copy_module,
@@ -200,19 +199,19 @@ def _insertion(plan: Plan, quantizer: Quantizer, *, is_qat: bool) -> Pass:
     return InsertObservers(plan, callback, is_qat)
 
 
-def all_notes(model: QuantGraphModule) -> list[Note]:
-    """What passes noted about a model and the bodies of its control flow."""
-    return [note for module in _own_modules(model) for note in module.record.notes]
-
-
-def _own_modules(model: QuantGraphModule) -> list[QuantGraphModule]:
-    return [m for m in graph_modules(model) if isinstance(m, QuantGraphModule)]
+def _named_own_modules(model: QuantGraphModule) -> list[tuple[str, QuantGraphModule]]:
+    return [(p, m) for p, m in named_graph_modules(model) if isinstance(m, QuantGraphModule)]
 
 
 def _warn(model: QuantGraphModule, plan: Plan) -> None:
-    kept = [note for note in all_notes(model) if note.origin.startswith("conv_bn")]
+    kept = [
+        f"{path}{note.node}: {note.text}"
+        for path, module in _named_own_modules(model)
+        for note in module.record.notes
+        if note.origin.startswith("conv_bn")
+    ]
     if kept:
-        lines = "\n".join(f"  {note.node}: {note.text}" for note in kept)
+        lines = "\n".join(f"  {note}" for note in kept)
         warnings.warn(
             f"{len(kept)} batch norm(s) stay in the model:\n{lines}",
             BatchNormNotFoldedWarning,
@@ -301,8 +300,12 @@ def reference_passes() -> list[Pass]:
 
 def _warn_of_float(model: QuantGraphModule) -> None:
     """Name the quantized operators that have no integer form."""
-    reports = [m.record.facts.get("reference") for m in _own_modules(model)]
-    left = [item for r in reports if r is not None for item in r.left if item.between]
+    left = [
+        f"{path}{item}"
+        for path, module in _named_own_modules(model)
+        for item in getattr(module.record.facts.get("reference"), "left", ())
+        if item.between
+    ]
     if left:
         lines = "\n".join(f"  {item}" for item in left)
         warnings.warn(

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from pt2q import ops
 from pt2q.control_flow import named_graph_modules
 from pt2q.errors import GraphLawError
-from pt2q.graph import annotation_of, edge_name
+from pt2q.graph import OWN_PASSES, annotation_of, edge_name
 from pt2q.module import QuantGraphModule, Stage
 from pt2q.spec import EdgeOrNode, SharedQuantizationSpec
 
@@ -310,19 +310,58 @@ def _short(value: Any) -> str:
 
 # ------------------------------------------------------------------ metadata
 
-ORIGIN = ("nn_module_stack", "stack_trace")
-
 
 def _metadata(model: GraphModule) -> Found:
     """Nodes say what they compute and where they come from."""
     calls = [n for n in model.graph.nodes if n.op in ("call_function", "call_module")]
-    recorded = [k for k in (*ORIGIN, "from_node") if any(n.meta.get(k) for n in calls)]
+    general, inserted = _recorded_keys(calls)
     for node in calls:
         if "val" not in node.meta:
             yield node.name, "has no recorded value"
-        for key in recorded:
+        for key in inserted if _is_inserted(model, node) else general:
             if not node.meta.get(key) and _near_calls(node):
                 yield node.name, f"has no {key}"
+
+
+def _recorded_keys(calls: list[Node]) -> tuple[list[str], list[str]]:
+    """What all operators of a graph should carry, and what those inserted by passes should.
+
+    Export gives a stack trace to the operators that it finds in a file, and gives no operator
+    inside a body of control flow a ``from_node``.
+    """
+    exported = [n for n in calls if not _is_made_by_passes(n)]
+    keys = []
+    if any(n.meta.get("nn_module_stack") for n in calls):
+        keys.append("nn_module_stack")
+    if exported and all(n.meta.get("stack_trace") for n in exported):
+        keys.append("stack_trace")
+    from_export = any(map(_is_from_export, calls))
+    from_passes = any(n.meta.get("from_node") for n in calls)
+    general = [*keys, "from_node"] if from_export else keys
+    return general, [*keys, "from_node"] if from_passes else general
+
+
+def _is_made_by_passes(node: Node) -> bool:
+    sources = node.meta.get("from_node")
+    return bool(sources) and str(sources[-1].pass_name).startswith(OWN_PASSES)
+
+
+def _is_from_export(node: Node) -> bool:
+    """Whether ``from_node`` goes back to the exported program.
+
+    Export says of no operator inside a body of control flow where it comes from: there only what
+    passes made for such an operator has a ``from_node``.
+    """
+    sources = node.meta.get("from_node")
+    if not sources:
+        return False
+    while sources[-1].from_node:
+        sources = sources[-1].from_node
+    return not str(sources[-1].pass_name).startswith(OWN_PASSES)
+
+
+def _is_inserted(model: GraphModule, node: Node) -> bool:
+    return ops.is_op(node, ops.QUANTIZE | ops.DEQUANTIZE) or _is_observer_call(model, node)
 
 
 def _near_calls(node: Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,23 @@ from torch import Tensor, nn
 from torch._higher_order_ops import map as map_op
 from torch._higher_order_ops import scan, while_loop
 
-from pt2q import convert_pt2e, prepare_pt2e, sqnr
+from pt2q import (
+    MinMaxObserver,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    convert_pt2e,
+    disable_observer,
+    ops,
+    prepare_pt2e,
+    prepare_qat_pt2e,
+    sqnr,
+    verify,
+)
 from pt2q.control_flow import graph_modules, run_cond, run_map, run_scan, run_while_loop
-from pt2q.graph import dump
+from pt2q.errors import BatchNormNotFoldedWarning, ReferenceIncompleteWarning
+from pt2q.graph import dump, is_float_tensor
 from pt2q.passes import verified_passes
-from pt2q.quantizers import XNNPACKQuantizer
+from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 
 
 class Cond(nn.Module):
@@ -229,8 +242,31 @@ def test_an_untaken_branch_has_no_data() -> None:
 
     prepared = prepare_pt2e(exported(Branches), SmallQuantizer())
     prepared(torch.rand(6, 8))
-    with pytest.raises(NoDataError, match="calibrate"):
+    with pytest.raises(NoDataError, match=r"at false_graph_0\.linear\. .*calibrate"):
         convert_pt2e(prepared)
+
+
+@pytest.mark.parametrize("quantizer", [SmallQuantizer, XNNPACKQuantizer])
+@pytest.mark.parametrize("kind", MODELS)
+def test_bodies_keep_the_laws_of_the_graph(kind: type[nn.Module], quantizer: Any) -> None:
+    # Export gives the operators in a body no from_node; what passes add there has one.
+    prepared = prepare_pt2e(exported(kind), quantizer())
+    for x in inputs():
+        prepared(x)
+    for model in (prepared, convert_pt2e(prepared)):
+        verify(model, (inputs()[0],)).raise_if_broken()
+
+
+def test_a_quantize_in_a_body_without_its_origin_is_named() -> None:
+    prepared = prepare_pt2e(exported(Cond), SmallQuantizer())
+    for x in inputs():
+        prepared(x)
+    converted = convert_pt2e(prepared)
+    body = converted.get_submodule("true_graph_0")
+    node = next(n for n in body.graph.nodes if ops.is_op(n, ops.QUANTIZE))  # type: ignore[union-attr]
+    del node.meta["from_node"]
+    found = verify(converted).violations
+    assert [(v.law, v.node) for v in found] == [("metadata", f"true_graph_0.{node.name}")]
 
 
 def test_runners_mean_what_the_operators_mean() -> None:
@@ -247,3 +283,89 @@ def test_runners_mean_what_the_operators_mean() -> None:
 def test_every_graph_is_found_once() -> None:
     prepared = prepare_pt2e(exported(Nested), SmallQuantizer())
     assert len(list(graph_modules(prepared))) == 5
+
+
+class Unfolded(nn.Module):
+    """A branch with a layer norm, which has no integer form, and a batch norm on its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.batch_norm = nn.LayerNorm(8), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: self.norm(x), lambda x: self.batch_norm(x), (x,))
+
+
+class EveryOperator(NoopQuantizer):
+    """Every input and output that is a floating point tensor, but for constants."""
+
+    def annotate(self, model: Any) -> Any:
+        spec = QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_affine)
+        for node in model.graph.nodes:
+            if node.op == "call_function" and is_float_tensor(node):
+                read = [n for n in node.all_input_nodes if is_float_tensor(n)]
+                specs = {n: spec for n in read if n.op != "get_attr"}
+                node.meta["quantization_annotation"] = QuantizationAnnotation(specs, spec)
+        return model
+
+
+def test_warnings_name_operators_in_bodies_by_their_body() -> None:
+    program = torch.export.export(Unfolded().eval(), (inputs()[0],))
+    with pytest.warns(BatchNormNotFoldedWarning, match=r"false_graph_0\.batch_norm: "):
+        prepared = prepare_pt2e(program, EveryOperator())
+    for x in inputs():
+        prepared(x)
+    with pytest.warns(ReferenceIncompleteWarning, match=r"true_graph_0\.layer_norm \(aten"):
+        convert_pt2e(prepared, use_reference_representation=True)
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+def train(model: nn.Module, steps: int) -> list[float]:
+    """Losses of some steps towards a fixed target."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    targets = [torch.sigmoid(x.cumsum(0)) for x in inputs()]
+    losses = []
+    for _ in range(steps):
+        total = torch.tensor(0.0)
+        optimizer.zero_grad()
+        for x, target in zip(inputs(), targets, strict=True):
+            found = model(x)
+            rows = min(len(found), len(target))
+            columns = found.shape[-1]
+            total = total + (found[:rows] - target[:rows, :columns]).square().mean()
+        total.backward()
+        optimizer.step()
+        losses.append(float(total.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("kind", MODELS)
+def test_bodies_are_trained(kind: type[nn.Module], fast: bool) -> None:
+    quantizer = XNNPACKQuantizer().set_global(
+        get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+    )
+    program = torch.export.export(copy.deepcopy(model_of(kind)[0]).train(), (inputs()[0],))
+    prepared = prepare_qat_pt2e(program, quantizer, fast=fast)
+    before = {n: p.detach().clone() for n, p in prepared.named_parameters()}
+    losses = train(prepared.train(), 8)
+    assert losses[-1] < 0.9 * losses[0]
+    assert not any(torch.equal(p, before[n]) for n, p in prepared.named_parameters())
+    prepared.eval()
+    prepared.apply(disable_observer)
+    converted = convert_pt2e(prepared)
+    with torch.no_grad():
+        for x in inputs():
+            torch.testing.assert_close(converted(x), prepared(x), rtol=0, atol=1e-6)
+    again = torch.export.export(converted, (inputs()[0],)).module()
+    torch.testing.assert_close(again(inputs()[1]), converted(inputs()[1]), rtol=0, atol=0)
+    assert any("dequantize" in name for name in [str(n.target) for n in body_calls(converted)])
+    verify(converted, (inputs()[0],)).raise_if_broken()
+
+
+def body_calls(model: Any) -> list[Any]:
+    """The calls inside bodies of control flow."""
+    bodies = [module for module in graph_modules(model) if module is not model]
+    return [n for body in bodies for n in body.graph.nodes if n.op == "call_function"]

@@ -253,3 +253,35 @@ def test_verified_passes_check_the_laws():
     run_passes(model, [])
     with verified_passes(), pytest.raises(GraphLawError, match="broke a law"):
         run_passes(model, [Spoil()])
+
+
+UNLOCATED = """
+class Unlocated(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x + 1.0).relu()
+"""
+
+
+def test_operators_that_stand_in_no_file_need_no_stack_trace():
+    scope = {"torch": torch}
+    exec(UNLOCATED, scope)
+    x = torch.randn(2, 4)
+    exported = torch.export.export(scope["Unlocated"]().eval(), (x,))
+    added = next(n for n in exported.graph.nodes if ops.is_op(n, ops.ADD))
+    assert not added.meta.get("stack_trace")  # or this test shows nothing
+    ready = prepare_pt2e(exported, SmallQuantizer())
+    ready(x)
+    for model in (ready, convert_pt2e(ready), convert_pt2e(ready, True)):
+        verify(model, (x,)).raise_if_broken()
+
+
+@pytest.mark.parametrize("key", ["nn_module_stack", "stack_trace", "from_node", "val"])
+def test_each_kind_of_metadata_is_missed(key):
+    model = converted()
+    node = first(model, ops.DEQUANTIZE)
+    del node.meta[key]
+    assert [v.node for v in verify(model, laws=["metadata"]).violations] == [node.name]
