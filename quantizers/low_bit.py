@@ -30,6 +30,11 @@ EIGHT_BITS = (-127, 127)
 def _weight(bits: int, group_size: int | None) -> QuantizationSpec:
     if bits not in (4, 8):
         raise SpecError(f"weights are stored in 4 or 8 bits, not {bits}")
+    if group_size is not None and (type(group_size) is not int or group_size < 1):
+        raise SpecError(
+            f"group_size is how many weights share a scale: a whole number from 1 up, or None for "
+            f"one scale per row; found {group_size!r}"
+        )
     low, high = FOUR_BITS if bits == 4 else EIGHT_BITS
     observer = (
         PerChannelMinMaxObserver
@@ -47,6 +52,9 @@ def get_weight_only_quantization_config(
     Args:
         bits: 8 or 4.
         group_size: neighbours along a row that share a scale; None gives each row one scale.
+
+    Raises:
+        SpecError: other bits, or a group size that is no positive whole number.
     """
     return QuantizationConfig(None, None, _weight(bits, group_size))
 
@@ -57,6 +65,9 @@ def get_dynamic_activation_4bit_weight_config(group_size: int | None = 32) -> Qu
     Args:
         group_size: neighbours along a row that share a scale, a multiple of 32 for XNNPACK;
             None gives each row one scale.
+
+    Raises:
+        SpecError: the group size is no positive whole number.
     """
     activation = QuantizationSpec(
         torch.int8,

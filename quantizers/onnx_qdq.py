@@ -61,7 +61,7 @@ from pt2q.quantizers.config import (
 )
 from pt2q.quantizers.decompositions import Decompositions
 from pt2q.quantizers.engine import TableQuantizer
-from pt2q.quantizers.residual import residual_of
+from pt2q.quantizers.residual import Residual, residual_of, why_no_residual
 from pt2q.quantizers.roles import float_activations, roles_of
 from pt2q.quantizers.rules import Kind, Match, Rule
 from pt2q.quantizers.x86_inductor import get_default_x86_inductor_quantization_config
@@ -133,14 +133,21 @@ def _computed_factors(match: Match) -> str | None:
     return None
 
 
+_PRODUCTS = CONVOLUTIONS | CONV_TRANSPOSE | LINEAR
+
+
+def _residual(match: Match) -> Residual | None:
+    return residual_of(match.head, _PRODUCTS, prefer_last=False, own_input=True)
+
+
 def _adds_to_product(match: Match) -> str | None:
-    if residual_of(match.head, CONVOLUTIONS | CONV_TRANSPOSE | LINEAR, prefer_last=False) is None:
-        return "no operand comes straight from a convolution: it is added in float"
+    if _residual(match) is None:
+        return why_no_residual(match.head, _PRODUCTS, "a convolution or linear layer")
     return None
 
 
 def _annotate_skip_branch(match: Match) -> None:
-    found = residual_of(match.head, CONVOLUTIONS | CONV_TRANSPOSE | LINEAR, prefer_last=False)
+    found = _residual(match)
     assert found is not None
     annotate_chain_inputs(match, {found.other: match.config.input_activation})
 

@@ -54,7 +54,7 @@ from pt2q.quantizers.config import (
     get_symmetric_quantization_config,
 )
 from pt2q.quantizers.engine import TableQuantizer
-from pt2q.quantizers.residual import residual_of
+from pt2q.quantizers.residual import residual_of, why_no_residual
 from pt2q.quantizers.roles import float_activations, roles_of
 from pt2q.quantizers.rules import Kind, Match, Rule
 from pt2q.spec import QuantizationSpec, QuantizationSpecBase
@@ -106,10 +106,13 @@ def _activation_constructor(is_qat: bool, is_dynamic: bool) -> Any:
 # ------------------------------------------------------------------ residual additions
 
 
+_CONVOLUTIONS = CONV1D | CONV2D
+
+
 def _adds_to_convolution(match: Match) -> str | None:
     # The later convolution takes the addition in: by then the other operand is there.
-    if residual_of(match.head, CONV1D | CONV2D, prefer_last=True) is None:
-        return "no operand comes straight from a convolution: it is added in float"
+    if residual_of(match.head, _CONVOLUTIONS, prefer_last=True) is None:
+        return why_no_residual(match.head, _CONVOLUTIONS, "a convolution")
     return None
 
 
@@ -120,7 +123,7 @@ def _same_shape(match: Match) -> str | None:
 
 
 def _annotate_residual(match: Match) -> None:
-    found = residual_of(match.head, CONV1D | CONV2D, prefer_last=True)
+    found = residual_of(match.head, _CONVOLUTIONS, prefer_last=True)
     assert found is not None
     annotate_chain_inputs(match, {found.other: match.config.input_activation})
 
@@ -149,10 +152,26 @@ def _several(match: Match) -> str | None:
     return None
 
 
+def _rows(match: Match) -> str | None:
+    if float_activations(match.head)[0].meta["val"].dim() < 2:
+        return "its input has no batch dimension"
+    return None
+
+
+_FLOAT_PRODUCT = "Inductor multiplies two activations in float"
+
+
+def _asked_for(match: Match) -> str | None:
+    """A product of activations computes in float: rounding its factors has to be asked for."""
+    return None if match.choice.by_operator else _FLOAT_PRODUCT
+
+
 # ------------------------------------------------------------------ the table
 
 _WEIGHTED = (checks.constant_weight, checks.float32_only, checks.writes_nothing_shared)
 _CONVOLUTION = (*_WEIGHTED, checks.batched)
+_LINEAR = (*_WEIGHTED, _rows)
+_FACTORS = (checks.two_tensors, checks.float32_only, _asked_for)
 _ADDITION = (
     checks.two_tensors,
     checks.float32_only,
@@ -165,7 +184,8 @@ _ADDITION = (
 _MOVED = (checks.float_inputs, checks.float32_only, checks.writes_nothing_shared)
 
 _COMMON = (
-    Rule("linear", LINEAR, _annotate_weighted, (LINEAR_FUSED,), _WEIGHTED),
+    Rule("linear", LINEAR, _annotate_weighted, (LINEAR_FUSED,), _LINEAR),
+    Rule("product", BMM | MATMUL, _annotate_inputs, (), _FACTORS, Kind.JOINING),
     Rule(
         "residual addition",
         ADD,
@@ -220,17 +240,33 @@ def _convolution(*tails: frozenset[Any]) -> Rule:
 
 STATIC_RULES = (_convolution(CONV_FUSED), *_COMMON)
 QAT_RULES = (_convolution(BATCH_NORM, CONV_FUSED), *_COMMON)
-DYNAMIC_RULES = (Rule("linear", LINEAR, _annotate_weighted, (LINEAR_FUSED,), _WEIGHTED),)
+DYNAMIC_RULES = (Rule("linear", LINEAR, _annotate_weighted, (LINEAR_FUSED,), _LINEAR),)
 
 # ------------------------------------------------------------------ why the rest stays in float
 
 _REASONS = (
-    (BMM | MATMUL | SDPA, "Inductor multiplies two activations in float"),
+    (BMM | MATMUL | SDPA, _FLOAT_PRODUCT),
     (ADDMM | MM, "Inductor's int8 patterns start at linear layers"),
     (CONV3D | CONV_TRANSPOSE, "Inductor has no int8 kernel for 3d or transposed convolutions"),
     (BATCH_NORM, "a batch norm that is not folded into a convolution runs in float"),
-    (CONV_FUSED | LINEAR_FUSED, "it does not directly follow a convolution or linear layer"),
 )
+
+
+def _why_not_fused(node: Node) -> str:
+    """Why an activation is not part of the operator before it."""
+    before = node.args[0]
+    if is_op(before, BATCH_NORM):
+        return f"a batch norm stands before it: {before.name}"  # type: ignore[union-attr]
+    if not is_op(before, _CONVOLUTIONS | LINEAR):
+        return "it does not directly follow a convolution or linear layer"
+    assert isinstance(before, Node)
+    if len(before.users) > 1:
+        return f"others read the result of {before.name} too"
+    if is_op(before, LINEAR) and not is_op(node, LINEAR_FUSED):
+        return "Inductor's linear layers take in relu and gelu only"
+    if is_op(before, _CONVOLUTIONS) and not is_op(node, CONV_FUSED):
+        return "Inductor's convolutions take in relu, relu6, hardtanh, hardswish and silu only"
+    return f"{before.name} before it stays in float"
 
 
 class X86InductorQuantizer(TableQuantizer):
@@ -281,6 +317,8 @@ class X86InductorQuantizer(TableQuantizer):
         for targets, reason in _REASONS:
             if is_op(node, targets):
                 return reason
+        if is_op(node, CONV_FUSED | LINEAR_FUSED):
+            return _why_not_fused(node)
         return "Inductor computes it in float, in a loop of its own"
 
     def validate(self, model: GraphModule) -> None:

@@ -55,6 +55,29 @@ def test_group_observer_finds_a_scale_per_group():
     torch.testing.assert_close(scale, largest / 7.5)
 
 
+@pytest.mark.parametrize("size", [0, -1, True, "32", 2.0])
+def test_group_sizes_are_checked_where_they_are_given(size):
+    for make in (
+        lambda: get_weight_only_quantization_config(4, group_size=size),
+        lambda: get_dynamic_activation_4bit_weight_config(group_size=size),
+    ):
+        with pytest.raises(SpecError, match=r"group_size is .* whole number from 1 up"):
+            make()
+
+
+def test_opsets_without_groups_or_16_bits_are_refused_with_the_reason(tmp_path: Path):
+    for config, why in ((W4, "a scale per group"), (get_int16_activation_config(), "16-bit")):
+        _, quantized, inputs = converted(WeightQuantizer(config))
+        with pytest.raises(LoweringError, match=f"give opset=21 or later, as .* has {why}"):
+            onnx_road.export(quantized, inputs, tmp_path / "old.onnx", opset=20)
+
+
+def test_sizes_of_small_files_are_told(tmp_path: Path):
+    _, quantized, inputs = converted(WeightQuantizer(W8))
+    text = str(onnx_road.export(quantized, inputs, tmp_path / "small.onnx"))
+    assert "int8 12." in text and "kB" in text and "0.00" not in text
+
+
 def test_group_scales_are_bf16_numbers_unless_told_otherwise():
     observer = PerGroupMinMaxObserver(dtype=torch.int8, quant_min=-8, quant_max=7, group_size=8)
     observer(torch.randn(4, 32))

@@ -12,7 +12,7 @@ from small_quantizers import DYNAMIC, PER_TOKEN, UNSIGNED, SmallQuantizer
 from torch import nn
 from torch.nn import functional as F
 
-from pt2q import convert_pt2e, ops, prepare_pt2e, sqnr
+from pt2q import convert_pt2e, ops, prepare_pt2e, prepare_qat_pt2e, sqnr
 from pt2q.deploy import onnx as onnx_road
 from pt2q.errors import AnnotationError, DataError, InputShapeError, LoweringError
 from pt2q.observers_bounded import BoundedHistogramObserver
@@ -140,6 +140,36 @@ def test_tensorrt_quantizes_the_skip_branch_and_no_bias():
             assert not ops.is_op(ops.argument(node, "bias"), ops.DEQUANTIZE)
 
 
+class OwnInput(nn.Module):
+    """A residual around one convolution: what is added is what the convolution reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.last = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        x = x + self.first(x)
+        return self.last(torch.relu(self.norm(self.second(x)) + x))
+
+
+@pytest.mark.parametrize("is_qat", [False, True])
+def test_tensorrt_quantizes_a_skip_branch_around_one_convolution(is_qat, tmp_path: Path):
+    quantizer = OnnxQDQQuantizer.tensorrt(is_qat=is_qat)
+    prepare = prepare_qat_pt2e if is_qat else prepare_pt2e
+    inputs = images(2, 8)
+    model = OwnInput().train(is_qat)
+    prepared = prepare(torch.export.export(model, inputs), quantizer)
+    prepared(*inputs)
+    quantized = convert_pt2e(prepared)
+    graph = onnx.load(onnx_road.export(quantized, inputs, tmp_path / "own.onnx").path).graph
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    additions = [[makers[i] for i in n.input] for n in graph.node if n.op_type == "Add"]
+    assert sorted(map(sorted, additions)) == [["Conv", "DequantizeLinear"]] * 2
+    check_same(onnx_road.load(tmp_path / "own.onnx", fuse=False), quantized, inputs)
+
+
 def test_transposed_convolutions_have_scales_along_their_own_axis():
     _, quantized, _ = converted(CENTERNET, OnnxQDQQuantizer.tensorrt())
     transposed = [n for n in quantized.graph.nodes if ops.is_op(n, ops.CONV_TRANSPOSE)]
@@ -233,6 +263,8 @@ def test_mistakes_are_named(tmp_path: Path):
     with pytest.raises(LoweringError, match="opset 12 is too old"):
         onnx_road.export(model, args, path, opset=12)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(LoweringError, match=r"give opset=18 or later, as torch\.onnx writes"):
+        onnx_road.export(model, args, path, opset=17)
     path.write_bytes(b"no model")
     for wrong in (path, tmp_path / "missing.onnx"):
         with pytest.raises(DataError, match=wrong.name):

@@ -15,6 +15,7 @@ from pt2q import convert_pt2e, prepare_pt2e, prepare_qat_pt2e, sqnr
 from pt2q.deploy import inductor
 from pt2q.errors import AnnotationError, DataError, FlowError, InputShapeError, LoweringError
 from pt2q.io import SaveError
+from pt2q.module import import_exported
 from pt2q.quantizers import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
@@ -132,6 +133,70 @@ def test_reasons_are_given_for_what_stays_in_float():
     row = inductor.fusion_report(per_token, ROWS)["linear"]
     assert not row.kernel
     assert "per token" in row.detail
+
+
+def reasons(function, inputs, quantizer=None):
+    quantizer = quantizer or X86InductorQuantizer()
+    quantizer.annotate(import_exported(torch.export.export(Net(function).eval(), inputs)))
+    return {row.node: row.how.removeprefix("float: ") for row in quantizer.report().left_float}
+
+
+def test_reasons_say_what_is_before_an_activation():
+    found = reasons(lambda n, x: n.conv2(F.gelu(n.conv(x))), IMAGE)
+    assert found == {
+        "gelu": "Inductor's convolutions take in relu, relu6, hardtanh, hardswish and silu only"
+    }
+    found = reasons(lambda n, x: n.linear2(F.silu(n.linear(x))), ROWS)
+    assert found == {"silu": "Inductor's linear layers take in relu and gelu only"}
+    found = reasons(lambda n, x: (lambda y: n.conv2(F.relu(y)) + y)(n.conv(x)), IMAGE)
+    assert found["relu"] == "others read the result of conv2d too"
+    found = reasons(lambda n, x: F.relu(n.conv(x[0])) + n.conv(x).sum(0), IMAGE)
+    assert found["relu"] == "conv2d before it stays in float"
+    found = reasons(lambda n, x: n.conv2(F.relu(x.sin())), IMAGE)
+    assert found["relu"] == "it does not directly follow a convolution or linear layer"
+
+
+def test_reasons_say_what_is_wrong_with_an_addition():
+    found = reasons(lambda n, x: n.conv2(n.conv(x) + x), IMAGE)
+    assert found["add"].startswith("it adds the input of a convolution to its result")
+    found = reasons(lambda n, x: n.conv2((lambda y: y + y.sin())(n.conv(x))), IMAGE)
+    assert found["add"].startswith("the result of a convolution has other readers too")
+    found = reasons(lambda n, x: n.conv2(x.sin() + x.cos()), IMAGE)
+    assert found["add"].startswith("no operand comes straight from a convolution")
+
+
+def test_products_of_activations_are_rounded_where_asked_for():
+    def attention(n, x):
+        return n.linear2(torch.matmul(n.linear(x), x.transpose(-1, -2)) @ x)
+
+    default = get_default_x86_inductor_quantization_config()
+    quantizer = X86InductorQuantizer().set_global(default)
+    found = reasons(attention, ROWS, quantizer)
+    assert set(found.values()) == {"Inductor multiplies two activations in float"}
+    quantizer.set_function_type_qconfig(torch.matmul, default)
+    assert reasons(attention, ROWS, quantizer) == {}
+    _, model = converted(attention, ROWS, quantizer)
+    report = inductor.fusion_report(model, ROWS)
+    assert {row.operator for row in report.not_fused} == {"aten.matmul.default"}
+    assert all("two activations in float" in row.detail for row in report.not_fused)
+    out = inductor.compile(model)(*ROWS)
+    assert sqnr(model(*ROWS), out) > 50
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_linear_layers_on_vectors_stay_in_float(dynamic):
+    quantizer = X86InductorQuantizer(DYNAMIC if dynamic else None)
+    found = reasons(lambda n, x: n.linear2(n.linear(x[0])), ROWS, quantizer)
+    assert found == dict.fromkeys(("linear", "linear_1"), "its input has no batch dimension")
+
+
+def test_a_product_too_small_for_a_kernel_is_named():
+    small = nn.Sequential(nn.Linear(16, 16))
+    _, model = converted(small, (torch.randn(1, 16),))
+    (row,) = inductor.fusion_report(model, (torch.randn(1, 16),)).not_fused
+    assert row.detail.startswith("one row times so small a weight")
+    _, model = converted(nn.Sequential(nn.Linear(17, 16)), (torch.randn(1, 17),))
+    assert len(inductor.fusion_report(model, (torch.randn(1, 17),)).fused) == 1
 
 
 def test_one_scale_per_weight_and_tied_weights_are_fused_too():

@@ -243,7 +243,24 @@ def _why_float(node: Node, weight: Node | None) -> str:
         return "Inductor has no int8 kernel for weights in groups"
     if ops.argument(weight, "dtype") is not torch.int8:
         return f"its weight is {str(ops.argument(weight, 'dtype')).removeprefix('torch.')}"
-    return _why_input(_input_dequantize(node), ops.is_op(node, ops.CONV))
+    return _why_shape(node) or _why_input(_input_dequantize(node), ops.is_op(node, ops.CONV))
+
+
+SMALL = 16
+"""Inductor writes a product of one row with a matrix of at most this size as a sum."""
+
+
+def _why_shape(node: Node) -> str:
+    value, result = node.all_input_nodes[0].meta.get("val"), node.meta.get("val")
+    if not ops.is_op(node, ops.LINEAR) or value is None or result is None:
+        return ""
+    if value.dim() < 2:
+        return "its input has no batch dimension"
+    sizes = (value.shape[-1], result.shape[-1])
+    one_row = all(size == 1 for size in value.shape[:-1])
+    if one_row and all(isinstance(size, int) and size <= SMALL for size in sizes):
+        return "one row times so small a weight: Inductor writes it as a sum, without a kernel"
+    return ""
 
 
 def _input_dequantize(node: Node) -> Node | None:
@@ -259,4 +276,7 @@ def _why_input(dequantize: Node | None, is_conv: bool) -> str:
         return "its input is quantized per token; Inductor's kernels take one scale per tensor"
     if is_conv and not ops.is_op(dequantize, _DEQUANTIZE_STATIC):
         return "Inductor quantizes no convolution dynamically"
-    return "none of Inductor's patterns matched; quantize with X86InductorQuantizer"
+    return (
+        "none of Inductor's patterns matched; X86InductorQuantizer quantizes as they want it, for "
+        "the shapes that the model was exported with"
+    )

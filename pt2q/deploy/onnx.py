@@ -79,9 +79,14 @@ class OnnxProgramInfo:
 
     def __str__(self) -> str:
         """A few lines for a terminal."""
-        stored = ", ".join(f"{kind} {size / 1e6:.2f} MB" for kind, size in self.constants)
+        stored = ", ".join(f"{kind} {_bytes(size)}" for kind, size in self.constants)
         calls = ", ".join(f"{count} {name}" for name, count in self.operators)
-        return f"{self.path}: opset {self.opset}, {self.size / 1e6:.2f} MB ({stored})\n  {calls}"
+        constants = f" ({stored})" if stored else ""
+        return f"{self.path}: opset {self.opset}, {_bytes(self.size)}{constants}\n  {calls}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.2f} kB"
 
 
 # ------------------------------------------------------------------ writing
@@ -198,8 +203,11 @@ def _opset(model: GraphModule, asked: int | None) -> int:
     if asked is None:
         return max(DEFAULT_OPSET, needed)
     if asked < needed:
-        where = f"{wide.name} uses 16-bit integers or groups" if wide else "torch.onnx writes"
-        raise LoweringError(f"opset {asked} is too old: {where} opset {needed} or later")
+        why = "torch.onnx writes no older one"
+        if wide is not None:
+            grouped = wide.target is ops.qd.dequantize_per_channel_group.default
+            why = f"{wide.name} has {'a scale per group' if grouped else '16-bit integers'}"
+        raise LoweringError(f"opset {asked} is too old: give opset={needed} or later, as {why}")
     return asked
 
 
