@@ -169,7 +169,8 @@ class _Fusion:
         values = [ops.argument(norm, name) for name in kept]
         norm.target, norm.kwargs = ops.SCALED_BATCH_NORM, {}
         norm.args = (self.layer.node, factor, self.bias, *values)
-        stand_for(self.layer.node, norm, PASS)  # its own value is nowhere: it is scaled
+        for node in (*self.helpers, self.layer.node):
+            stand_for(node, norm, PASS)  # the layer's own value is nowhere: it is scaled
         return norm
 
     def factor(self) -> Node:

@@ -3,6 +3,12 @@
 The main calls are `prepare_pt2e` and `convert_pt2e`; a `Quantizer` says what a backend wants.
 """
 
+from pt2q.debug import (
+    compare_results,
+    extract_results_from_loggers,
+    generate_numeric_debug_handle,
+    prepare_for_propagation_comparison,
+)
 from pt2q.errors import Pt2qError, Pt2qWarning
 from pt2q.fake_quantize import (
     FakeQuantize,
@@ -76,14 +82,18 @@ __all__ = [
     "VerifyReport",
     "Violation",
     "allow_exported_model_train_eval",
+    "compare_results",
     "convert_pt2e",
     "disable_fake_quant",
     "disable_observer",
     "enable_fake_quant",
     "enable_learning",
     "enable_observer",
+    "extract_results_from_loggers",
+    "generate_numeric_debug_handle",
     "move_exported_model_to_eval",
     "move_exported_model_to_train",
+    "prepare_for_propagation_comparison",
     "prepare_pt2e",
     "prepare_qat_pt2e",
     "sqnr",

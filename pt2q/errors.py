@@ -58,6 +58,10 @@ class RecipeError(Pt2qError, ValueError):
     """A recipe file could not be read, or asks for what cannot be."""
 
 
+class ComparisonError(Pt2qError, ValueError):
+    """Two models, or the inputs to compare them on, do not fit each other."""
+
+
 class GraphLawError(Pt2qError, AssertionError):
     """A pass broke one of the laws of the graph."""
 

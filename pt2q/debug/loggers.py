@@ -1,0 +1,223 @@
+"""The standard three steps: log the values of two models, take them out, compare them.
+
+`pt2q.debug.compare` does more with less memory; this keeps every logged tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from pt2q.control_flow import named_graph_modules
+from pt2q.debug.identity import Key, handles_of, value_nodes
+from pt2q.debug.runner import own_copy
+from pt2q.debug.stats import mismatch
+from pt2q.errors import ComparisonError
+from pt2q.graph import Names, copy_meta, create_call
+from pt2q.module import QuantGraphModule
+from pt2q.numerics import sqnr
+
+LOGGER_NAME = "numeric_debug_logger"
+Logged = tuple[str, object, list[Any]]
+"""Node name, module stack, and one value per call."""
+
+
+class OutputLogger(torch.nn.Module):
+    """Lets a value pass and keeps a copy of it.
+
+    Args:
+        debug_handle: the identity of the value: a handle, or an `Origin`.
+        node_name: the node that gives it.
+        nn_module_stack: where that was traced.
+    """
+
+    def __init__(
+        self, debug_handle: Key, node_name: str | None = None, nn_module_stack: object = None
+    ) -> None:
+        super().__init__()
+        self.debug_handle, self.node_name = debug_handle, node_name or ""
+        self.nn_module_stack = nn_module_stack
+        self.stats: list[Any] = []
+
+    def forward(self, x: Any) -> Any:
+        """Return ``x``; its value is kept, detached and copied."""
+        self.stats.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), x))
+        return x
+
+    def extra_repr(self) -> str:
+        """Whose values, and how many."""
+        return f"{self.debug_handle}, node={self.node_name}, {len(self.stats)} value(s)"
+
+
+def prepare_for_propagation_comparison(
+    model: ExportedProgram | GraphModule,
+) -> QuantGraphModule:
+    """A copy of a model that logs the value of each operator when it is called.
+
+    With handles (`generate_numeric_debug_handle` on the float model, before it is prepared), the
+    values of nodes that have one are logged; without, those of all operators, by their origin.
+    Control flow is logged at every call of a body.
+
+    Args:
+        model: float, prepared or converted; it is not changed, nor are buffers that it writes.
+
+    Returns:
+        The copy. Call it with some inputs, then use `extract_results_from_loggers`.
+
+    Raises:
+        NotExportedError: the model was not captured with ``torch.export``.
+    """
+    result, _ = own_copy(model, evaluation=False)
+    handles = handles_of(result)
+    names = {path: Names.of(module) for path, module in named_graph_modules(result)}
+    modules = dict(named_graph_modules(result))
+    for (path, node), key in value_nodes(result, handles).items():
+        if node.op != "call_function" or (handles and not isinstance(key, int)):
+            continue
+        name = names[path].numbered(LOGGER_NAME)
+        logger = OutputLogger(key, path + node.name, node.meta.get("nn_module_stack"))
+        modules[path].add_module(name, logger)
+        _insert(node, name)
+    for module in modules.values():
+        module.recompile()
+    return result
+
+
+def _insert(node: Node, name: str) -> None:
+    with node.graph.inserting_after(node):
+        new = create_call(node.graph, name, (node,))
+    copy_meta(new, node, "pt2q.debug")
+
+
+def extract_results_from_loggers(model: GraphModule) -> dict[Key, Logged]:
+    """What the loggers of a model have seen.
+
+    Args:
+        model: what `prepare_for_propagation_comparison` returned, after some calls.
+
+    Returns:
+        By handle or origin: the node's name, its module stack, and one value per call.
+    """
+    found: dict[Key, Logged] = {}
+    for _, module in model.named_modules():
+        if isinstance(module, OutputLogger):
+            found[module.debug_handle] = (
+                module.node_name,
+                module.nn_module_stack,
+                list(module.stats),
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class QuantizationComparisonResult:
+    """One value of the quantized model beside that of the float model.
+
+    Args:
+        actual, ref: tensors, or tuples of them.
+
+    Raises:
+        ComparisonError: the two have different structures or shapes.
+    """
+
+    actual: Any
+    ref: Any
+
+    def __post_init__(self) -> None:
+        reason = mismatch(self.ref, self.actual)
+        if reason:
+            raise ComparisonError(reason)
+
+    @property
+    def mse_loss(self) -> Any:
+        """The mean of the squared differences."""
+        return self.loss(lambda a, b: torch.nn.functional.mse_loss(a.double(), b.double()))
+
+    @property
+    def sqnr(self) -> Any:
+        """The signal to quantization noise ratio in dB."""
+        return self.loss(lambda a, b: sqnr(b, a))
+
+    def loss(self, function: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        """``function(actual, ref)`` of the tensor, or of each tensor of a tuple."""
+        return pytree.tree_map(
+            lambda a, b: function(a, b) if isinstance(a, Tensor) else None, self.actual, self.ref
+        )
+
+    def __repr__(self) -> str:
+        return f"QuantizationComparisonResult(mse_loss={self.mse_loss}, sqnr={self.sqnr})"
+
+
+@dataclass(frozen=True)
+class NodeAccuracySummary:
+    """The values of one operator in both models.
+
+    Args:
+        handle: their identity.
+        actual_node_name, actual_module_stack: in the quantized model.
+        ref_node_name, ref_module_stack: in the float model.
+        results: one per call.
+    """
+
+    handle: Key
+    actual_node_name: str
+    actual_module_stack: str
+    ref_node_name: str
+    ref_module_stack: str
+    results: Sequence[QuantizationComparisonResult]
+
+
+def compare_results(
+    ref_results: Mapping[Key, Logged], actual_results: Mapping[Key, Logged]
+) -> dict[Key, NodeAccuracySummary]:
+    """Put the logged values of two models side by side.
+
+    Args:
+        ref_results: of the float model, from `extract_results_from_loggers`.
+        actual_results: of the quantized model, called with the same inputs.
+
+    Returns:
+        By handle or origin, for what both have; in the order of ``ref_results``.
+
+    Raises:
+        ComparisonError: they have nothing in common, or an operator ran in different numbers of
+            calls or gave values of different shapes.
+    """
+    common = [key for key in ref_results if key in actual_results]
+    if ref_results and actual_results and not common:
+        raise ComparisonError(
+            "the two models log nothing in common. Call generate_numeric_debug_handle on the "
+            "float model before it is prepared, or on neither"
+        )
+    return {key: _summary(key, ref_results[key], actual_results[key]) for key in common}
+
+
+def _summary(key: Key, ref: Logged, actual: Logged) -> NodeAccuracySummary:
+    if len(ref[2]) != len(actual[2]):
+        raise ComparisonError(
+            f"{ref[0]} ran {len(ref[2])} times in the float model and {actual[0]} "
+            f"{len(actual[2])} times in the quantized one; call both with the same inputs"
+        )
+    try:
+        results = [
+            QuantizationComparisonResult(a, r) for a, r in zip(actual[2], ref[2], strict=True)
+        ]
+    except ComparisonError as error:
+        raise ComparisonError(f"{ref[0]}: {error}") from error
+    return NodeAccuracySummary(key, actual[0], _stack(actual[1]), ref[0], _stack(ref[1]), results)
+
+
+def _stack(stack: object) -> str:
+    """A module stack as text: the innermost module's path and class."""
+    if not isinstance(stack, Mapping) or not stack:
+        return ""
+    path, kind = list(stack.values())[-1]
+    name = kind if isinstance(kind, str) else kind.__name__
+    return f"{path} ({name})" if path else str(name)

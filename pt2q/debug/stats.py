@@ -1,0 +1,161 @@
+"""Running sums over values that come batch by batch: nothing of a batch is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Error:
+    """How one value differs from its reference, over all batches and calls.
+
+    Args:
+        sqnr: signal to noise ratio in dB, over the numbers that are finite in both: infinite
+            where nothing differs, -infinite where the reference is zero; NaN without numbers.
+        max_abs: the largest difference.
+        cosine: of the angle between the two; NaN where one of them is zero.
+        count: of the numbers compared.
+        differing: how many integers or booleans are not equal; None for floating point values.
+        nonfinite: how many numbers are NaN or infinite in one of the two only (or differ so).
+        nonfinite_reference: how many are NaN or infinite in the reference.
+    """
+
+    sqnr: float
+    max_abs: float
+    cosine: float
+    count: int
+    differing: int | None = None
+    nonfinite: int = 0
+    nonfinite_reference: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing differs."""
+        return self.max_abs == 0 and not self.nonfinite and not self.differing
+
+    @property
+    def rank(self) -> float:
+        """By which errors are ordered, the worst first: the dB, -infinite where NaN came up."""
+        return -math.inf if self.nonfinite else math.inf if math.isnan(self.sqnr) else self.sqnr
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which has no infinity: ``sqnr`` is None where it is not finite."""
+        return {
+            "sqnr": finite(self.sqnr),
+            "exact": self.is_exact,
+            "max_abs": finite(self.max_abs),
+            "cosine": finite(self.cosine),
+            "count": self.count,
+            "differing": self.differing,
+            "nonfinite": self.nonfinite,
+            "nonfinite_reference": self.nonfinite_reference,
+        }
+
+
+def finite(value: float) -> float | None:
+    """The number, or None if it is NaN or infinite."""
+    return value if math.isfinite(value) else None
+
+
+@dataclass
+class Running:
+    """Sums from which an `Error` is made, in double precision."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    other: float = 0.0
+    product: float = 0.0
+    largest: float = 0.0
+    count: int = 0
+    differing: int = 0
+    nonfinite: int = 0
+    nonfinite_reference: int = 0
+    is_float: bool = False
+
+    def add(self, reference: Any, value: Any) -> str:
+        """Take in one pair of values: tensors, or tuples of tensors.
+
+        Returns:
+            "" or why the two cannot be compared, in which case nothing is taken in.
+        """
+        pairs = list(zip(pytree.tree_leaves(reference), pytree.tree_leaves(value), strict=False))
+        reason = mismatch(reference, value)
+        for one, other in pairs if not reason else ():
+            if isinstance(one, Tensor):
+                self._add(one.detach(), other.detach())
+        return reason
+
+    def _add(self, reference: Tensor, value: Tensor) -> None:
+        self.count += reference.numel()
+        if reference.is_complex():
+            reference, value = torch.view_as_real(reference), torch.view_as_real(value)
+        if reference.is_floating_point():
+            self.is_float = True
+        else:
+            self.differing += int((reference != value).sum())
+        # Made new: the two may be views of tensors that the graph writes into.
+        one, other = reference.to(torch.float64).flatten(), value.to(torch.float64).flatten()
+        error = one - other
+        if not math.isfinite(sum_ := float(error.sum())) or math.isnan(sum_):
+            one, other, error = self._finite(one, other)
+        self.signal += float(one.dot(one))
+        self.other += float(other.dot(other))
+        self.product += float(one.dot(other))
+        self.noise += float(error.dot(error))
+        if error.numel():
+            self.largest = max(self.largest, float(error.abs().max()))
+
+    def _finite(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        both = torch.isfinite(one) & torch.isfinite(other)
+        agree = (one == other) | (torch.isnan(one) & torch.isnan(other))
+        self.nonfinite += int((~both & ~agree).sum())
+        self.nonfinite_reference += int((~torch.isfinite(one)).sum())
+        one, other = one[both], other[both]
+        return one, other, one - other
+
+    def result(self) -> Error | None:
+        """The error so far; None if nothing was compared."""
+        if not self.count:
+            return None
+        norm = math.sqrt(self.signal) * math.sqrt(self.other)
+        return Error(
+            decibels(self.signal, self.noise),
+            self.largest,
+            self.product / norm if norm > 0 else math.nan,
+            self.count,
+            None if self.is_float else self.differing,
+            self.nonfinite,
+            self.nonfinite_reference,
+        )
+
+
+def decibels(signal: float, noise: float) -> float:
+    """``10 log10(signal / noise)``."""
+    if noise == 0:
+        return math.inf
+    return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf
+
+
+def mismatch(reference: Any, value: Any) -> str:
+    """Why two values cannot be compared, or ""."""
+    ones, others = pytree.tree_leaves(reference), pytree.tree_leaves(value)
+    if len(ones) != len(others):
+        return f"it gives {len(ones)} value(s) in float and {len(others)} quantized"
+    for one, other in zip(ones, others, strict=True):
+        if isinstance(one, Tensor) != isinstance(other, Tensor):
+            return "it gives a tensor in one model and none in the other"
+        if isinstance(one, Tensor) and one.shape != other.shape:
+            return f"its shape is {tuple(one.shape)} in float, {tuple(other.shape)} quantized"
+        if isinstance(one, Tensor) and _kind(one) != _kind(other):
+            return f"it is {one.dtype} in float and {other.dtype} quantized, of unknown meaning"
+    return ""
+
+
+def _kind(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
