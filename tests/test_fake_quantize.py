@@ -382,7 +382,7 @@ def test_groups_with_zero_points() -> None:
 
 def test_derived_observers_are_switched_too() -> None:
     from pt2q.derived import DerivedObserver
-    from tests.qat_models import QATQuantizer, prepare
+    from qat_models import QATQuantizer, prepare
 
     model = nn.Conv2d(3, 4, 3)
     prepared = prepare(model, torch.randn(2, 3, 5, 5), quantizer=QATQuantizer(bias=True))

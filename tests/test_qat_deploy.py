@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from qat_models import QATQuantizer, count, prepare
 from torch import nn
 
 import pt2q
 from pt2q.learnable import GroupFakeQuantize
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 from pt2q.spec import QuantizationSpec
-from tests.qat_models import QATQuantizer, count, prepare
 
 
 def xnnpack() -> XNNPACKQuantizer:

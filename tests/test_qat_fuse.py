@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qat_models import ACTIVATION, PER_TENSOR, QATQuantizer, count, per_channel, prepare
 from torch import nn
 
 import pt2q
 from pt2q.errors import BatchNormNotFoldedWarning
 from pt2q.passes import verified_passes
 from pt2q.passes.qat_record import fused_pairs
-from tests.qat_models import ACTIVATION, PER_TENSOR, QATQuantizer, count, per_channel, prepare
 
 KINDS = {
     "conv1d": (nn.Conv1d, nn.BatchNorm1d, (9,)),

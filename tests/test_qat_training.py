@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from qat_models import QATQuantizer, count, prepare
 from torch import nn
 
 import pt2q
@@ -30,7 +31,6 @@ from pt2q.qat import (
 )
 from pt2q.spec import QuantizationSpec
 from pt2q.synchronize import synchronize_observers
-from tests.qat_models import QATQuantizer, count, prepare
 
 BATCH = (8, 3, 8, 8)
 
