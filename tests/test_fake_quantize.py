@@ -381,8 +381,9 @@ def test_groups_with_zero_points() -> None:
 
 
 def test_derived_observers_are_switched_too() -> None:
-    from pt2q.derived import DerivedObserver
     from qat_models import QATQuantizer, prepare
+
+    from pt2q.derived import DerivedObserver
 
     model = nn.Conv2d(3, 4, 3)
     prepared = prepare(model, torch.randn(2, 3, 5, 5), quantizer=QATQuantizer(bias=True))
