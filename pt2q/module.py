@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from pt2q.errors import FlowError, InputShapeError, NotExportedError
 from pt2q.graph import COPIED_META
+from pt2q.shared_storage import View, restore_views, views_among
 from pt2q.spec import QUANT_ANNOTATION_KEY, QuantizationAnnotation
 
 
@@ -160,7 +161,7 @@ class QuantGraphModule(GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         kept = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code", "meta")}
         state = {k: _freeze_spec(v) for k, v in kept.items()}
-        return _rebuild, (state, _freeze_graph(self.graph))
+        return _rebuild, (state, _freeze_graph(self.graph), views_among(_held_tensors(self)))
 
 
 def _copy_hooks(source: torch.nn.Module, target: torch.nn.Module) -> None:
@@ -500,9 +501,20 @@ def _thaw_graph(codegen: Any, rows: list[Any]) -> Graph:
     return graph
 
 
-def _rebuild(state: dict[str, Any], frozen: tuple[Any, list[Any]]) -> QuantGraphModule:
+def _rebuild(
+    state: dict[str, Any], frozen: tuple[Any, list[Any]], views: tuple[View, ...] = ()
+) -> QuantGraphModule:
     root = torch.nn.Module()
     root.__dict__ = {k: _thaw_spec(v) for k, v in state.items()}
     result = QuantGraphModule(root, _thaw_graph(*frozen), record=state.get("record"))
     _copy_hooks(root, result)
+    restore_views(_held_tensors(result), views)
     return result
+
+
+def _held_tensors(model: QuantGraphModule) -> list[torch.Tensor]:
+    """Parameters, buffers and the noted values of written ones, in the order of their names."""
+    held = dict(model.named_parameters(remove_duplicate=False))
+    held.update(model.named_buffers(remove_duplicate=False))
+    noted = model.record.facts.get("state", {})
+    return [held[name] for name in sorted(held)] + [noted[name] for name in sorted(noted)]

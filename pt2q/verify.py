@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
@@ -22,6 +22,7 @@ from pt2q.errors import GraphLawError
 from pt2q.graph import OWN_PASSES, annotation_of, edge_name
 from pt2q.module import QuantGraphModule, Stage
 from pt2q.spec import EdgeOrNode, SharedQuantizationSpec
+from pt2q.state import copies
 
 
 @dataclass(frozen=True)
@@ -310,11 +311,13 @@ def _short(value: Any) -> str:
 
 # ------------------------------------------------------------------ metadata
 
+ORIGIN = ("nn_module_stack", "stack_trace")
+
 
 def _metadata(model: GraphModule) -> Found:
     """Nodes say what they compute and where they come from."""
     calls = [n for n in model.graph.nodes if n.op in ("call_function", "call_module")]
-    general, inserted = _recorded_keys(calls)
+    general, inserted = _recorded_keys(model, calls)
     for node in calls:
         if "val" not in node.meta:
             yield node.name, "has no recorded value"
@@ -323,18 +326,15 @@ def _metadata(model: GraphModule) -> Found:
                 yield node.name, f"has no {key}"
 
 
-def _recorded_keys(calls: list[Node]) -> tuple[list[str], list[str]]:
+def _recorded_keys(model: GraphModule, calls: list[Node]) -> tuple[list[str], list[str]]:
     """What all operators of a graph should carry, and what those inserted by passes should.
 
-    Export gives a stack trace to the operators that it finds in a file, and gives no operator
-    inside a body of control flow a ``from_node``.
+    Export gives a stack trace to the operators that it finds in a file, a module to those that it
+    traced and not to those that unpack a subclass of tensors, and no operator inside a body of
+    control flow gets a ``from_node``.
     """
-    exported = [n for n in calls if not _is_made_by_passes(n)]
-    keys = []
-    if any(n.meta.get("nn_module_stack") for n in calls):
-        keys.append("nn_module_stack")
-    if exported and all(n.meta.get("stack_trace") for n in exported):
-        keys.append("stack_trace")
+    exported = [n for n in calls if not (_is_made_by_passes(n) or _is_inserted(model, n))]
+    keys = [k for k in ORIGIN if exported and all(n.meta.get(k) for n in exported)]
     from_export = any(map(_is_from_export, calls))
     from_passes = any(n.meta.get("from_node") for n in calls)
     general = [*keys, "from_node"] if from_export else keys
@@ -471,10 +471,10 @@ class _Compare(Interpreter):
 
 def _values(model: GraphModule, inputs: tuple[Any, ...]) -> Found:
     """What is recorded of each value is what it is: its dtype and sizes."""
-    runner = _Compare(copy.deepcopy(model))
+    runner = _Compare(_twin(model))
     try:
         with torch.no_grad():
-            runner.run(*copy.deepcopy(inputs))
+            runner.run(*_twin(inputs))
     except Exception as error:
         yield "graph", f"does not run on the example inputs: {error}"
     yield from runner.found
@@ -485,9 +485,30 @@ def _exportable(model: GraphModule, inputs: tuple[Any, ...]) -> Found:
     if _stage(model) in (Stage.PREPARED, Stage.PREPARED_QAT):
         return
     try:
-        torch.export.export(copy.deepcopy(model), copy.deepcopy(inputs))
+        torch.export.export(_twin(model), _twin(inputs))
     except Exception as error:
         yield "graph", f"cannot be exported again: {error}"
+
+
+Copied = TypeVar("Copied")
+
+
+def _twin(of: Copied) -> Copied:
+    """A deep copy of a model or of inputs, also where torch cannot make one of a tensor.
+
+    Subclasses and layouts without a storage are cloned.
+    """
+    if isinstance(of, nn.Module):
+        held: list[Any] = [*of.parameters(), *of.buffers()]
+    else:
+        held = [leaf for leaf in pytree.tree_leaves(of) if isinstance(leaf, Tensor)]
+    special = {str(id(t)): t for t in held if not _is_plain(t)}
+    memo: dict[int, Any] = {int(key): made for key, made in copies(special).items()}
+    return copy.deepcopy(of, memo)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
 
 
 # ------------------------------------------------------------------ the laws

@@ -282,7 +282,7 @@ class Aliases(nn.Module):
 
 
 @pytest.mark.parametrize("view", [True, False])
-@pytest.mark.parametrize("move", [copy.deepcopy, saved])  # pickle alone parts views
+@pytest.mark.parametrize("move", [copy.deepcopy, saved, pickled])
 def test_tensors_that_are_one_stay_one(view: bool, move: Any) -> None:
     inputs = tuple(torch.randn(3, 4) for _ in range(4))
     model = Aliases(view).eval()

@@ -285,3 +285,35 @@ def test_each_kind_of_metadata_is_missed(key):
     node = first(model, ops.DEQUANTIZE)
     del node.meta[key]
     assert [v.node for v in verify(model, laws=["metadata"]).violations] == [node.name]
+
+
+def test_operators_that_export_gives_no_module_need_none():
+    ready = prepared()
+    added = first(ready, ops.ADD)
+    del added.meta["nn_module_stack"]  # as for those that unpack a subclass of tensors
+    for model in (ready, convert_pt2e(ready)):
+        verify(model).raise_if_broken()
+
+
+class Tagged(torch.Tensor):
+    """A subclass that torch makes no deep copy of."""
+
+
+class Unusual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.tagged = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.tagged.weight = nn.Parameter(self.tagged.weight.detach().as_subclass(Tagged))
+        self.register_buffer("pattern", torch.eye(4).to_sparse_csr())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.pattern, self.tagged(self.linear(x)))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_tensors_without_deep_copies_are_no_violation():
+    x = torch.randn(4, 4)
+    ready = prepare_pt2e(torch.export.export(Unusual().eval(), (x,)), SmallQuantizer())
+    ready(x)
+    for model in (ready, convert_pt2e(ready)):
+        verify(model, (x,)).raise_if_broken()
