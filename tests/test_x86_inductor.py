@@ -299,6 +299,67 @@ def test_package_runs_and_leaves_its_inputs_alone(tmp_path: Path):
     check_sums(inductor.load_package(path), model)
 
 
+class Inputs(nn.Module):
+    """Images in any memory order, a nested input, a number that is compiled in, a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x, y, k=2, *, z):
+        return self.head(F.relu(self.conv(x)).mean((2, 3))) * k + y["q"].to(torch.float32) + z
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory: pytest.TempPathFactory):
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 8, 8).expand(4, 3, 8, 8)  # no stride of it may be compiled in
+    args = (image, {"q": torch.randint(0, 3, (4, 4))}, 2)
+    kwargs = {"z": torch.randn(1)}
+    batch = torch.export.Dim("b", min=2, max=16)
+    shapes = {"x": {0: batch}, "y": {"q": {0: batch}}, "k": None, "z": None}
+    program = torch.export.export(Inputs().eval(), args, kwargs, dynamic_shapes=shapes)
+    prepared = prepare_pt2e(program, X86InductorQuantizer())
+    prepared(*args, **kwargs)
+    model = convert_pt2e(prepared)
+    path = tmp_path_factory.mktemp("package") / "inputs.pt2"
+    inductor.package(model, args, path, kwargs=kwargs, dynamic_shapes=shapes)
+    return model, inductor.load_package(path), args, kwargs
+
+
+@pytest.mark.parametrize("batch", [2, 7, 16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_package_takes_tensors_in_any_memory_order(packaged, batch, order):
+    model, loaded, _, kwargs = packaged
+    x = torch.randn(batch, 3, 8, 8).to(memory_format=order)
+    y = {"q": torch.randint(0, 3, (4, batch)).t()}
+    keep = x.clone(), y["q"].clone()
+    assert sqnr(model(x, y, 2, **kwargs), loaded(x, y, 2, **kwargs)) > 100
+    assert torch.equal(keep[0], x) and torch.equal(keep[1], y["q"])
+
+
+def test_a_package_refuses_what_its_code_would_read_past(packaged):
+    _, loaded, (_, y, _), kwargs = packaged
+    image, table = torch.randn(4, 3, 8, 8), y["q"]
+    cases = [
+        ((image.double(), y, 2), "input 'x' is of type float32, found float64"),
+        ((image.numpy(), y, 2), "input 'x' is a tensor of float32, found ndarray"),
+        ((image[..., 1:], y, 2), "input 'x' has size 8 in dimension 3"),
+        ((image[0], y, 2), "input 'x' has 4 dimensions"),
+        ((image[:1], {"q": table[:1]}, 2), "input 'x' has size from 2 to 16 in dimension 0"),
+        ((image, {"q": table[:3]}, 2), "input 'y_q' has size 4, as another input"),
+        ((image, {"r": table}, 2), "nested as exported"),
+        ((image, y, 3), "input 'k' was compiled in as 2, found 3"),
+        ((image, y), "takes 4 input"),
+    ]
+    for args, message in cases:
+        with pytest.raises(InputShapeError, match=message):
+            loaded(*args, **kwargs)
+    with pytest.raises(InputShapeError, match="other keyword inputs"):
+        loaded(image, y, 2)
+    assert loaded(image, y, 2, **kwargs).shape == (4, 4)
+
+
 # ------------------------------------------------------------------ mistakes
 
 

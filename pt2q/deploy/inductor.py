@@ -21,12 +21,15 @@ from unittest import mock
 
 import torch
 from torch.export import ExportedProgram
+from torch.export._tree_utils import reorder_kwargs
 from torch.fx import Graph, GraphModule
+from torch.utils import _pytree as pytree
 
+from pt2q.deploy import package_inputs
 from pt2q.deploy.fusion import FusionReport, KernelCall, kernel_calls, report_fusion
 from pt2q.deploy.inductor_graph import for_inductor
 from pt2q.deploy.quiet import quiet_python
-from pt2q.errors import DataError, FlowError, LoweringError
+from pt2q.errors import DataError, FlowError, InputShapeError, LoweringError
 from pt2q.io import SaveError, ensure_writable
 from pt2q.module import InputCheck, QuantGraphModule
 
@@ -284,7 +287,8 @@ def package(
 
     Args:
         model: what `pt2q.convert_pt2e` gave.
-        args, kwargs: example inputs.
+        args, kwargs: example inputs. The package reads memory in the order that they have; calls
+            with another are copied.
         path: the file to write, ending in ``.pt2``; written whole or not at all.
         dynamic_shapes: as for ``torch.export.export``.
 
@@ -299,6 +303,7 @@ def package(
     if path.suffix != ".pt2":
         raise SaveError(f"a package is a .pt2 file: write {path.with_suffix('.pt2')}, not {path}")
     ensure_writable(path)
+    args, kwargs = pytree.tree_map(package_inputs.dense, (tuple(args), dict(kwargs or {})))
     program = _exported(model, args, kwargs, dynamic_shapes)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".pt2", dir=path.parent)
     os.close(handle)
@@ -338,7 +343,12 @@ def _exported(
 def _aot_compile(program: ExportedProgram, path: str) -> None:
     try:
         torch._inductor.aoti_compile_and_package(
-            program, package_path=path, inductor_configs={"freezing": True}
+            program,
+            package_path=path,
+            inductor_configs={
+                "freezing": True,
+                "aot_inductor.metadata": {package_inputs.KEY: package_inputs.described(program)},
+            },
         )
     except Exception as error:
         raise LoweringError(f"Inductor could not compile: {_brief(error)}") from error
@@ -359,10 +369,46 @@ class LoadedPackage:
                 "pt2q.deploy.inductor.package()"
             ) from error
 
+        # By torch alone, without what this module writes, a package has no account of its inputs.
+        self.inputs = package_inputs.read(self._run.get_metadata())
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the packaged model."""
+        """Run the packaged model.
+
+        Raises:
+            InputShapeError: the number, type or shape of the inputs is not what was compiled.
+        """
         with torch.no_grad():
-            return self._run(*args, **kwargs)
+            if self.inputs is None:
+                return self._run(*args, **kwargs)
+            return self._checked(self.inputs, args, kwargs)
+
+    def _checked(
+        self,
+        inputs: tuple[package_inputs.PackageInput, ...],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        expected = pytree.treespec_loads(self._run.loader.get_call_spec()[0])
+        try:
+            ordered = (args, reorder_kwargs(dict(kwargs), expected))
+        except (ValueError, KeyError) as error:
+            raise InputShapeError(f"the package takes other keyword inputs: {error}") from error
+        given, found = pytree.tree_flatten(ordered)
+        if found != expected:
+            names = ", ".join(item.name for item in inputs)
+            raise InputShapeError(
+                f"the package takes {len(inputs)} input(s), nested as exported ({names}); "
+                f"got {len(given)}"
+            )
+        seen: dict[str, int] = {}
+        fitted = [item.fitted(x, seen) for item, x in zip(inputs, given, strict=True)]
+        args, kwargs = pytree.tree_unflatten(fitted, found)
+        result = self._run(*args, **kwargs)
+        for item, x, used in zip(inputs, given, fitted, strict=True):
+            if item.written and used is not x:
+                x.copy_(used)
+        return result
 
 
 def load_package(path: str | PathLike[str]) -> LoadedPackage:
