@@ -17,6 +17,7 @@ from pt2q.quantizers.onnx_qdq import (
     get_onnxruntime_quantization_config,
     get_tensorrt_quantization_config,
 )
+from pt2q.quantizers.partitions import find_sequential_partitions
 from pt2q.quantizers.report import Report, Row
 from pt2q.quantizers.roles import Roles, roles_of
 from pt2q.quantizers.rules import Kind, Match, Rule
@@ -46,6 +47,7 @@ __all__ = [
     "WeightQuantizer",
     "X86InductorQuantizer",
     "XNNPACKQuantizer",
+    "find_sequential_partitions",
     "get_default_x86_inductor_quantization_config",
     "get_dynamic_activation_4bit_weight_config",
     "get_embedding_quantization_config",
