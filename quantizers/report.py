@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pt2q.quantizers.advice import advice_for
 
 HEADERS = ("node", "module", "operator", "decision")
+MANY = 8
+"""So many rows of one module that differ in the node alone are printed as one."""
 NARROWEST = 40
 """Columns that a decision needs beside its node; with fewer it gets lines of its own."""
 
@@ -107,10 +109,17 @@ class Report:
         return f"{self.table(width)}\n\n{self.summary(width or 100)}"
 
     def table(self, width: int | None = None) -> str:
-        """A line per row; where that is wider than ``width``, decisions are broken or moved."""
+        """A line per row; where that is wider than ``width``, decisions are broken or moved.
+
+        Rows of one module that say the same of many operators, as those of an unrolled layer do,
+        are one line at the place of the first.
+        """
         named = any(row.by for row in self.rows)
         headers = (*HEADERS[:3], "by", HEADERS[3]) if named else HEADERS
-        lines = [(*r.cells[:3], r.by, r.how) if named else r.cells for r in self.rows]
+        rows = _gathered(self.rows)
+        lines: list[tuple[str, ...]] = [
+            (*row.cells[:3], row.by, row.how) if named else row.cells for row in rows
+        ]
         widths = [max(map(len, column)) for column in zip(headers, *lines, strict=True)]
         if width is None or sum(widths) + 2 * len(widths) - 2 <= width:
             return _aligned(headers, lines, widths)
@@ -184,3 +193,18 @@ def _wrapped(text: str, start: str, width: int) -> list[str]:
         break_on_hyphens=False,
     )
     return found or [start.rstrip()]
+
+
+def _gathered(rows: tuple[Row, ...]) -> list[Row]:
+    """One row for `MANY` or more that differ in the node alone."""
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row.module, row.operator, row.how, row.by), []).append(row)
+    result = []
+    for row in rows:
+        group = alike[row.module, row.operator, row.how, row.by]
+        if len(group) < MANY or not row.module:
+            result.append(row)
+        elif group[0] is row:
+            result.append(replace(row, node=f"{row.node} ... {group[-1].node} ({len(group)})"))
+    return result

@@ -199,6 +199,15 @@ def test_a_model_that_does_not_export() -> None:
     assert caught.value.__cause__ is not None
 
 
+def test_what_executorch_cannot_lower_is_named() -> None:
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(x).abs()
+
+    with pytest.raises(LoweringError, match=r"mismatched dtypes: .*aten.abs.*complex64"):
+        lower(Spectrum(), (torch.randn(2, 8),))
+
+
 @pytest.mark.parametrize("module", ["executorch", "executorch.runtime"])
 def test_missing_executorch(monkeypatch: pytest.MonkeyPatch, module: str, small: Lowered) -> None:
     for name in list(sys.modules):

@@ -89,6 +89,10 @@ def _descriptor_to(target: int) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """An exception of another library as one line: its type and the start of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    """An exception of another library as one line: its type and the start of its message.
+
+    A start that ends in a colon says nothing without the line after it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    start = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {start}"

@@ -12,6 +12,7 @@ from pt2q import convert_pt2e, prepare_pt2e
 from pt2q.errors import AnnotationError
 from pt2q.graph import annotation_of
 from pt2q.module import QuantGraphModule, import_exported
+from pt2q.observers import MinMaxObserver
 from pt2q.ops import ADD, ADDMM, CAT, CONV2D, LINEAR, RELU, is_op
 from pt2q.quantizers import (
     ComposableQuantizer,
@@ -26,7 +27,7 @@ from pt2q.quantizers.annotate import set_annotation
 from pt2q.quantizers.report import Row
 from pt2q.quantizers.rules import follow_chain
 from pt2q.quantizers.worth import NO_READER
-from pt2q.spec import Quantizer
+from pt2q.spec import QuantizationSpec, Quantizer
 
 
 class Apply(nn.Module):
@@ -154,6 +155,18 @@ def test_the_report_is_a_table() -> None:
     assert report["linear"].quantized and len(report.left_float) == 1
     with pytest.raises(KeyError, match="no row for node 'conv'"):
         report["conv"]
+
+
+def test_an_unrolled_layer_is_a_few_lines() -> None:
+    gates = [Row(f"gate_{i}", "lstm", "aten.sigmoid.default", False, "float: x") for i in range(8)]
+    few = [Row(f"add_{i}", "lstm", "aten.add.Tensor", False, "float: y") for i in range(7)]
+    alone = [Row(f"mul_{i}", "", "aten.mul.Tensor", False, "float: z") for i in range(9)]
+    mixed = [row for rows in zip(gates, [*few, alone[0]], alone[1:], strict=True) for row in rows]
+    report = Report(tuple(mixed))
+    lines = report.table().splitlines()[2:]
+    assert lines[0].startswith("gate_0 ... gate_7 (8)  lstm ")
+    assert len(lines) == 1 + len(few) + len(alone)
+    assert len(report) == len(mixed) and "24 in float" in report.summary()
 
 
 def _long_report() -> Report:
@@ -292,6 +305,26 @@ def test_the_report_says_who_annotated_what() -> None:
     silent.annotate(exported(Lookup(), index))
     row = silent.report()["linear"]
     assert (row.quantized, row.how, row.by) == (True, "annotated", "Silent")
+
+
+class Foreign(Quantizer):
+    """Annotates constants too, as some quantizers do."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        spec = QuantizationSpec(torch.int8, MinMaxObserver, qscheme=torch.per_tensor_symmetric)
+        linear = find(model, LINEAR)
+        set_annotation(linear, {linear.all_input_nodes[0]: spec}, spec)
+        set_annotation(linear.all_input_nodes[1])
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        pass
+
+
+def test_operators_alone_have_rows_with_the_types_annotated() -> None:
+    quantizer = ComposableQuantizer([Foreign()])
+    quantizer.annotate(exported(nn.Linear(3, 3), torch.randn(2, 3)))
+    assert [(r.node, r.how) for r in quantizer.report()] == [("linear", "annotated, int8")]
 
 
 def test_quantizers_of_one_class_are_told_apart() -> None:
