@@ -1,4 +1,4 @@
-"""The command line: `pt2q quantize`, `pt2q recipe init` and `pt2q demo`.
+"""The command line: `pt2q quantize`, `pt2q compare`, `pt2q recipe init` and `pt2q demo`.
 
 Bad input ends in one line on standard error: exit code 2 for the command line itself, 1 for
 files and models.
@@ -166,6 +166,44 @@ def quantize(
     _console().print(table)
     for line in outcome.deployed.warnings:
         print(f"pt2q: warning: {line}", file=sys.stderr)
+
+
+@app.command(
+    help="Say, operator by operator, where a quantized model departs from float.\n\n"
+    "It is quantized as by 'pt2q quantize', which see for the files; nothing is lowered. Local: "
+    "what an operator adds by itself. Total: with all that comes before it."
+)
+def compare(
+    model: Annotated[Path, typer.Argument(help="A float model, as torch.export.save wrote it.")],
+    calibration: Annotated[
+        Path, typer.Option(help="Inputs of the model: a .npz or .pt file, or a folder of them.")
+    ],
+    backend: Annotated[
+        str | None, typer.Option(help=f"For what: {', '.join(BACKENDS)}; else the recipe's.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A TOML file that says how; see: pt2q recipe init")
+    ] = None,
+    worst: Annotated[
+        int | None, typer.Option(min=1, help="Print the operators with the largest local errors.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the whole report here, too.")] = None,
+) -> None:
+    """Say, operator by operator, where a quantized model departs from float."""
+    from pt2q.data import read_batches, read_program, signature_of
+    from pt2q.io import ensure_writable, write_bytes
+    from pt2q.job import run_comparison
+
+    chosen = _recipe(backend, recipe)
+    chosen.quantizer()
+    if json is not None:
+        ensure_writable(json)
+    program = read_program(model)
+    batches = read_batches(calibration, signature_of(program))
+    report = run_comparison(program, batches, chosen, _track)
+    print(report if worst is None else report.worst(worst))
+    if json is not None:
+        write_bytes(json, f"{report.to_json()}\n".encode())
 
 
 def _recipe(backend: str | None, path: Path | None) -> Recipe:

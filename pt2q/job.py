@@ -15,8 +15,10 @@ from torch.utils import _pytree as pytree
 
 from pt2q.backends import BACKENDS, Backend, Deployed, Example, Run
 from pt2q.data import Batch, Signature, signature_of
+from pt2q.debug import Comparison, compare
 from pt2q.errors import DataError
 from pt2q.flow import convert_pt2e, prepare_pt2e
+from pt2q.module import QuantGraphModule
 from pt2q.numerics import sqnr
 from pt2q.recipe import Recipe
 
@@ -66,14 +68,7 @@ def run_job(
     backend, quantizer = BACKENDS[recipe.backend], recipe.quantizer()
     calibration, held_out = split_off(batches)
     calibration = calibration[: recipe.limit]
-    prepared = prepare_pt2e(program, quantizer)
-    if show is not None:
-        show(quantizer.report())
-    with torch.no_grad():
-        for batch in track(calibration, "calibrating"):
-            args, kwargs = signature.call(batch)
-            prepared(*args, **kwargs)
-    converted = convert_pt2e(prepared)
+    converted = _convert(program, signature, quantizer, calibration, track, show)
     example = Example(signature, calibration[0], dynamic_shapes(program, signature))
     deployed = backend.deploy(converted, example, out)
     with tempfile.TemporaryDirectory() as folder:
@@ -82,6 +77,48 @@ def run_job(
     return Outcome(
         deployed, quantizer.report(), float_size, len(calibration), len(held_out), decibels
     )
+
+
+def _convert(
+    program: ExportedProgram,
+    signature: Signature,
+    quantizer: Any,
+    calibration: Sequence[Batch],
+    track: Track,
+    show: Callable[[Any], None] | None = None,
+) -> QuantGraphModule:
+    prepared = prepare_pt2e(program, quantizer)
+    if show is not None:
+        show(quantizer.report())
+    with torch.no_grad():
+        for batch in track(calibration, "calibrating"):
+            args, kwargs = signature.call(batch)
+            prepared(*args, **kwargs)
+    return convert_pt2e(prepared)
+
+
+def run_comparison(
+    program: ExportedProgram, batches: Sequence[Batch], recipe: Recipe, track: Track
+) -> Comparison:
+    """Quantize an exported program and say, operator by operator, where it departs from float.
+
+    Args:
+        program: the float model.
+        batches: calibration data; the last tenth (at least one batch) is compared on.
+        recipe: for which backend, and how.
+        track: wraps a loop over batches to show its progress under a title.
+    """
+    signature = signature_of(program)
+    calibration, held_out = split_off(batches)
+    calibration = calibration[: recipe.limit]
+    converted = _convert(program, signature, recipe.quantizer(), calibration, track)
+    module = program.module(check_guards=False)
+    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    inputs = (
+        dict(zip(names, signature.leaves(batch), strict=True))
+        for batch in track(held_out, "comparing")
+    )
+    return compare(program, converted, inputs)
 
 
 def _float(
