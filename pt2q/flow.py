@@ -113,6 +113,7 @@ def prepare_qat_pt2e(
         model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed;
             the result shares its parameters, which training then moves.
         quantizer: its specs make fake quantizers: `FusedMovingAvgObsFakeQuantize` and its kin.
+            A `NothingQuantizedWarning` says so if not one of them does.
         fast: train with a batch norm that undoes the weight's scaling by itself. The function is
             the same; its rounding errors are not those of ``torch.ao.nn.intrinsic.qat``.
 
@@ -136,6 +137,15 @@ def prepare_qat_pt2e(
     prepared.recompile()
     prepared.record.stage = Stage.PREPARED_QAT
     _warn(prepared, plan)
+    if plan.groups and not any(hasattr(m, "fake_quant_enabled") for m in prepared.modules()):
+        warnings.warn(
+            "the quantizer's specs make observers, no fake quantizers: training does not see the "
+            "rounding. Give it a configuration for training, such as "
+            "get_symmetric_quantization_config(is_qat=True) or OnnxQDQQuantizer.tensorrt("
+            "is_qat=True)",
+            NothingQuantizedWarning,
+            stacklevel=2,
+        )
     return prepared
 
 
@@ -220,7 +230,8 @@ def _warn(model: QuantGraphModule, plan: Plan) -> None:
     if not plan.groups:
         warnings.warn(
             "the quantizer annotated nothing: the model stays in float. Its rules may name "
-            "modules or operators that the model does not have (quantizer.report() says more)",
+            "modules or operators that the model does not have; its report (quantizer.report(), "
+            "or --report) says why",
             NothingQuantizedWarning,
             stacklevel=3,
         )

@@ -68,7 +68,7 @@ class ComposableQuantizer(Quantizer):
             path + node.name: _row(path, node, owners[node])
             for path, module in named_graph_modules(model)
             for node in module.graph.nodes
-            if node in owners
+            if node in owners and node.op == "call_function"
         }
         return model
 
@@ -142,7 +142,12 @@ def _annotated(quantizer: Quantizer, module: GraphModule, model: GraphModule) ->
 
 
 def _row(path: str, node: Node, name: str) -> Row:
-    return Row(path + node.name, module_path(node), str(node.target), True, "annotated", name)
+    found = annotation_of(node)
+    specs = [] if found is None else [*found.input_qspec_map.values(), found.output_qspec]
+    # Specs of any origin: they are ours only after all have annotated.
+    dtypes = dict.fromkeys(str(s.dtype) for s in specs if hasattr(s, "dtype"))
+    words = ("annotated", *(dtype.removeprefix("torch.") for dtype in dtypes))
+    return Row(path + node.name, module_path(node), str(node.target), True, ", ".join(words), name)
 
 
 def _content(annotation: QuantizationAnnotation | None) -> object:

@@ -55,6 +55,7 @@ from pt2q import (
     convert_pt2e,
     ops,
     prepare_pt2e,
+    prepare_qat_pt2e,
     sqnr,
 )
 from pt2q.errors import (
@@ -66,6 +67,7 @@ from pt2q.errors import (
 )
 from pt2q.graph import dump
 from pt2q.passes import FoldQuantizedConstants, ObserversToQDQ, run_passes, verified_passes
+from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 from pt2q.spec import QuantizationSpecBase
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
@@ -728,6 +730,15 @@ def test_nothing_quantized_warns() -> None:
         ready = prepare_pt2e(module, NoopQuantizer())
     assert caught[0].filename == __file__
     assert_same(convert_pt2e(ready)(torch.ones(2)), torch.ones(2))
+
+
+def test_training_without_fake_quantizers_warns() -> None:
+    module = exported(nn.Linear(4, 4), torch.randn(2, 4))
+    with pytest.warns(NothingQuantizedWarning, match="no fake quantizers") as caught:
+        prepare_qat_pt2e(module, XNNPACKQuantizer())
+    assert [w.filename for w in caught] == [__file__]
+    config = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+    prepare_qat_pt2e(module, XNNPACKQuantizer(config))  # warnings are errors here
 
 
 def test_validate_is_asked() -> None:

@@ -265,6 +265,11 @@ def test_mistakes_are_named(tmp_path: Path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(LoweringError, match=r"give opset=18 or later, as torch\.onnx writes"):
         onnx_road.export(model, args, path, opset=17)
+    with pytest.raises(LoweringError, match="opset is a whole number such as 20, found '21'"):
+        onnx_road.export(model, args, path, opset="21")
+    with pytest.raises(LoweringError, match=r"cannot write opset 99, only \d+; leave opset out"):
+        onnx_road.export(model, args, path, opset=99)
+    assert not list(tmp_path.iterdir())
     path.write_bytes(b"no model")
     for wrong in (path, tmp_path / "missing.onnx"):
         with pytest.raises(DataError, match=wrong.name):

@@ -12,8 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from pt2q import convert_pt2e, prepare_pt2e, prepare_qat_pt2e, sqnr
-from pt2q.deploy import inductor
-from pt2q.errors import AnnotationError, DataError, FlowError, InputShapeError, LoweringError
+from pt2q.deploy import executorch, inductor, onnx
+from pt2q.errors import (
+    AnnotationError,
+    DataError,
+    FlowError,
+    InputShapeError,
+    LoweringError,
+    NotExportedError,
+)
 from pt2q.io import SaveError
 from pt2q.module import import_exported
 from pt2q.quantizers import (
@@ -401,3 +408,21 @@ def test_reduced_range_uses_seven_bits():
     config = get_default_x86_inductor_quantization_config(reduce_range=True)
     assert config.input_activation is not None
     assert (config.input_activation.quant_min, config.input_activation.quant_max) == (0, 127)
+
+
+def test_prepared_models_and_modules_are_refused_on_every_road(tmp_path: Path):
+    model = nn.Linear(32, 4).eval()
+    prepared = prepare_pt2e(torch.export.export(model, ROWS), X86InductorQuantizer())
+    roads = (
+        inductor.compile,
+        lambda m: inductor.package(m, ROWS, tmp_path / "m.pt2"),
+        lambda m: inductor.fusion_report(m, ROWS),
+        lambda m: onnx.export(m, ROWS, tmp_path / "m.onnx"),
+    )
+    for road in (*roads, lambda m: executorch.lower(m, ROWS)):
+        with pytest.raises(FlowError, match="prepared, not converted"):
+            road(prepared)
+    for road in roads:
+        with pytest.raises(NotExportedError, match=r"Linear was never captured with torch\.export"):
+            road(model)
+    assert not list(tmp_path.iterdir())

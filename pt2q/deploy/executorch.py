@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph
 
 from pt2q import ops
+from pt2q.deploy.converted import refuse_prepared
 from pt2q.deploy.delegation import Delegation, delegation_of
 from pt2q.deploy.quiet import first_line, quiet_python
 from pt2q.deploy.runtime import (
@@ -90,9 +91,11 @@ def lower(
         The program with its delegation.
 
     Raises:
+        FlowError: the model is prepared, not converted.
         LoweringError: the model cannot be lowered; the message says why.
         MissingDependencyError: executorch is not installed.
     """
+    refuse_prepared(converted)
     exir, partitioner = _exir()
     program = _exported(converted, args, kwargs, dynamic_shapes)
     _refuse_uint8(program.graph)

@@ -26,6 +26,7 @@ from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
 from pt2q.deploy import package_inputs
+from pt2q.deploy.converted import require_graph
 from pt2q.deploy.fusion import FusionReport, KernelCall, kernel_calls, report_fusion
 from pt2q.deploy.inductor_graph import for_inductor
 from pt2q.deploy.quiet import quiet_python
@@ -50,6 +51,7 @@ class CompiledModel:
     """
 
     def __init__(self, model: GraphModule, *, dynamic: bool | None = None) -> None:
+        require_graph(model)
         self.source = model
         self.model = for_inductor(model)
         self.calls: tuple[KernelCall, ...] = ()
@@ -126,6 +128,7 @@ def compile(model: GraphModule, *, dynamic: bool | None = None) -> CompiledModel
         A callable; its first call compiles, which takes from seconds to a minute.
 
     Raises:
+        NotExportedError, FlowError: the model has no graph, or is prepared and not converted.
         LoweringError: the model computes in a type that Inductor has no fast kernel for.
     """
     return CompiledModel(model, dynamic=dynamic)
@@ -227,6 +230,7 @@ def fusion_report(
     """
     if isinstance(model, CompiledModel):
         return model.fusion
+    require_graph(model)
     prepared = for_inductor(model)
     _take_input_checks(prepared)
     calls: list[KernelCall] = []
@@ -302,6 +306,7 @@ def package(
     path = Path(path)
     if path.suffix != ".pt2":
         raise SaveError(f"a package is a .pt2 file: write {path.with_suffix('.pt2')}, not {path}")
+    require_graph(model)
     ensure_writable(path)
     args, kwargs = pytree.tree_map(package_inputs.dense, (tuple(args), dict(kwargs or {})))
     program = _exported(model, args, kwargs, dynamic_shapes)
@@ -326,7 +331,6 @@ def _exported(
 ) -> ExportedProgram:
     if isinstance(model, ExportedProgram):
         model = model.module(check_guards=False)
-    assert isinstance(model, GraphModule)
     try:
         with quiet_python(), torch.no_grad():
             return torch.export.export(

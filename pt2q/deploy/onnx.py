@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from pt2q import ops
+from pt2q.deploy.converted import require_graph
 from pt2q.deploy.quiet import quiet_python
 from pt2q.errors import DataError, InputShapeError, LoweringError, MissingDependencyError
 from pt2q.graph import copy_meta, fake_constant, get_constant, is_constant, set_constant
@@ -117,10 +118,12 @@ def export(
         What was written.
 
     Raises:
+        NotExportedError, FlowError: the model has no graph, or is prepared and not converted.
         LoweringError: the model cannot be exported, or not with this opset.
         SaveError: the file cannot be written there.
         MissingDependencyError: onnx, onnxscript or onnx_ir is not installed.
     """
+    require_graph(model)
     path = Path(path)
     ensure_writable(path)
     _import("onnx", "onnxscript", "onnx_ir", "ml_dtypes")
@@ -202,6 +205,8 @@ def _opset(model: GraphModule, asked: int | None) -> int:
     needed = LEAST_OPSET if wide is None else WIDE_OPSET
     if asked is None:
         return max(DEFAULT_OPSET, needed)
+    if type(asked) is not int:
+        raise LoweringError(f"opset is a whole number such as {DEFAULT_OPSET}, found {asked!r}")
     if asked < needed:
         why = "torch.onnx writes no older one"
         if wide is not None:
@@ -235,12 +240,22 @@ def _translated(program: ExportedProgram, opset: int) -> Any:
                 opset_version=opset,
                 custom_translation_table=translations(),
             )
+            _check_opset(written.model, opset)
             rewrite(written.model, four_bits=opset >= WIDE_OPSET)
         if any(_is_float8(node) for node in program.graph.nodes):
             written.model.metadata_props[FLOAT8_KEY] = "1"
+    except LoweringError:
+        raise
     except Exception as error:
         raise LoweringError(f"torch.onnx could not write the model: {_brief(error)}") from error
     return written.model
+
+
+def _check_opset(model: Any, asked: int) -> None:
+    """The exporter leaves its own opset where it knows no way to the one asked for."""
+    found = model.opset_imports.get("", asked)
+    if found != asked:
+        raise LoweringError(f"torch.onnx cannot write opset {asked}, only {found}; leave opset out")
 
 
 @contextmanager
