@@ -70,9 +70,9 @@ def own_roundings(module: GraphModule, node: Node, storage: StorageMap) -> list[
     """The calls by which all that round a value do so in one way, with fixed parameters.
 
     Empty where several readers round it in different ways, where parameters are computed from
-    each input, or where the value is written into afterwards: then rounding is the readers'.
+    each input, or where the value is written into later: then rounding is the readers'.
     """
-    if storage.is_mutated(node):
+    if storage.written_later(node):
         return []
     calls = list(rounding_calls_of(module, node))
     same = len({_parameters(call) for call in calls}) == 1
@@ -165,16 +165,18 @@ class RoundingStats:
         _widen(self.zero_point, zero_point)
         scale, zero_point = _along(scale, x, axis), _along(zero_point, x, axis)
         levels = (x.detach().float() * (1.0 / scale)).round_().add_(zero_point)
-        finite = torch.isfinite(levels)
         self.numbers += levels.numel()
-        self.clipped += int(((levels < low) | (levels > high)).sum())
+        least, most = (float(v) for v in torch.aminmax(levels))
+        if not (low <= least and most <= high):  # also where they are NaN
+            self.clipped += int(((levels < low) | (levels > high)).sum())
+            levels = levels.nan_to_num_(low, high, low).clamp_(low, high)
         if high - low < MOST_LEVELS:
-            self._mark(levels[finite].clamp_(low, high), low, high)
+            self._mark(levels, low, high)
 
     def _mark(self, levels: Tensor, low: int, high: int) -> None:
-        if self.used is None:
-            self.used = torch.zeros(high - low + 1, dtype=torch.bool)
-        self.used[(levels.long() - low).cpu()] = True
+        counts = levels.sub_(low).to(torch.int32).flatten().bincount(minlength=high - low + 1)
+        used = (counts > 0).cpu()
+        self.used = used if self.used is None else self.used | used
 
     def _read(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if self.node.op == "call_module":

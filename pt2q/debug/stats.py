@@ -109,7 +109,7 @@ class Running:
         self.product += float(one.dot(other))
         self.noise += float(error.dot(error))
         if error.numel():
-            self.largest = max(self.largest, float(error.abs().max()))
+            self.largest = max(self.largest, float(torch.linalg.vector_norm(error, math.inf)))
 
     def _finite(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         both = torch.isfinite(one) & torch.isfinite(other)
