@@ -96,3 +96,43 @@ def _is_pure(node: Node) -> bool:
         return False
     tags = getattr(node.target, "tags", ())
     return torch.Tag.nondeterministic_seeded not in tags
+
+
+def drop_assertions(model: QuantGraphModule, constants: Constants) -> bool:
+    """Erase what export asserts of constants, and what is computed for that only.
+
+    It holds, and would keep the constants in the module.
+
+    Args:
+        model: its graph is changed in place.
+        constants: those of the graph.
+
+    Returns:
+        Whether there was any.
+    """
+    found = [
+        node
+        for node in model.graph.nodes
+        if ops.is_op(node, ops.ASSERT_METADATA)
+        and all(constants.is_constant(n) for n in node.all_input_nodes)
+    ]
+    for node in found:
+        read = node.all_input_nodes
+        model.graph.erase_node(node)
+        erase_unread(read)
+    return bool(found)
+
+
+def erase_unread(nodes: list[Node]) -> None:
+    """Erase operators that nobody reads, and then those that only they read.
+
+    Args:
+        nodes: where to look; pure operators, or constants, which stay.
+    """
+    waiting = list(nodes)
+    while waiting:
+        at = waiting.pop()
+        if at.op != "call_function" or at.users or at._erased:
+            continue
+        waiting.extend(at.all_input_nodes)
+        at.graph.erase_node(at)

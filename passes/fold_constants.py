@@ -20,7 +20,7 @@ from pt2q.graph import (
 )
 from pt2q.module import QuantGraphModule
 from pt2q.numerics import quantize
-from pt2q.passes.constants import Constants
+from pt2q.passes.constants import Constants, drop_assertions
 from pt2q.spec import CAST_DTYPES
 
 
@@ -37,7 +37,7 @@ class FoldQuantizedConstants:
     def __call__(self, model: QuantGraphModule) -> bool:
         """Fold; returns whether anything was."""
         constants = Constants(model)
-        erased = _drop_assertions(model, constants)
+        erased = drop_assertions(model, constants)
         found = [
             n
             for n in model.graph.nodes
@@ -47,19 +47,6 @@ class FoldQuantizedConstants:
         for node in found:
             folder.fold(node)
         return bool(found or erased)
-
-
-def _drop_assertions(model: QuantGraphModule, constants: Constants) -> bool:
-    """Erase what export asserts of constants: it holds, and would keep them in the module."""
-    found = [
-        node
-        for node in model.graph.nodes
-        if ops.is_op(node, ops.ASSERT_METADATA)
-        and all(constants.is_constant(n) for n in node.all_input_nodes)
-    ]
-    for node in found:
-        model.graph.erase_node(node)
-    return bool(found)
 
 
 _CAST = frozenset({ops.TO_DTYPE})

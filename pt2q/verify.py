@@ -319,11 +319,17 @@ def _metadata(model: GraphModule) -> Found:
     calls = [n for n in model.graph.nodes if n.op in ("call_function", "call_module")]
     general, inserted = _recorded_keys(model, calls)
     for node in calls:
-        if "val" not in node.meta:
+        if "val" not in node.meta and _gives_something(node):
             yield node.name, "has no recorded value"
         for key in inserted if _is_inserted(model, node) else general:
             if not node.meta.get(key) and _near_calls(node):
                 yield node.name, f"has no {key}"
+
+
+def _gives_something(node: Node) -> bool:
+    """Assertions give nothing, and export records nothing for some of them."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or bool(schema.returns)
 
 
 def _recorded_keys(model: GraphModule, calls: list[Node]) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from pt2q.control_flow import is_control_flow, named_graph_modules
 from pt2q.graph import annotation_of, is_float_tensor, module_path
 from pt2q.ops import DROPOUT, GETITEM, SHAPE, is_mutating, is_op
 from pt2q.quantizers.annotate import carried_from
+from pt2q.passes.computed_weights import ComposeLinear, FoldComputedWeights
 from pt2q.quantizers.config import QuantizationConfig
 from pt2q.quantizers.decompositions import Decompositions, why_not_decomposed
 from pt2q.quantizers.masks import MaskFinder
@@ -143,8 +144,11 @@ class TableQuantizer(Quantizer):
     # ------------------------------------------------------------ annotation
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Take operators apart; see `set_decompositions`."""
-        if any([step(model) for step in self.decompositions.passes()]):
+        """Take operators apart (see `set_decompositions`), and make weights constants."""
+        steps = [*self.decompositions.passes(), ComposeLinear(self.selection.stated_operators())]
+        if not any(getattr(c, "is_qat", False) for c in self.selection.configs()):
+            steps.append(FoldComputedWeights())
+        if any([step(model) for step in steps]):
             model.recompile()
         return model
 

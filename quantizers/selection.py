@@ -161,6 +161,10 @@ class Selection(Generic[C]):
 
         Returns:
             A choice per ``call_function`` node. Warns, by name, about statements that match none.
+    def stated_operators(self) -> frozenset[Target]:
+        """The operators that some statement names."""
+        return frozenset().union(*(e.targets for e in self.by_operator))
+
         """
         resolver = _Resolver(self, self._global_config())
         nodes = (node for graph in graphs for node in graph.nodes)

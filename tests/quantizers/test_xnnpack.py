@@ -102,7 +102,7 @@ FLOAT: dict[str, tuple[Callable[..., Any], tuple[nn.Module, ...], Tensor, str]] 
     "conv3d": (lambda m, x: m[0](x), (nn.Conv3d(2, 2, 1),), torch.randn(1, 2, 3, 3, 3), "3d"),
     "no batch": (lambda m, x: m[0](x), (conv(),), image(4), "no batch dimension"),
     "computed weight": (
-        lambda m, x: F.linear(x, m[0].weight * 2),
+        lambda m, x: F.linear(x, m[0].weight * x.mean()),
         (nn.Linear(8, 8),),
         image(),
         "its weight is computed",

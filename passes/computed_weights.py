@@ -1,0 +1,189 @@
+"""Give operators their weights as constants, where the graph computes them from constants.
+
+Decomposed programs multiply by a transposed weight, models cast half-precision weights, slice fused
+ones or normalize them by parametrization. Backends want a weight that is a constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from pt2q import ops
+from pt2q.graph import (
+    Names,
+    copy_meta,
+    fake_constant,
+    is_constant,
+    is_float_tensor,
+    is_parameter,
+    is_persistent,
+    set_constant,
+    value_of,
+)
+from pt2q.module import QuantGraphModule
+from pt2q.passes.constants import Constants, drop_assertions, erase_unread
+
+PASS_NAME = "pt2q.computed_weights"
+
+
+@dataclass(frozen=True)
+class ComposeLinear:
+    """Write ``addmm(bias, x, w.t())``, ``mm(x, w.t())`` and ``x @ w.t()`` as the linear they are.
+
+    Decompositions make the former of the latter. The weight stays the constant that it is, so this
+    is done in training, too.
+
+    Args:
+        keep: operators that stay as they are.
+    """
+
+    keep: frozenset[ops.Target] = frozenset()
+
+    def __call__(self, model: GraphModule) -> bool:
+        """Rewrite in place; returns whether anything was."""
+        return any([self._rewrite(node) for node in list(model.graph.nodes)])
+
+    def _rewrite(self, node: Node) -> bool:
+        found = None if node.target in self.keep else _linear_arguments(node)
+        if found is None:
+            return False
+        *_, transposed = node.all_input_nodes
+        node.target, node.args, node.kwargs = ops.aten.linear.default, found, {}
+        if not transposed.users:
+            transposed.graph.erase_node(transposed)
+        return True
+
+
+def _linear_arguments(node: Node) -> tuple[Node, Node, Node | None] | None:
+    """``(x, weight, bias)`` of a product with a transposed constant, or None."""
+    if ops.is_op(node, ops.ADDMM):
+        if ops.argument(node, "alpha") != 1 or ops.argument(node, "beta") != 1:
+            return None
+        bias, x, factor = node.args[:3]
+    elif ops.is_op(node, ops.MM | ops.MATMUL):
+        (x, factor), bias = node.args[:2], None
+    else:
+        return None
+    weight = _transposed_constant(factor)
+    if weight is None or not isinstance(x, Node) or value_of(x).dim() < 2:
+        return None
+    if bias is None:
+        return x, weight, None
+    sizes = value_of(bias).shape
+    fits = isinstance(bias, Node) and tuple(sizes) == (value_of(weight).shape[0],)
+    return (x, weight, bias) if fits and isinstance(bias, Node) else None
+
+
+def _transposed_constant(factor: Any) -> Node | None:
+    if not isinstance(factor, Node) or factor.op != "call_function":
+        return None
+    source = factor.args[0] if factor.args else None
+    if not isinstance(source, Node) or not is_constant(source) or not is_float_tensor(source):
+        return None
+    rank = int(value_of(source).dim())
+    return source if rank == 2 and ops.permutation(factor, rank) == [1, 0] else None
+
+
+@dataclass(frozen=True)
+class FoldComputedWeights:
+    """Compute weights and biases that depend on constants only, once, here.
+
+    Not for training: a weight that is computed from parameters is trained through them.
+    """
+
+    def __call__(self, model: GraphModule) -> bool:
+        """Fold in place; returns whether anything was."""
+        if not isinstance(model, QuantGraphModule):
+            return False
+        wanted = [
+            operand
+            for node in model.graph.nodes
+            for operand in _weights(node)
+            if operand.op == "call_function" and is_float_tensor(operand)
+        ]
+        if not wanted:
+            return False
+        folder = _Folder(model)
+        folded = [operand for operand in dict.fromkeys(wanted) if folder.fold(operand)]
+        if folded:
+            drop_assertions(model, folder.constants)
+            known = (n for n in model.graph.nodes if folder.constants.is_constant(n))
+            erase_unread([n for n in known if not n.users])
+        return bool(folded)
+
+
+def _weights(node: Node) -> list[Node]:
+    """What an operator reads as its weight and its bias."""
+    if ops.is_op(node, ops.CONV | ops.CONV_GENERIC | ops.LINEAR):
+        names: tuple[str, ...] = ("weight", "bias")
+    elif ops.is_op(node, ops.ADDMM):
+        names = ("mat2", "self")
+    elif ops.is_op(node, ops.MM | ops.MATMUL):
+        names = ("mat2",) if ops.is_op(node, ops.MM) else ("other",)
+    else:
+        return []
+    found = [ops.argument(node, name) for name in names]
+    return [operand for operand in found if isinstance(operand, Node)]
+
+
+class _Folder:
+    def __init__(self, model: QuantGraphModule) -> None:
+        self.model = model
+        self.constants = Constants(model)
+        self.names = Names.of(model)
+        self.stored: dict[Any, str] = {}
+
+    def fold(self, node: Node) -> bool:
+        if not self.constants.is_constant(node):
+            return False
+        key = _computation(node)
+        if key not in self.stored:
+            self.stored[key] = self._store(node)
+        with self.model.graph.inserting_before(node):
+            new = self.model.graph.get_attr(self.stored[key])
+        value = value_of(node)
+        copy_meta(new, node, PASS_NAME, fake_constant(self._value(self.stored[key]), value))
+        node.replace_all_uses_with(new)
+        return True
+
+    def _store(self, node: Node) -> str:
+        base = _first_constant(node)
+        target = self.names.fresh(f"{base or node.name}_computed")
+        value = self.constants.value(node).detach().clone().contiguous()
+        if base is not None and is_parameter(self.model, base):
+            value = nn.Parameter(value)
+        persistent = base is None or is_persistent(self.model, base)
+        set_constant(self.model, target, value, persistent=persistent)
+        return target
+
+    def _value(self, target: str) -> Any:
+        found: Any = self.model
+        for part in target.split("."):
+            found = getattr(found, part)
+        return found
+
+
+def _computation(node: Any) -> Any:
+    """Equal for nodes that compute the same from the same constants."""
+    if node.op == "get_attr":
+        return str(node.target)
+    args = map_arg((node.args, tuple(node.kwargs.items())), lambda n: _Key(_computation(n)))
+    return node.target, repr(args)
+
+
+@dataclass(frozen=True)
+class _Key:
+    of: Any
+
+
+def _first_constant(node: Node) -> str | None:
+    """The name of the constant that a chain starts from, seen through first operands."""
+    at = node
+    while at.op == "call_function" and at.all_input_nodes:
+        at = at.all_input_nodes[0]
+    return str(at.target) if is_constant(at) else None
