@@ -35,6 +35,7 @@ pytestmark = [
 
 # What a handful of values lose differs from what they lose on average.
 TOLERANCE = 6.0
+MORE_DRAWS = 4
 EXACT = 110.0  # nothing is quantized on the way to a result; float32 rounds
 BATCHES = 4
 Error: TypeAlias = Callable[[Tensor], Tensor]
@@ -150,21 +151,38 @@ def check(recipe: Recipe, quantizer: Quantizer) -> None:
         value = run(copy.deepcopy(done), recipe)
         if is_static(ready):
             assert_same(run(restored(with_errors(ready, None), start), recipe), value, 1e-5)
-        within(expected, value, bounds(ready, recipe, start, 0.5), recipe)
+        within(expected, value, lambda: bounds(ready, recipe, start, 0.5), recipe)
         again = torch.export.export(copy.deepcopy(done), recipe.inputs())
         assert_same(run(again.module(), recipe), value)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReferenceIncompleteWarning)
             integers = convert_pt2e(ready, use_reference_representation=True)
         assert_values_match(integers, recipe.inputs())
-        within(expected, run(integers, recipe), bounds(ready, recipe, start, 1.5), recipe)
+        value = run(integers, recipe)
+        within(expected, value, lambda: bounds(ready, recipe, start, 1.5), recipe)
 
 
-def within(expected: list[Tensor], found: list[Tensor], least: list[float], recipe: Recipe) -> None:
-    for one, other, bound in zip(expected, found, least, strict=True):
-        assert bool(torch.isfinite(other).all())
-        if float(one.abs().max()) > 1e-3:
-            assert float(sqnr(one, other)) > min(bound, EXACT) - TOLERANCE, (bound, recipe)
+def within(
+    expected: list[Tensor], found: list[Tensor], draw: Callable[[], list[float]], recipe: Recipe
+) -> None:
+    """Results are as good as the worst of some draws of errors, or of many where they are not."""
+    assert all(bool(torch.isfinite(other).all()) for other in found)
+    least = draw()
+    for _ in range(MORE_DRAWS):
+        if not below(expected, found, least):
+            return
+        least = [min(pair) for pair in zip(least, draw(), strict=True)]
+    assert not below(expected, found, least), (least, recipe)
+
+
+def below(expected: list[Tensor], found: list[Tensor], least: list[float]) -> list[int]:
+    """Which results are worse than their bounds allow."""
+    return [
+        at
+        for at, (one, other, bound) in enumerate(zip(expected, found, least, strict=True))
+        if float(one.abs().max()) > 1e-3
+        and float(sqnr(one, other)) <= min(bound, EXACT) - TOLERANCE
+    ]
 
 
 def check_noop(recipe: Recipe) -> None:
@@ -199,6 +217,25 @@ def test_each_kind_of_step_alone(kind: str, number: int) -> None:
 @given(recipe=recipes(), number=st.integers(0, 999))
 def test_random_graphs(recipe: Recipe, number: int) -> None:
     check(recipe, quantizer_of(number))
+
+
+# Six draws of errors came out between 87 and 95 dB on one of these results, and all above 93 once.
+FEW_VALUES = Recipe(
+    (
+        Step("tied", 3, 2, 6),
+        Step("softmax", 6, 4, 4),
+        Step("pool", 5, 3, 2),
+        Step("tied", 3, 2, 6),
+        Step("pointwise", 2, 4, 6),
+        Step("attention", 4, 5, 1),
+    ),
+    outputs=3,
+    seed=4,
+)
+
+
+def test_a_bound_of_few_values_is_drawn_often_enough() -> None:
+    check(FEW_VALUES, quantizer_of(67122))
 
 
 @FEW
