@@ -13,8 +13,8 @@ from typing_extensions import Self
 from pt2q.control_flow import is_control_flow, named_graph_modules
 from pt2q.graph import annotation_of, is_float_tensor, module_path
 from pt2q.ops import DROPOUT, GETITEM, SHAPE, is_mutating, is_op
-from pt2q.quantizers.annotate import carried_from
 from pt2q.passes.computed_weights import ComposeLinear, FoldComputedWeights
+from pt2q.quantizers.annotate import carried_from
 from pt2q.quantizers.config import QuantizationConfig
 from pt2q.quantizers.decompositions import Decompositions, why_not_decomposed
 from pt2q.quantizers.masks import MaskFinder

@@ -146,6 +146,10 @@ class Selection(Generic[C]):
         given.append(self._global_config())
         return tuple(dict.fromkeys(c for c in given if c is not None))
 
+    def stated_operators(self) -> frozenset[Target]:
+        """The operators that some statement names."""
+        return frozenset().union(*(e.targets for e in self.by_operator))
+
     def _global_config(self) -> C | None:
         if self.has_everywhere:
             return self.everywhere
@@ -161,10 +165,6 @@ class Selection(Generic[C]):
 
         Returns:
             A choice per ``call_function`` node. Warns, by name, about statements that match none.
-    def stated_operators(self) -> frozenset[Target]:
-        """The operators that some statement names."""
-        return frozenset().union(*(e.targets for e in self.by_operator))
-
         """
         resolver = _Resolver(self, self._global_config())
         nodes = (node for graph in graphs for node in graph.nodes)
