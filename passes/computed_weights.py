@@ -72,11 +72,10 @@ def _linear_arguments(node: Node) -> tuple[Node, Node, Node | None] | None:
     weight = _transposed_constant(factor)
     if weight is None or not isinstance(x, Node) or value_of(x).dim() < 2:
         return None
-    if bias is None:
+    if not isinstance(bias, Node):
         return x, weight, None
-    sizes = value_of(bias).shape
-    fits = isinstance(bias, Node) and tuple(sizes) == (value_of(weight).shape[0],)
-    return (x, weight, bias) if fits and isinstance(bias, Node) else None
+    fits = tuple(value_of(bias).shape) == (value_of(weight).shape[0],)
+    return (x, weight, bias) if fits else None
 
 
 def _transposed_constant(factor: Any) -> Node | None:
@@ -168,17 +167,19 @@ class _Folder:
         return found
 
 
-def _computation(node: Any) -> Any:
+def _computation(node: Node) -> Any:
     """Equal for nodes that compute the same from the same constants."""
     if node.op == "get_attr":
         return str(node.target)
-    args = map_arg((node.args, tuple(node.kwargs.items())), lambda n: _Key(_computation(n)))
-    return node.target, repr(args)
+    literals = map_arg((node.args, node.kwargs), lambda n: None)
+    return node.target, repr(literals), tuple(map(_computation, _operands(node)))
 
 
-@dataclass(frozen=True)
-class _Key:
-    of: Any
+def _operands(node: Node) -> list[Node]:
+    """What a call reads, in order, once for each time."""
+    found: list[Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
 
 
 def _first_constant(node: Node) -> str | None:

@@ -514,7 +514,7 @@ def _rebuild(
 
 def _held_tensors(model: QuantGraphModule) -> list[torch.Tensor]:
     """Parameters, buffers and the noted values of written ones, in the order of their names."""
-    held = dict(model.named_parameters(remove_duplicate=False))
+    held: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     held.update(model.named_buffers(remove_duplicate=False))
     noted = model.record.facts.get("state", {})
     return [held[name] for name in sorted(held)] + [noted[name] for name in sorted(noted)]

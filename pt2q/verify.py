@@ -358,7 +358,7 @@ def _is_from_export(node: Node) -> bool:
     Export says of no operator inside a body of control flow where it comes from: there only what
     passes made for such an operator has a ``from_node``.
     """
-    sources = node.meta.get("from_node")
+    sources: Any = node.meta.get("from_node")
     if not sources:
         return False
     while sources[-1].from_node:

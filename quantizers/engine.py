@@ -145,7 +145,8 @@ class TableQuantizer(Quantizer):
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Take operators apart (see `set_decompositions`), and make weights constants."""
-        steps = [*self.decompositions.passes(), ComposeLinear(self.selection.stated_operators())]
+        steps = self.decompositions.passes()
+        steps.append(ComposeLinear(self.selection.stated_operators()))
         if not any(getattr(c, "is_qat", False) for c in self.selection.configs()):
             steps.append(FoldComputedWeights())
         if any([step(model) for step in steps]):
