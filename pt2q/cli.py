@@ -143,6 +143,7 @@ def quantize(
     chosen.quantizer()
     ensure_writable(out)
     _check_suffix(out, BACKENDS[chosen.backend])
+    _check_apart(out, model, calibration, recipe)
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
     show = _print_report if report else None
@@ -232,6 +233,14 @@ def _check_suffix(out: Path, backend: Backend) -> None:
             f"{backend.name} reads {backend.suffix} files: write {out.with_suffix(backend.suffix)}"
             f", not {out}"
         )
+
+
+def _check_apart(out: Path, *read: Path | None) -> None:
+    """A package has the suffix of the exported program that it is made from."""
+    from pt2q.errors import DataError
+
+    if any(path is not None and path.resolve() == out.resolve() for path in read):
+        raise DataError(f"{out} is read by this command: write to another file")
 
 
 recipes = typer.Typer(no_args_is_help=True, help="Write down how to quantize, as a file.")

@@ -434,6 +434,7 @@ def test_command_line_mistakes(capfd, folder, tmp_path) -> None:
             r"is for x86, not for xnnpack: leave --backend out",
         ),
         (("-o", tmp_path / "a.onnx", "--backend", "tensorrt", "--dynamic"), "does not run mode"),
+        (("-o", folder / "x" / ".." / "net.pt2", "--backend", "x86"), "read by this command"),
     ]
     for args, message in cases:
         code, text, err = quantize(capfd, folder, *args)
