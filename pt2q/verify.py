@@ -348,8 +348,8 @@ def _recorded_keys(model: GraphModule, calls: list[Node]) -> tuple[list[str], li
 
 
 def _is_made_by_passes(node: Node) -> bool:
-    sources = node.meta.get("from_node")
-    return bool(sources) and str(sources[-1].pass_name).startswith(OWN_PASSES)
+    sources: Any = node.meta.get("from_node") or ()
+    return len(sources) > 0 and str(sources[-1].pass_name).startswith(OWN_PASSES)
 
 
 def _is_from_export(node: Node) -> bool:
