@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from typing_extensions import Self
 
 from pt2q.control_flow import is_control_flow, named_graph_modules
+from pt2q.errors import SpecError
 from pt2q.graph import annotation_of, is_float_tensor, module_path
 from pt2q.ops import DROPOUT, GETITEM, SHAPE, is_mutating, is_op
 from pt2q.passes.computed_weights import ComposeLinear, FoldComputedWeights
@@ -40,14 +41,14 @@ class TableQuantizer(Quantizer):
     decompositions = Decompositions()
 
     def __init__(self, default: QuantizationConfig | None = None) -> None:
-        self.selection: Selection[QuantizationConfig] = Selection(default)
+        self.selection: Selection[QuantizationConfig] = Selection(_config(default))
         self._report = Report()
 
     # ------------------------------------------------------------ what the user says
 
     def set_global(self, quantization_config: QuantizationConfig | None) -> Self:
         """Use a configuration wherever nothing more specific is said; None: float."""
-        self.selection.set_global(quantization_config)
+        self.selection.set_global(_config(quantization_config))
         return self
 
     def set_module_name(
@@ -63,7 +64,7 @@ class TableQuantizer(Quantizer):
         Raises:
             SpecError: the name is empty.
         """
-        self.selection.set_module_name(module_name, quantization_config)
+        self.selection.set_module_name(module_name, _config(quantization_config))
         return self
 
     def set_module_type(
@@ -75,7 +76,7 @@ class TableQuantizer(Quantizer):
             module_type: the class, or its qualified name.
             quantization_config: what to use.
         """
-        self.selection.set_module_type(module_type, quantization_config)
+        self.selection.set_module_type(module_type, _config(quantization_config))
         return self
 
     def set_operator_type(
@@ -91,11 +92,13 @@ class TableQuantizer(Quantizer):
         Raises:
             SpecError: it is no operator.
         """
-        self.selection.set_operator_type(operator_type, quantization_config)
+        self.selection.set_operator_type(operator_type, _config(quantization_config))
         return self
 
     def set_filter_function(self, filter_fn: NodeFilter | None) -> Self:
         """Leave in float every node for which a function returns False; None: no filter."""
+        if filter_fn is not None and not callable(filter_fn):
+            raise SpecError(f"set_filter_function takes a function of a node, found {filter_fn!r}")
         self.selection.node_filter = filter_fn
         return self
 
@@ -172,6 +175,17 @@ class TableQuantizer(Quantizer):
     def report(self) -> Report:
         """The decisions of the last `annotate`, node by node."""
         return self._report
+
+
+def _config(given: Any) -> QuantizationConfig | None:
+    """What a user gave as a configuration, checked."""
+    if given is None or isinstance(given, QuantizationConfig):
+        return given
+    kind = f"{type(given).__module__}.{type(given).__qualname__}"
+    raise SpecError(
+        f"expected a pt2q.quantizers.QuantizationConfig, such as "
+        f"get_symmetric_quantization_config() gives, or None for float; found {kind}: {given!r}"
+    )
 
 
 class _Run:

@@ -68,6 +68,10 @@ def type_name(module_type: type | str) -> str:
     return f"{module_type.__module__}.{module_type.__qualname__}"
 
 
+def _is_module_class(given: object) -> bool:
+    return isinstance(given, type) and issubclass(given, torch.nn.Module)
+
+
 def path_prefixes(path: str) -> Iterator[str]:
     """``a.b.c``, ``a.b``, ``a``: a module and those that hold it, the root left out."""
     while path:
@@ -115,12 +119,23 @@ class Selection(Generic[C]):
         Raises:
             SpecError: the name is empty.
         """
+        if not isinstance(name, str):
+            raise SpecError(f"set_module_name: a module is named by a string, found {name!r}")
         if not name:
             raise SpecError("set_module_name: the root has no name; use set_global for all of it")
         self.by_name[name] = config
 
     def set_module_type(self, module_type: type | str, config: C | None) -> None:
-        """Say how to quantize all modules of a class and what they hold."""
+        """Say how to quantize all modules of a class and what they hold.
+
+        Raises:
+            SpecError: this is no class of modules, and no name.
+        """
+        if not isinstance(module_type, str) and not _is_module_class(module_type):
+            raise SpecError(
+                f"set_module_type: give a class of modules or its name, found {module_type!r}; "
+                "an operator goes to set_operator_type, one module to set_module_name"
+            )
         self.by_type[type_name(module_type)] = config
 
     def set_operator_type(self, operator_type: Any, config: C | None) -> None:

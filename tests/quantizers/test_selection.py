@@ -202,3 +202,20 @@ def test_a_name_wins_over_a_pattern_and_the_last_pattern_over_the_first() -> Non
 def test_a_pattern_that_matches_nothing_warns() -> None:
     with pytest.warns(UnmatchedRuleWarning, match=r"module name 'block\.\*\.norm'"):
         report(XNNPACKQuantizer().set_module_name("block.*.norm", None))
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        (lambda q: q.set_global("int8"), "expected a pt2q.quantizers.QuantizationConfig.*str"),
+        (lambda q: q.set_module_name("a", object()), "expected a pt2q.quantizers"),
+        (lambda q: q.set_module_name(3, None), "named by a string, found 3"),
+        (lambda q: q.set_module_type(nn.Linear(2, 2), None), "set_module_type: give a class"),
+        (lambda q: q.set_module_type(torch.ops.aten.linear, None), "goes to set_operator_type"),
+        (lambda q: q.set_filter_function(3), "takes a function of a node, found 3"),
+        (lambda q: XNNPACKQuantizer("int8"), "expected a pt2q.quantizers"),
+    ],
+)
+def test_statements_are_checked_where_they_are_made(state, message) -> None:
+    with pytest.raises(SpecError, match=message):
+        state(XNNPACKQuantizer())
