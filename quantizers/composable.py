@@ -145,7 +145,9 @@ def _row(path: str, node: Node, name: str) -> Row:
     found = annotation_of(node)
     specs = [] if found is None else [*found.input_qspec_map.values(), found.output_qspec]
     # Specs of any origin: they are ours only after all have annotated.
-    dtypes = dict.fromkeys(str(s.dtype) for s in specs if hasattr(s, "dtype"))
+    dtypes = dict.fromkeys(
+        str(dtype) for s in specs if (dtype := getattr(s, "dtype", None)) is not None
+    )
     words = ("annotated", *(dtype.removeprefix("torch.") for dtype in dtypes))
     return Row(path + node.name, module_path(node), str(node.target), True, ", ".join(words), name)
 
