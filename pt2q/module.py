@@ -350,8 +350,30 @@ class InputCheck:
         if len(leaves) != len(self.names):
             return  # the module's own calling convention reports it
         for name, shape, leaf in zip(self.names, self.shapes, leaves, strict=True):
-            if shape is not None and isinstance(leaf, torch.Tensor):
-                _check_shape(name, shape, leaf)
+            if shape is None or not isinstance(leaf, torch.Tensor):
+                continue
+            fault = _shape_fault(name, shape, leaf)
+            if fault is not None and len(shape) == leaf.dim():
+                fault += self._way_out(module, args, kwargs)
+            if fault is not None:
+                raise InputShapeError(fault)
+
+    def _way_out(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> str:
+        """The ``dynamic_shapes`` with which this call would have been right.
+
+        torch wants all arguments in it, each with the structure of what is given for it.
+        """
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        axes = [_free_axes(shape, at) for shape, at in zip(self.shapes, leaves, strict=True)]
+        of_args, of_kwargs = pytree.tree_unflatten(axes, spec)
+        info = getattr(getattr(module, "graph", Graph())._codegen, "pytree_info", None)
+        names = info.orig_args if info is not None else self.names
+        wanted = {**dict(zip(names, of_args, strict=False)), **of_kwargs}
+        return (
+            ". Export it with that dimension dynamic:\n"
+            f"    torch.export.export(model, args, dynamic_shapes={wanted!r})\n"
+            "with example inputs whose size there is 2 or more, or call it with the exported size"
+        )
 
 
 def _static_shape(value: Any) -> tuple[int | None, ...] | None:
@@ -360,23 +382,44 @@ def _static_shape(value: Any) -> tuple[int | None, ...] | None:
     return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
-def _check_shape(name: str, shape: tuple[int | None, ...], leaf: torch.Tensor) -> None:
+def _shape_fault(name: str, shape: tuple[int | None, ...], leaf: torch.Tensor) -> str | None:
     if len(shape) != leaf.dim():
-        raise InputShapeError(
+        return (
             f"input {name!r} was exported with {len(shape)} dimensions, found shape "
             f"{tuple(leaf.shape)}"
         )
     for axis, (expected, found) in enumerate(zip(shape, leaf.shape, strict=True)):
-        # A symbolic size is being exported anew: comparing it would pin it to a constant.
-        if expected is None or not isinstance(found, int) or expected == found:
-            continue
-        raise InputShapeError(
-            f"input {name!r} was exported with size {expected} in dimension {axis}, found "
-            f"{found} (shape {tuple(leaf.shape)}). Export it with that dimension dynamic:\n"
-            f"    torch.export.export(model, args, dynamic_shapes="
-            f"{{{name!r}: {{{axis}: torch.export.Dim.AUTO}}}})\n"
-            "with example inputs whose size there is 2 or more, or call it with the exported size"
-        )
+        if _differs(expected, found):
+            return (
+                f"input {name!r} was exported with size {expected} in dimension {axis}, found "
+                f"{found} (shape {tuple(leaf.shape)})"
+            )
+    return None
+
+
+def _differs(expected: int | None, found: Any) -> bool:
+    # A symbolic size is being exported anew: comparing it would pin it to a constant.
+    return expected is not None and isinstance(found, int) and expected != found
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Dimensions of an input, printed as `torch.export` takes them."""
+
+    free: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        if not self.free:
+            return "None"
+        return f"{{{', '.join(f'{axis}: torch.export.Dim.AUTO' for axis in self.free)}}}"
+
+
+def _free_axes(shape: tuple[int | None, ...] | None, leaf: Any) -> _Axes:
+    """Those that were dynamic, and those whose size differs."""
+    if shape is None or not isinstance(leaf, torch.Tensor) or len(shape) != leaf.dim():
+        return _Axes(())
+    sizes = enumerate(zip(shape, leaf.shape, strict=True))
+    return _Axes(tuple(i for i, (size, at) in sizes if size is None or _differs(size, at)))
 
 
 # ------------------------------------------------------------------ pickling

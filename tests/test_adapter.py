@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e as peer_prepare
 import pt2q
 from pt2q import fake_quantize, observers, ops
 from pt2q.adapter import replacement_for, saw_data
-from pt2q.errors import AnnotationError, NoDataError
+from pt2q.errors import AnnotationError, NoDataError, NothingQuantizedWarning
 from pt2q.graph import is_float_tensor
 from pt2q.observers import ObserverConstructor
 
@@ -340,7 +340,9 @@ def test_a_transformation_may_read_constants_late() -> None:
 
     torch.manual_seed(0)
     net, x = Conv().train(), torch.randn(4, 4, 8, 8)
-    prepared = pt2q.prepare_qat_pt2e(torch.export.export(net, (x,)), Moving(output=False))
+    exported = torch.export.export(net, (x,))
+    with pytest.warns(NothingQuantizedWarning, match="no fake quantizers"):
+        prepared = pt2q.prepare_qat_pt2e(exported, Moving(output=False))
     prepared.graph.lint()
     prepared(x)
     pt2q.move_exported_model_to_eval(prepared)

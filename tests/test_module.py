@@ -77,6 +77,25 @@ def test_a_wrong_size_is_named_with_the_way_out() -> None:
             assert isinstance(caught.value, ValueError)
 
 
+def test_the_way_out_has_the_structure_that_export_wants() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, more: dict[str, Any], *, last: Tensor) -> Tensor:
+            return x + more["a"][0] + last
+
+    def inputs(batch: int) -> tuple[Any, ...]:
+        return torch.randn(batch, 4), {"a": [torch.randn(batch, 4)], "b": 3}
+
+    last = {"last": torch.randn(4)}
+    for model in both(Model(), inputs(1), kwargs=last):
+        with pytest.raises(InputShapeError) as caught:
+            model(*inputs(4), **last)
+        shown = str(caught.value).split("dynamic_shapes=")[1].splitlines()[0].removesuffix(")")
+        shapes = eval(shown, {"torch": torch})
+        assert shapes["more"] == {"a": [{0: Dim.AUTO}], "b": None} and shapes["last"] is None
+        again = torch.export.export(Model(), inputs(4), last, dynamic_shapes=shapes)
+        assert again.module()(*inputs(7), **last).shape == (7, 4)
+
+
 def test_the_way_out_works() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     shapes = {"input": {0: Dim.AUTO}}
