@@ -18,6 +18,7 @@ from pt2q.graph import (
     Names,
     copy_meta,
     fake_constant,
+    get_constant,
     is_constant,
     is_float_tensor,
     is_parameter,
@@ -26,7 +27,7 @@ from pt2q.graph import (
     value_of,
 )
 from pt2q.module import QuantGraphModule
-from pt2q.passes.constants import Constants, drop_assertions, erase_unread
+from pt2q.passes.constants import Constants, ancestors, drop_assertions, erase_unread
 
 PASS_NAME = "pt2q.computed_weights"
 
@@ -135,18 +136,20 @@ class _Folder:
         self.model = model
         self.constants = Constants(model)
         self.names = Names.of(model)
-        self.stored: dict[Any, str] = {}
+        self.stored: dict[int, str] = {}
+        self.numbers: dict[Any, int] = {}
+        self.number_of: dict[Node, int] = {}
 
     def fold(self, node: Node) -> bool:
         if not self.constants.is_constant(node):
             return False
-        key = _computation(node)
-        if key not in self.stored:
-            self.stored[key] = self._store(node)
+        number = self._number(node)
+        if number not in self.stored:
+            self.stored[number] = self._store(node)
         with self.model.graph.inserting_before(node):
-            new = self.model.graph.get_attr(self.stored[key])
-        value = value_of(node)
-        copy_meta(new, node, PASS_NAME, fake_constant(self._value(self.stored[key]), value))
+            new = self.model.graph.get_attr(self.stored[number])
+        value = fake_constant(get_constant(self.model, new), value_of(node))
+        copy_meta(new, node, PASS_NAME, value)
         node.replace_all_uses_with(new)
         return True
 
@@ -160,19 +163,15 @@ class _Folder:
         set_constant(self.model, target, value, persistent=persistent)
         return target
 
-    def _value(self, target: str) -> Any:
-        found: Any = self.model
-        for part in target.split("."):
-            found = getattr(found, part)
-        return found
-
-
-def _computation(node: Node) -> Any:
-    """Equal for nodes that compute the same from the same constants."""
-    if node.op == "get_attr":
-        return str(node.target)
-    literals = map_arg((node.args, node.kwargs), lambda n: None)
-    return node.target, repr(literals), tuple(map(_computation, _operands(node)))
+    def _number(self, node: Node) -> int:
+        """Equal for nodes that compute the same from the same constants."""
+        for step in ancestors(node):
+            if step not in self.number_of:
+                literals = repr(map_arg((step.args, step.kwargs), lambda n: None))
+                operands = tuple(self.number_of[n] for n in _operands(step))
+                key = (step.target, literals, operands)
+                self.number_of[step] = self.numbers.setdefault(key, len(self.numbers))
+        return self.number_of[node]
 
 
 def _operands(node: Node) -> list[Node]:

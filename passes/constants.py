@@ -59,7 +59,7 @@ class Constants:
             return self._evaluate(node, {})
 
     def _evaluate(self, node: Node, done: dict[Node, Any]) -> Any:
-        order = _ancestors(node)
+        order = ancestors(node)
         for step in order:
             done[step] = self._step(step, done)
         return done[node]
@@ -72,7 +72,7 @@ class Constants:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _ancestors(node: Node) -> list[Node]:
+def ancestors(node: Node) -> list[Node]:
     """The node and all it depends on, inputs first."""
     order: list[Node] = []
     seen: set[Node] = set()

@@ -315,11 +315,13 @@ class InputCheck:
         shapes: per input, the exported sizes, None where a size is dynamic; None for inputs
             that are not tensors.
         keywords: names of keyword inputs in the order they were exported.
+        arguments: names of the positional arguments, each of which may hold several inputs.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int | None, ...] | None, ...]
     keywords: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, graph: Graph) -> InputCheck:
@@ -328,10 +330,12 @@ class InputCheck:
         info = getattr(graph._codegen, "pytree_info", None)
         spec = getattr(info, "in_spec", None)
         keywords = tuple(spec.child(1).context or ()) if spec is not None else ()
+        names = tuple(str(n.target) for n in inputs)
         return cls(
-            tuple(str(n.target) for n in inputs),
+            names,
             tuple(_static_shape(n.meta.get("val")) for n in inputs),
             keywords,
+            names if info is None else tuple(info.orig_args),
         )
 
     def install(self, model: torch.nn.Module) -> None:
@@ -354,11 +358,11 @@ class InputCheck:
                 continue
             fault = _shape_fault(name, shape, leaf)
             if fault is not None and len(shape) == leaf.dim():
-                fault += self._way_out(module, args, kwargs)
+                fault += self._way_out(args, kwargs)
             if fault is not None:
                 raise InputShapeError(fault)
 
-    def _way_out(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> str:
+    def _way_out(self, args: Any, kwargs: dict[str, Any]) -> str:
         """The ``dynamic_shapes`` with which this call would have been right.
 
         torch wants all arguments in it, each with the structure of what is given for it.
@@ -366,9 +370,7 @@ class InputCheck:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         axes = [_free_axes(shape, at) for shape, at in zip(self.shapes, leaves, strict=True)]
         of_args, of_kwargs = pytree.tree_unflatten(axes, spec)
-        info = getattr(getattr(module, "graph", Graph())._codegen, "pytree_info", None)
-        names = info.orig_args if info is not None else self.names
-        wanted = {**dict(zip(names, of_args, strict=False)), **of_kwargs}
+        wanted = {**dict(zip(self.arguments, of_args, strict=False)), **of_kwargs}
         return (
             ". Export it with that dimension dynamic:\n"
             f"    torch.export.export(model, args, dynamic_shapes={wanted!r})\n"

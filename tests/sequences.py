@@ -10,21 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from graphs import Step
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHANNELS, LENGTH = 4, 6
-
-
-@dataclass(frozen=True)
-class Step:
-    """What it does, with which earlier values, and a number that varies it."""
-
-    kind: str
-    first: int
-    second: int
-    variant: int
 
 
 @dataclass(frozen=True)

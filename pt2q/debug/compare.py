@@ -567,4 +567,5 @@ def _in_type(wanted: Any, value: Any) -> Any:
 
 def _overlaps_itself(tensor: Tensor) -> bool:
     """Whether elements share memory, as those of an expanded tensor do."""
-    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride()))  # noqa: B905
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(stride == 0 and size > 1 for size, stride in sizes)
