@@ -26,7 +26,7 @@ from decoder import decode, decoder, prompt
 
 from pt2q import Quantizer, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.deploy.executorch import lower
-from pt2q.io import write_bytes
+from pt2q.files import write_bytes
 from pt2q.quantizers import (
     WeightQuantizer,
     XNNPACKQuantizer,

@@ -37,8 +37,8 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torchao.quantization.pt2e.observer import HistogramObserver as PeerObserver  # noqa: E402
 
-from pt2q.numerics import fake_quantize, sqnr  # noqa: E402
-from pt2q.observers import HistogramObserver, batched_qparams  # noqa: E402
+from pt2q.numerics.quantization import fake_quantize, sqnr  # noqa: E402
+from pt2q.observers.standard import HistogramObserver, batched_qparams  # noqa: E402
 
 RESULT = HERE / "results" / "observers.json"
 SIZES = ((64, 1), (64, 8), (1000, 1), (4096, 3), (20_000, 1), (100_000, 1), (100_000, 4),

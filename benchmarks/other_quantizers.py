@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import pt2q
-from pt2q import ops
+from pt2q.ir import ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.nets import NETS

@@ -1,11 +1,11 @@
 """The passes that prepare and convert are made of, one per file."""
 
 from pt2q.passes.base import Pass, run_passes, verified_passes
-from pt2q.passes.conv_bn_fold import FoldConvBatchNorm
-from pt2q.passes.conv_bn_qat_fold import FoldConvBatchNormQAT
-from pt2q.passes.conv_bn_qat_fuse import FuseConvBatchNormQAT
-from pt2q.passes.decompose_attention import DecomposeAttention
-from pt2q.passes.decompose_recurrent import DecomposeRecurrent
+from pt2q.passes.batch_norm.fold import FoldConvBatchNorm
+from pt2q.passes.batch_norm.qat_fold import FoldConvBatchNormQAT
+from pt2q.passes.batch_norm.qat_fuse import FuseConvBatchNormQAT
+from pt2q.passes.decompose.attention import DecomposeAttention
+from pt2q.passes.decompose.recurrent import DecomposeRecurrent
 from pt2q.passes.duplicate_dq import DuplicateDQPass
 from pt2q.passes.fold_constants import FoldQuantizedConstants
 from pt2q.passes.insert_observers import InsertObservers

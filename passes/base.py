@@ -14,11 +14,11 @@ from typing import Protocol
 from torch.fx import GraphModule
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pt2q.control_flow import graph_modules
 from pt2q.errors import GraphLawError
-from pt2q.graph import dump
-from pt2q.module import QuantGraphModule
-from pt2q.verify import ALWAYS, verify
+from pt2q.ir.control_flow import graph_modules
+from pt2q.ir.graph import dump
+from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.verify import ALWAYS, verify
 
 _verify: ContextVar[bool] = ContextVar("verify", default=False)
 

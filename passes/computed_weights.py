@@ -13,8 +13,9 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from pt2q import ops
-from pt2q.graph import (
+from pt2q.ir import ops
+from pt2q.ir.constants import Constants, ancestors, drop_assertions, erase_unread
+from pt2q.ir.graph import (
     Names,
     copy_meta,
     fake_constant,
@@ -26,8 +27,7 @@ from pt2q.graph import (
     set_constant,
     value_of,
 )
-from pt2q.module import QuantGraphModule
-from pt2q.passes.constants import Constants, ancestors, drop_assertions, erase_unread
+from pt2q.ir.module import QuantGraphModule
 
 PASS_NAME = "pt2q.computed_weights"
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from pt2q import ops
-from pt2q.graph import copy_meta, create_call
-from pt2q.module import QuantGraphModule
+from pt2q.ir import ops
+from pt2q.ir.graph import copy_meta, create_call
+from pt2q.ir.module import QuantGraphModule
 
 
 @dataclass(frozen=True)

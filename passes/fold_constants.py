@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from pt2q import ops
-from pt2q.graph import (
+from pt2q.ir import ops
+from pt2q.ir.constants import Constants, drop_assertions
+from pt2q.ir.graph import (
     Names,
     copy_meta,
     fake_constant,
@@ -18,10 +19,9 @@ from pt2q.graph import (
     set_constant,
     value_of,
 )
-from pt2q.module import QuantGraphModule
-from pt2q.numerics import quantize
-from pt2q.passes.constants import Constants, drop_assertions
-from pt2q.spec import CAST_DTYPES
+from pt2q.ir.module import QuantGraphModule
+from pt2q.numerics.quantization import quantize
+from pt2q.spec.specs import CAST_DTYPES
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from pt2q.adapter import is_foreign
-from pt2q.alias import StorageMap
-from pt2q.control_flow import graph_modules
-from pt2q.derived import DerivedObserver
 from pt2q.errors import AnnotationError
-from pt2q.graph import Names, copy_meta, create_call, edge_name, get_constant, is_constant
-from pt2q.module import QuantGraphModule
-from pt2q.observers import FixedQParamsObserver, ObserverBase
-from pt2q.plan import Group, Plan
-from pt2q.spec import (
+from pt2q.ir.control_flow import graph_modules
+from pt2q.ir.graph import Names, copy_meta, create_call, edge_name, get_constant, is_constant
+from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.storage import StorageMap
+from pt2q.observers.derived import DerivedObserver
+from pt2q.observers.foreign import is_foreign
+from pt2q.observers.standard import FixedQParamsObserver, ObserverBase
+from pt2q.spec.plan import Group, Plan
+from pt2q.spec.specs import (
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,
@@ -65,7 +65,7 @@ def _fixed(spec: FixedQParamsQuantizationSpec, is_qat: bool) -> Any:
     arguments = {"scale": spec.scale, "zero_point": spec.zero_point, **_given(spec)}
     if not is_qat:
         return FixedQParamsObserver(**arguments)
-    from pt2q.fake_quantize import FixedQParamsFakeQuantize  # only training needs it
+    from pt2q.observers.fake_quantize import FixedQParamsFakeQuantize  # only training needs it
 
     return FixedQParamsFakeQuantize(observer=FixedQParamsObserver, **arguments)
 

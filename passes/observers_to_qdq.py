@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import Node
 
-from pt2q import ops
-from pt2q.adapter import saw_data
-from pt2q.control_flow import named_graph_modules
 from pt2q.errors import AnnotationError, FlowError, NoDataError
-from pt2q.graph import (
+from pt2q.ir import ops
+from pt2q.ir.constants import Constants
+from pt2q.ir.control_flow import named_graph_modules
+from pt2q.ir.graph import (
     Names,
     copy_meta,
     create_call,
@@ -21,10 +21,10 @@ from pt2q.graph import (
     set_constant,
     value_of,
 )
-from pt2q.module import QuantGraphModule
-from pt2q.observers import HistogramObserver, NoopObserver, batched_qparams
-from pt2q.passes.constants import Constants
-from pt2q.spec import CAST_DTYPES, PER_CHANNEL_SCHEMES
+from pt2q.ir.module import QuantGraphModule
+from pt2q.observers.foreign import saw_data
+from pt2q.observers.standard import HistogramObserver, NoopObserver, batched_qparams
+from pt2q.spec.specs import CAST_DTYPES, PER_CHANNEL_SCHEMES
 
 PASS_NAME = "pt2q.observers_to_qdq"
 
@@ -160,7 +160,7 @@ def _require_data(found: list[tuple[str, Node, Any]]) -> None:
 
 
 def _module_hint(node: Node) -> str:
-    from pt2q.graph import module_path
+    from pt2q.ir.graph import module_path
 
     return module_path(node) or "name.of.module"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pt2q.module import QuantGraphModule
+from pt2q.ir.module import QuantGraphModule
 
 
 @dataclass(frozen=True)

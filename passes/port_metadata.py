@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from pt2q import ops
-from pt2q.module import QuantGraphModule
+from pt2q.ir import ops
+from pt2q.ir.module import QuantGraphModule
 
 PORTED = ("nn_module_stack", "stack_trace", "torch_fn", "custom")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pt2q.graph import inputs_of, value_of
-from pt2q.learnable import LearnableFakeQuantize
-from pt2q.module import QuantGraphModule
+from pt2q.ir.graph import inputs_of, value_of
+from pt2q.ir.module import QuantGraphModule
+from pt2q.observers.learnable import LearnableFakeQuantize
 
 
 @dataclass(frozen=True)

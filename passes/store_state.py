@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from pt2q import ops
-from pt2q.alias import StorageMap
-from pt2q.graph import (
+from pt2q.ir import ops
+from pt2q.ir.graph import (
     copy_meta,
     create_call,
     fake_like,
@@ -19,8 +18,9 @@ from pt2q.graph import (
     is_float_tensor,
     value_of,
 )
-from pt2q.module import QuantGraphModule
-from pt2q.numerics import quantize
+from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.storage import StorageMap
+from pt2q.numerics.quantization import quantize
 
 PASS_NAME = "pt2q.store_state"
 ORIGIN = "store_state"

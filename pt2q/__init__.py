@@ -10,7 +10,16 @@ from pt2q.debug import (
     prepare_for_propagation_comparison,
 )
 from pt2q.errors import Pt2qError, Pt2qWarning
-from pt2q.fake_quantize import (
+from pt2q.flow import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from pt2q.ir.modes import (
+    allow_exported_model_train_eval,
+    move_exported_model_to_eval,
+    move_exported_model_to_train,
+)
+from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.verify import VerifyReport, Violation, verify
+from pt2q.numerics.quantization import sqnr
+from pt2q.observers.fake_quantize import (
     FakeQuantize,
     FixedQParamsFakeQuantize,
     FusedMovingAvgObsFakeQuantize,
@@ -19,11 +28,8 @@ from pt2q.fake_quantize import (
     enable_fake_quant,
     enable_observer,
 )
-from pt2q.flow import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
-from pt2q.learnable import GroupFakeQuantize, LearnableFakeQuantize, enable_learning
-from pt2q.module import QuantGraphModule
-from pt2q.numerics import sqnr
-from pt2q.observers import (
+from pt2q.observers.learnable import GroupFakeQuantize, LearnableFakeQuantize, enable_learning
+from pt2q.observers.standard import (
     FixedQParamsObserver,
     HistogramObserver,
     MinMaxObserver,
@@ -34,12 +40,7 @@ from pt2q.observers import (
     PerChannelMinMaxObserver,
     PlaceholderObserver,
 )
-from pt2q.passes.train_eval import (
-    allow_exported_model_train_eval,
-    move_exported_model_to_eval,
-    move_exported_model_to_train,
-)
-from pt2q.spec import (
+from pt2q.spec.specs import (
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,
@@ -49,7 +50,6 @@ from pt2q.spec import (
     Quantizer,
     SharedQuantizationSpec,
 )
-from pt2q.verify import VerifyReport, Violation, verify
 
 __version__ = "0.1.0"
 

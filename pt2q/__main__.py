@@ -1,5 +1,5 @@
 """`python -m pt2q` is the same as `pt2q`."""
 
-from pt2q.cli import main
+from pt2q.app.cli import main
 
 main()

@@ -11,8 +11,6 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from pt2q.adapter import adopt_annotations
-from pt2q.control_flow import annotated_apart, boundary_links, graph_modules, named_graph_modules
 from pt2q.errors import (
     BatchNormNotFoldedWarning,
     FlowError,
@@ -20,7 +18,10 @@ from pt2q.errors import (
     NothingQuantizedWarning,
     ReferenceIncompleteWarning,
 )
-from pt2q.module import (
+from pt2q.ir.control_flow import annotated_apart, boundary_links, graph_modules, named_graph_modules
+from pt2q.ir.model_state import keep_state, restore_state
+from pt2q.ir.modes import switch_mode
+from pt2q.ir.module import (
     EXPORT_HINT,
     FlowRecord,
     QuantGraphModule,
@@ -29,11 +30,12 @@ from pt2q.module import (
     deferred_code,
     import_exported,
 )
+from pt2q.observers.foreign import adopt_annotations
 from pt2q.passes.base import Pass, run_passes
-from pt2q.passes.control_flow import CloseControlFlow, OpenControlFlow
-from pt2q.passes.conv_bn_fold import FoldConvBatchNorm
-from pt2q.passes.conv_bn_qat_fold import FoldConvBatchNormQAT
-from pt2q.passes.conv_bn_qat_fuse import FuseConvBatchNormQAT
+from pt2q.passes.batch_norm.fold import FoldConvBatchNorm
+from pt2q.passes.batch_norm.qat_fold import FoldConvBatchNormQAT
+from pt2q.passes.batch_norm.qat_fuse import FuseConvBatchNormQAT
+from pt2q.passes.bodies import CloseControlFlow, OpenControlFlow
 from pt2q.passes.duplicate_dq import DuplicateDQPass
 from pt2q.passes.fold_constants import FoldQuantizedConstants
 from pt2q.passes.insert_observers import InsertObservers
@@ -41,12 +43,10 @@ from pt2q.passes.observers_to_qdq import ObserversToQDQ
 from pt2q.passes.own_tensors import OwnTensors
 from pt2q.passes.port_metadata import PortNodeMetaForQDQ
 from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
-from pt2q.passes.reference import RewriteToReference
+from pt2q.passes.reference.rewrite import RewriteToReference
 from pt2q.passes.size_learned import SizeLearnedScales
-from pt2q.passes.train_eval import switch_mode
-from pt2q.plan import Plan, build_plan
-from pt2q.spec import Quantizer
-from pt2q.state import keep_state, restore_state
+from pt2q.spec.plan import Plan, build_plan
+from pt2q.spec.specs import Quantizer
 
 
 def prepare_pt2e(
@@ -321,7 +321,7 @@ def _warn_of_float(model: QuantGraphModule) -> None:
         lines = "\n".join(f"  {item}" for item in left)
         warnings.warn(
             f"{len(left)} quantized operator(s) stay in float in the reference representation:\n"
-            f"{lines}\nGive them a rule (pt2q.passes.reference_ops.reference_rule) or leave them "
+            f"{lines}\nGive them a rule (pt2q.passes.reference.reference_rule) or leave them "
             "unquantized",
             ReferenceIncompleteWarning,
             stacklevel=3,

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from pt2q.control_flow import annotated_apart, graph_modules, named_graph_modules
 from pt2q.errors import AnnotationError
-from pt2q.graph import annotation_of, module_path
-from pt2q.quantizers.report import Report, Row
-from pt2q.spec import EdgeOrNode, QuantizationAnnotation, Quantizer
+from pt2q.ir.control_flow import annotated_apart, graph_modules, named_graph_modules
+from pt2q.ir.graph import annotation_of, module_path
+from pt2q.quantizers.toolkit.report import Report, Row
+from pt2q.spec.specs import EdgeOrNode, QuantizationAnnotation, Quantizer
 
 _CALLS = ("transform_for_annotation", "annotate", "validate")
 

@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.errors import AnnotationError
-from pt2q.ops import (
+from pt2q.ir.ops import (
     ADAPTIVE_AVG_POOL,
     ADD,
     AVG_POOL,
@@ -43,8 +43,8 @@ from pt2q.ops import (
     UPSAMPLE_NEAREST,
     is_op,
 )
-from pt2q.quantizers import checks
-from pt2q.quantizers.annotate import (
+from pt2q.quantizers.toolkit import checks
+from pt2q.quantizers.toolkit.annotate import (
     annotate_chain_inputs,
     annotate_independent,
     annotate_joined,
@@ -52,20 +52,20 @@ from pt2q.quantizers.annotate import (
     annotate_with,
     set_annotation,
 )
-from pt2q.quantizers.bounds import bound_observers
-from pt2q.quantizers.config import (
+from pt2q.quantizers.toolkit.config import (
     EPS,
     QuantizationConfig,
     get_symmetric_quantization_config,
     per_channel_at,
 )
-from pt2q.quantizers.decompositions import Decompositions
-from pt2q.quantizers.engine import TableQuantizer
-from pt2q.quantizers.residual import Residual, residual_of, why_no_residual
-from pt2q.quantizers.roles import float_activations, roles_of
-from pt2q.quantizers.rules import Kind, Match, Rule
+from pt2q.quantizers.toolkit.decompositions import Decompositions
+from pt2q.quantizers.toolkit.engine import TableQuantizer
+from pt2q.quantizers.toolkit.fixed_ranges import bound_observers
+from pt2q.quantizers.toolkit.residual import Residual, residual_of, why_no_residual
+from pt2q.quantizers.toolkit.roles import float_activations, roles_of
+from pt2q.quantizers.toolkit.rules import Kind, Match, Rule
 from pt2q.quantizers.x86_inductor import get_default_x86_inductor_quantization_config
-from pt2q.spec import EdgeOrNode, QuantizationSpec, QuantizationSpecBase
+from pt2q.spec.specs import EdgeOrNode, QuantizationSpec, QuantizationSpecBase
 
 FUSED = RELU | RELU6 | HARDTANH
 CONVOLUTIONS = CONV1D | CONV2D | CONV3D
@@ -109,11 +109,11 @@ def get_tensorrt_quantization_config(is_qat: bool = False) -> QuantizationConfig
 
 
 def _symmetric_constructor(is_qat: bool) -> Any:
-    from pt2q.observers import HistogramObserver, MovingAverageMinMaxObserver
+    from pt2q.observers.standard import HistogramObserver, MovingAverageMinMaxObserver
 
     if not is_qat:
         return HistogramObserver.with_args(eps=EPS)
-    from pt2q.fake_quantize import FusedMovingAvgObsFakeQuantize
+    from pt2q.observers.fake_quantize import FusedMovingAvgObsFakeQuantize
 
     return FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=EPS)
 

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from typing_extensions import Self
 
 from pt2q.errors import AnnotationError
-from pt2q.ops import (
+from pt2q.ir.ops import (
     ADAPTIVE_AVG_POOL,
     ADD,
     ADDMM,
@@ -46,18 +46,18 @@ from pt2q.ops import (
     UPSAMPLE_NEAREST,
     is_op,
 )
-from pt2q.quantizers import checks
-from pt2q.quantizers.annotate import annotate_chain_inputs, annotate_joined, set_annotation
-from pt2q.quantizers.config import (
+from pt2q.quantizers.toolkit import checks
+from pt2q.quantizers.toolkit.annotate import annotate_chain_inputs, annotate_joined, set_annotation
+from pt2q.quantizers.toolkit.config import (
     EPS,
     QuantizationConfig,
     get_symmetric_quantization_config,
 )
-from pt2q.quantizers.engine import TableQuantizer
-from pt2q.quantizers.residual import residual_of, why_no_residual
-from pt2q.quantizers.roles import float_activations, roles_of
-from pt2q.quantizers.rules import Kind, Match, Rule
-from pt2q.spec import QuantizationSpec, QuantizationSpecBase
+from pt2q.quantizers.toolkit.engine import TableQuantizer
+from pt2q.quantizers.toolkit.residual import residual_of, why_no_residual
+from pt2q.quantizers.toolkit.roles import float_activations, roles_of
+from pt2q.quantizers.toolkit.rules import Kind, Match, Rule
+from pt2q.spec.specs import QuantizationSpec, QuantizationSpecBase
 
 CONV_FUSED = RELU | RELU6 | HARDTANH | HARDSWISH | SILU
 LINEAR_FUSED = RELU | GELU
@@ -88,7 +88,7 @@ def get_default_x86_inductor_quantization_config(
 
 
 def _activation_constructor(is_qat: bool, is_dynamic: bool) -> Any:
-    from pt2q.observers import (
+    from pt2q.observers.standard import (
         HistogramObserver,
         MovingAverageMinMaxObserver,
         PlaceholderObserver,
@@ -98,7 +98,7 @@ def _activation_constructor(is_qat: bool, is_dynamic: bool) -> Any:
         return PlaceholderObserver
     if not is_qat:
         return HistogramObserver.with_args(eps=EPS)
-    from pt2q.fake_quantize import FusedMovingAvgObsFakeQuantize
+    from pt2q.observers.fake_quantize import FusedMovingAvgObsFakeQuantize
 
     return FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=EPS)
 

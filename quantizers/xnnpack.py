@@ -16,8 +16,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.errors import AnnotationError
-from pt2q.graph import is_constant, value_of
-from pt2q.ops import (
+from pt2q.ir.graph import is_constant, value_of
+from pt2q.ir.ops import (
     ADAPTIVE_AVG_POOL2D,
     ADD,
     ADDMM,
@@ -56,27 +56,27 @@ from pt2q.ops import (
     argument,
     is_op,
 )
-from pt2q.quantizers import checks
-from pt2q.quantizers.annotate import (
+from pt2q.quantizers.toolkit import checks
+from pt2q.quantizers.toolkit.annotate import (
     annotate_carried,
     annotate_independent,
     annotate_joined,
     annotate_weighted,
     annotate_with,
 )
-from pt2q.quantizers.config import (
+from pt2q.quantizers.toolkit.config import (
     QuantizationConfig,
     dynamic_form,
     get_symmetric_quantization_config,
     per_channel_at,
     per_tensor,
 )
-from pt2q.quantizers.decompositions import Decompositions
-from pt2q.quantizers.engine import TableQuantizer
-from pt2q.quantizers.roles import float_activations, roles_of
-from pt2q.quantizers.rules import Check, Kind, Match, Rule
-from pt2q.quantizers.untie import untie_biases
-from pt2q.spec import QuantizationSpec
+from pt2q.quantizers.toolkit.decompositions import Decompositions
+from pt2q.quantizers.toolkit.engine import TableQuantizer
+from pt2q.quantizers.toolkit.roles import float_activations, roles_of
+from pt2q.quantizers.toolkit.rules import Check, Kind, Match, Rule
+from pt2q.quantizers.toolkit.shared_biases import untie_biases
+from pt2q.spec.specs import QuantizationSpec
 
 MAX_DIMENSIONS = 6
 FUSED = RELU | RELU6 | HARDTANH

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from pt2q import ops
-from pt2q.graph import dump
-from pt2q.module import QuantGraphModule
+from pt2q.ir import ops
+from pt2q.ir.graph import dump
+from pt2q.ir.module import QuantGraphModule
 
 GOLDEN = Path(__file__).parent / "golden"
 

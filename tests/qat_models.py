@@ -10,11 +10,14 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 import pt2q
-from pt2q import ops
-from pt2q.fake_quantize import FusedMovingAvgObsFakeQuantize
-from pt2q.module import QuantGraphModule
-from pt2q.observers import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
-from pt2q.spec import (
+from pt2q.ir import ops
+from pt2q.ir.module import QuantGraphModule
+from pt2q.observers.fake_quantize import FusedMovingAvgObsFakeQuantize
+from pt2q.observers.standard import (
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+)
+from pt2q.spec.specs import (
     QUANT_ANNOTATION_KEY,
     DerivedQuantizationSpec,
     QuantizationAnnotation,

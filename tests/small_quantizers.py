@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from pt2q import ops
-from pt2q.graph import is_float_tensor
-from pt2q.observers import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
-from pt2q.spec import (
+from pt2q.ir import ops
+from pt2q.ir.graph import is_float_tensor
+from pt2q.observers.standard import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
+from pt2q.spec.specs import (
     QUANT_ANNOTATION_KEY,
     QuantizationAnnotation,
     QuantizationSpec,

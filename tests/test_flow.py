@@ -53,7 +53,6 @@ from pt2q import (
     Quantizer,
     SharedQuantizationSpec,
     convert_pt2e,
-    ops,
     prepare_pt2e,
     prepare_qat_pt2e,
     sqnr,
@@ -65,10 +64,11 @@ from pt2q.errors import (
     NotExportedError,
     NothingQuantizedWarning,
 )
-from pt2q.graph import dump
+from pt2q.ir import ops
+from pt2q.ir.graph import dump
 from pt2q.passes import FoldQuantizedConstants, ObserversToQDQ, run_passes, verified_passes
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
-from pt2q.spec import QuantizationSpecBase
+from pt2q.spec.specs import QuantizationSpecBase
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 STATIC = torch.per_tensor_affine

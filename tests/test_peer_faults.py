@@ -31,12 +31,12 @@ from pt2q import (
     convert_pt2e,
     move_exported_model_to_eval,
     move_exported_model_to_train,
-    ops,
     prepare_pt2e,
     sqnr,
 )
 from pt2q.errors import NoDataError
-from pt2q.graph import is_float_tensor
+from pt2q.ir import ops
+from pt2q.ir.graph import is_float_tensor
 from pt2q.passes import verified_passes
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from pt2q import QuantGraphModule, Quantizer, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.errors import NothingQuantizedWarning, ReferenceIncompleteWarning
+from pt2q.ir.verify import verify
 from pt2q.passes import verified_passes
 from pt2q.quantizers import OnnxQDQQuantizer, XNNPACKQuantizer
-from pt2q.verify import verify
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The tensor attributes self"),

@@ -20,9 +20,6 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from pt2q import ops
-from pt2q.alias import StorageMap
-from pt2q.control_flow import named_graph_modules
 from pt2q.debug.identity import Key, Origin, handles_of, value_nodes
 from pt2q.debug.report import Comparison, ComparisonRow, Unmatched
 from pt2q.debug.rounding import (
@@ -39,10 +36,13 @@ from pt2q.debug.runner import Runner, load_state, own_copy, read_state
 from pt2q.debug.stats import Running, mismatch
 from pt2q.debug.weights import WeightRow, quantized_weights
 from pt2q.errors import ComparisonError
-from pt2q.graph import get_constant, module_path
-from pt2q.module import InputCheck, QuantGraphModule, Stage
-from pt2q.passes.reference import ReferenceReport
-from pt2q.passes.reference_ops.values import QParams
+from pt2q.ir import ops
+from pt2q.ir.control_flow import named_graph_modules
+from pt2q.ir.graph import get_constant, module_path
+from pt2q.ir.module import InputCheck, QuantGraphModule, Stage
+from pt2q.ir.storage import StorageMap
+from pt2q.passes.reference.rewrite import ReferenceReport
+from pt2q.passes.reference.values import QParams
 
 Place = tuple[str, Node]
 Model = ExportedProgram | GraphModule

@@ -17,10 +17,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from pt2q import ops
-from pt2q.control_flow import is_control_flow, named_graph_modules
 from pt2q.errors import NotExportedError
-from pt2q.graph import handle_of, origin_name, set_handle, value_of
+from pt2q.ir import ops
+from pt2q.ir.control_flow import is_control_flow, named_graph_modules
+from pt2q.ir.graph import handle_of, origin_name, set_handle, value_of
 
 # What belongs to the border of an operator, not to what it computes.
 BORDER = ops.QUANTIZE | ops.DEQUANTIZE | ops.CHOOSE_QPARAMS

@@ -15,14 +15,14 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from pt2q.control_flow import named_graph_modules
 from pt2q.debug.identity import Key, handles_of, value_nodes
 from pt2q.debug.runner import own_copy
 from pt2q.debug.stats import mismatch
 from pt2q.errors import ComparisonError
-from pt2q.graph import Names, copy_meta, create_call
-from pt2q.module import QuantGraphModule
-from pt2q.numerics import sqnr
+from pt2q.ir.control_flow import named_graph_modules
+from pt2q.ir.graph import Names, copy_meta, create_call
+from pt2q.ir.module import QuantGraphModule
+from pt2q.numerics.quantization import sqnr
 
 LOGGER_NAME = "numeric_debug_logger"
 Logged = tuple[str, object, list[Any]]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pt2q import ops
-from pt2q.alias import StorageMap
 from pt2q.debug.runner import moving_nodes
-from pt2q.graph import get_constant, is_constant
+from pt2q.ir import ops
+from pt2q.ir.graph import get_constant, is_constant
+from pt2q.ir.storage import StorageMap
 from pt2q.passes.observers_to_qdq import is_observer
-from pt2q.passes.reference_ops.values import QParams
+from pt2q.passes.reference.values import QParams
 
 Rounding = Callable[[Tensor], Tensor]
 MOST_LEVELS = 1 << 16  # of types whose used levels are counted

@@ -14,11 +14,12 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from pt2q.control_flow import graph_modules, named_graph_modules
 from pt2q.errors import NotExportedError
-from pt2q.fake_quantize import disable_observer
-from pt2q.graph import get_constant
-from pt2q.module import (
+from pt2q.ir.control_flow import graph_modules, named_graph_modules
+from pt2q.ir.graph import get_constant
+from pt2q.ir.model_state import keep_state
+from pt2q.ir.modes import switch_mode
+from pt2q.ir.module import (
     EXPORT_HINT,
     FlowRecord,
     QuantGraphModule,
@@ -26,10 +27,9 @@ from pt2q.module import (
     deferred_code,
     import_exported,
 )
+from pt2q.observers.fake_quantize import disable_observer
 from pt2q.passes.base import run_passes
-from pt2q.passes.control_flow import OpenControlFlow
-from pt2q.passes.train_eval import switch_mode
-from pt2q.state import keep_state
+from pt2q.passes.bodies import OpenControlFlow
 
 Visit = Callable[[str, int, Node, tuple[Any, ...], Any], Any]
 """Given the body's path, the number of its call, a node, its arguments and its value, returns the

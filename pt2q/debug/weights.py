@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from pt2q import ops
-from pt2q.control_flow import named_graph_modules
 from pt2q.debug.identity import Origin, value_nodes
 from pt2q.debug.rounding import is_rounding_module
 from pt2q.debug.stats import Error, Running, mismatch
-from pt2q.graph import get_constant, origin_name
-from pt2q.module import QuantGraphModule, copy_module, deferred_code
+from pt2q.ir import ops
+from pt2q.ir.constants import Constants
+from pt2q.ir.control_flow import named_graph_modules
+from pt2q.ir.graph import get_constant, origin_name
+from pt2q.ir.module import QuantGraphModule, copy_module, deferred_code
 from pt2q.passes.base import run_passes
-from pt2q.passes.constants import Constants
-from pt2q.passes.conv_bn_fold import FoldConvBatchNorm
+from pt2q.passes.batch_norm.fold import FoldConvBatchNorm
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from pt2q.errors import FlowError, NotExportedError
-from pt2q.module import EXPORT_HINT, QuantGraphModule, Stage
+from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage
 
 
 def refuse_prepared(model: object) -> None:

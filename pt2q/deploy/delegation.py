@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from pt2q import ops
+from pt2q.ir import ops
 
 # Compute that XNNPACK has int8 kernels for; one of these left to a portable kernel between
 # a dequantize and a quantize runs in float and is slower than the float program.

@@ -17,7 +17,6 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Graph
 
-from pt2q import ops
 from pt2q.deploy.converted import refuse_prepared
 from pt2q.deploy.delegation import Delegation, delegation_of
 from pt2q.deploy.quiet import first_line, quiet_python
@@ -29,9 +28,10 @@ from pt2q.deploy.runtime import (
     missing_executorch,
 )
 from pt2q.errors import LoweringError
-from pt2q.io import write_bytes
-from pt2q.module import QuantGraphModule, copy_module
-from pt2q.quantizers.untie import untie_biases
+from pt2q.files import write_bytes
+from pt2q.ir import ops
+from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.quantizers.toolkit.shared_biases import untie_biases
 
 __all__ = [
     "Delegation",

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from pt2q import ops
-from pt2q.graph import get_constant, is_constant, module_path
+from pt2q.ir import ops
+from pt2q.ir.graph import get_constant, is_constant, module_path
 
 QCONV = "onednn.qconv"
 QLINEAR = "onednn.qlinear"

@@ -31,8 +31,8 @@ from pt2q.deploy.fusion import FusionReport, KernelCall, kernel_calls, report_fu
 from pt2q.deploy.inductor_graph import for_inductor
 from pt2q.deploy.quiet import quiet_python
 from pt2q.errors import DataError, FlowError, InputShapeError, LoweringError
-from pt2q.io import SaveError, ensure_writable
-from pt2q.module import InputCheck, QuantGraphModule
+from pt2q.files import SaveError, ensure_writable
+from pt2q.ir.module import InputCheck, QuantGraphModule
 
 CACHE_TAG = "pt2q"
 """Keeps what is compiled here apart, in Inductor's caches, from what is compiled without us."""

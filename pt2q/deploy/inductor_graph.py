@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from pt2q import ops
 from pt2q.errors import LoweringError
-from pt2q.graph import Names, copy_meta, fake_constant, get_constant, is_constant, set_constant
-from pt2q.module import QuantGraphModule, copy_module
+from pt2q.ir import ops
+from pt2q.ir.graph import Names, copy_meta, fake_constant, get_constant, is_constant, set_constant
+from pt2q.ir.module import QuantGraphModule, copy_module
 
 _WEIGHTED = ops.CONV | ops.LINEAR | ops.ADDMM | ops.MM
 _PER_TENSOR = ops.overloads(ops.qd.dequantize_per_tensor)

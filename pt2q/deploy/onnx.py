@@ -24,14 +24,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from pt2q import ops
 from pt2q.deploy.converted import require_graph
 from pt2q.deploy.quiet import quiet_python
 from pt2q.errors import DataError, InputShapeError, LoweringError, MissingDependencyError
-from pt2q.graph import copy_meta, fake_constant, get_constant, is_constant, set_constant
-from pt2q.io import SaveError, ensure_writable
-from pt2q.module import QuantGraphModule, copy_module
-from pt2q.spec import FLOAT8_DTYPES
+from pt2q.files import SaveError, ensure_writable
+from pt2q.ir import ops
+from pt2q.ir.graph import copy_meta, fake_constant, get_constant, is_constant, set_constant
+from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.spec.specs import FLOAT8_DTYPES
 
 LEAST_OPSET = 18
 DEFAULT_OPSET = 20

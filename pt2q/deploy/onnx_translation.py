@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxscript import opset18 as op
 from onnxscript import opset21
 
-from pt2q import ops
+from pt2q.ir import ops
 
 Translation = Callable[..., Any]
 

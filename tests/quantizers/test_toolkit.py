@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from pt2q import convert_pt2e, prepare_pt2e
 from pt2q.errors import AnnotationError
-from pt2q.graph import annotation_of
-from pt2q.module import QuantGraphModule, import_exported
-from pt2q.observers import MinMaxObserver
-from pt2q.ops import ADD, ADDMM, CAT, CONV2D, LINEAR, RELU, is_op
+from pt2q.ir.graph import annotation_of
+from pt2q.ir.module import QuantGraphModule, import_exported
+from pt2q.ir.ops import ADD, ADDMM, CAT, CONV2D, LINEAR, RELU, is_op
+from pt2q.observers.standard import MinMaxObserver
 from pt2q.quantizers import (
     ComposableQuantizer,
     EmbeddingQuantizer,
@@ -23,11 +23,11 @@ from pt2q.quantizers import (
     get_symmetric_quantization_config,
     roles_of,
 )
-from pt2q.quantizers.annotate import set_annotation
-from pt2q.quantizers.report import Row
-from pt2q.quantizers.rules import follow_chain
-from pt2q.quantizers.worth import NO_READER
-from pt2q.spec import QuantizationSpec, Quantizer
+from pt2q.quantizers.toolkit.annotate import set_annotation
+from pt2q.quantizers.toolkit.profit import NO_READER
+from pt2q.quantizers.toolkit.report import Row
+from pt2q.quantizers.toolkit.rules import follow_chain
+from pt2q.spec.specs import QuantizationSpec, Quantizer
 
 
 class Apply(nn.Module):

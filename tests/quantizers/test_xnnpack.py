@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from pt2q import convert_pt2e, prepare_pt2e
 from pt2q.errors import AnnotationError
-from pt2q.graph import get_constant
-from pt2q.module import import_exported
-from pt2q.ops import LINEAR, is_op
-from pt2q.plan import build_plan
+from pt2q.ir.graph import get_constant
+from pt2q.ir.module import import_exported
+from pt2q.ir.ops import LINEAR, is_op
 from pt2q.quantizers import Report, XNNPACKQuantizer, get_symmetric_quantization_config, roles_of
+from pt2q.spec.plan import build_plan
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 STATIC = get_symmetric_quantization_config(is_per_channel=True)

@@ -1,0 +1,1 @@
+"""Folding batch norms into the operators in front of them, and fusing them for training."""

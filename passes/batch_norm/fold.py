@@ -1,0 +1,208 @@
+"""Fold batch norms into the convolution or linear layer before them, for inference.
+
+With ``s = gamma / sqrt(running_var + eps)``::
+
+    batch_norm(conv(x, w) + b) = conv(x, w * s) + (b - running_mean) * s + beta
+
+for every output channel (Jacob et al. 2018, section 3.2, equation 14). Done only where this is
+the same function; what stays has its reason on record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+
+from pt2q.ir import ops
+from pt2q.ir.batch_counter import counter_name
+from pt2q.ir.batch_norm import (
+    BatchNorm,
+    Layer,
+    batch_norms,
+    changing_constants,
+    constants_reason,
+    is_training,
+    pair_reason,
+)
+from pt2q.ir.graph import (
+    Names,
+    copy_meta,
+    delete_constant,
+    fake_constant,
+    get_constant,
+    is_parameter,
+    set_constant,
+    stand_for,
+    value_of,
+)
+from pt2q.ir.module import QuantGraphModule
+
+PASS = "conv_bn_fold"
+
+
+@dataclass(frozen=True)
+class FoldConvBatchNorm:
+    """Fold every batch norm that can be folded; note the reason for every other.
+
+    New tensors are stored in the module; those of the module it was copied from stay as they are.
+    """
+
+    def __call__(self, model: QuantGraphModule) -> bool:
+        """Fold; see the class.
+
+        Args:
+            model: changed in place.
+
+        Returns:
+            Whether a batch norm was folded.
+        """
+        norms = batch_norms(model)
+        return bool(norms) and _Folder(model, norms).run()
+
+
+class _Folder:
+    """One run of the pass."""
+
+    def __init__(self, model: QuantGraphModule, norms: list[BatchNorm]) -> None:
+        self.model = model
+        self.norms = norms
+        self.written = changing_constants(model, norms)
+        self.names = Names.of(model)
+        self.constants: dict[str, list[Node]] = {}
+        for node in model.graph.find_nodes(op="get_attr"):
+            self.constants.setdefault(str(node.target), []).append(node)
+
+    def run(self) -> bool:
+        stale: set[str] = set()
+        folded = False
+        for bn in self.norms:
+            layer, reason = self.match(bn)
+            if layer is not None and not reason:
+                reason = self.fold(layer, bn)
+            if reason:
+                self.model.record.note(PASS, bn.node.name, reason)
+                continue
+            folded = True
+            stale |= {str(n.target) for n in bn.constants}
+            counter = counter_name(bn.node)
+            stale |= {counter} if counter is not None else set()
+            self.erase(bn)
+        self.drop(stale)
+        return folded
+
+    def match(self, bn: BatchNorm) -> tuple[Layer | None, str]:
+        """The layer to fold into, or the reason why there is none."""
+        if bn.running_mean is None or bn.running_var is None:
+            return None, "it has no running statistics: it normalizes with those of its input"
+        layer, reason = pair_reason(bn)
+        if layer is None:
+            return None, reason
+        if is_training(bn):
+            return None, (
+                "it is in training mode; export the model in evaluation mode, or call "
+                "move_exported_model_to_eval(model) first"
+            )
+        return layer, constants_reason(self.model, layer, bn, self.written)
+
+    @torch.no_grad()
+    def fold(self, layer: Layer, bn: BatchNorm) -> str:
+        """Store the folded tensors; returns the reason if the numbers do not allow it."""
+        factor, shift = factor_and_shift(self.model, bn, layer.bias)
+        weight = get_constant(self.model, layer.weight)
+        folded = {"weight": folded_weight(layer, factor, weight), "bias": shift.to(weight.dtype)}
+        if not all(_all_finite(value) for value in folded.values()):
+            return f"the folded weight of {layer.node.name} would not be finite in {weight.dtype}"
+        trained = is_parameter(self.model, str(layer.weight.target))
+        grad = weight.requires_grad
+        for name, value in folded.items():
+            new = torch.nn.Parameter(value, requires_grad=grad) if trained else value
+            self.store(layer, name, new)
+        return ""
+
+    def store(self, layer: Layer, name: str, value: torch.Tensor) -> None:
+        """Put a folded tensor where the old one was, or under a new name if others read that."""
+        weight, old = layer.weight, ops.argument(layer.node, name)
+        if old is not None and self.readers(str(old.target)) == {layer.node}:
+            set_constant(self.model, str(old.target), value)
+            return
+        target = self.names.fresh(folded_name(weight, old, name))
+        set_constant(self.model, target, value)
+        with self.model.graph.inserting_before(layer.node):
+            new = self.model.graph.create_node("get_attr", target)
+        copy_meta(new, weight if old is None else old, PASS, fake_constant(value, value_of(weight)))
+        ops.set_argument(layer.node, name, new)
+        self.constants[target] = [new]
+
+    def readers(self, target: str) -> set[Node]:
+        return {user for node in self.constants.get(target, ()) for user in node.users}
+
+    def erase(self, bn: BatchNorm) -> None:
+        layer = ops.argument(bn.node, "input")
+        stand_for(layer, bn.output, PASS)
+        bn.output.replace_all_uses_with(layer)
+        for node in dict.fromkeys((bn.output, bn.node)):
+            self.model.graph.erase_node(node)
+
+    def drop(self, stale: set[str]) -> None:
+        """Remove the constants of folded batch norms that no node reads any more."""
+        for target in sorted(stale):
+            if self.readers(target):
+                continue
+            for node in self.constants.get(target, ()):
+                self.model.graph.erase_node(node)
+            delete_constant(self.model, target)
+
+
+def factor_and_shift(
+    model: QuantGraphModule, bn: BatchNorm, bias: Node | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``s`` and the new bias, in float64: rounded once, when they are stored.
+
+    Args:
+        model: the module that owns the constants.
+        bn: the batch norm.
+        bias: the layer's own bias.
+    """
+    assert bn.running_mean is not None and bn.running_var is not None
+    mean = get_constant(model, bn.running_mean).double()
+    factor = torch.rsqrt(get_constant(model, bn.running_var).double() + bn.eps)
+    if bn.weight is not None:
+        factor = factor * get_constant(model, bn.weight).double()
+    own = get_constant(model, bias).double() if bias is not None else 0.0
+    shift = (own - mean) * factor
+    if bn.bias is not None:
+        shift = shift + get_constant(model, bn.bias).double()
+    return factor, shift
+
+
+def folded_weight(layer: Layer, factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``w * s`` in the dtype of ``w``.
+
+    Args:
+        layer: says along which dimension.
+        factor: ``s``, [output channels].
+        weight: ``w``.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return layer.per_channel(factor.to(wide), weight).to(weight.dtype)
+
+
+def folded_name(weight: Node, old: Node | None, kind: str) -> str:
+    """What a folded tensor is called: as the old one, or beside the weight.
+
+    Args:
+        weight: the constant of the layer's weight.
+        old: the constant that the new one replaces, or None.
+        kind: "weight" or "bias".
+    """
+    if old is not None:
+        return str(old.target)
+    path = str(weight.target).rpartition(".")[0]
+    return f"{path}.{kind}" if path else kind
+
+
+def _all_finite(value: torch.Tensor) -> bool:
+    """Whether no element is infinite or NaN, by the extremes: a tenth of the cost of a mask."""
+    return value.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())

@@ -1,0 +1,209 @@
+"""Open control-flow operators for observation, and close them again.
+
+Export hands every weight that a body reads to it as an operand. `OpenControlFlow` moves such
+constants into the body, where the other passes find them like any other weight; when these are
+done, `CloseControlFlow` hands what is left of them back as operands, quantized.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from pt2q.ir.control_flow import Branching, branchings, graph_modules, placeholders
+from pt2q.ir.graph import Names, copy_meta, get_constant, is_constant, set_constant
+from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.storage import StorageMap
+
+
+@dataclass(frozen=True)
+class OpenControlFlow:
+    """Make bodies self-contained and run them by Python functions.
+
+    A body's nodes get the module stack of the operator that runs it, which export leaves empty,
+    so that rules by module name reach into it.
+    """
+
+    whole_model = True
+
+    def __call__(self, model: QuantGraphModule) -> bool:
+        """Open every control-flow operator, nested ones too."""
+        found = False
+        for module in graph_modules(model):
+            calls = list(branchings(module))
+            if not calls:
+                continue
+            found = True
+            storage = StorageMap.of(module.graph)
+            for call in calls:
+                _move_in(call, storage)
+                _pass_stack(call)
+                call.node.target = call.layout.runner
+            _erase_unread(module)
+        return found
+
+
+def _move_in(call: Branching, storage: StorageMap) -> None:
+    """Turn constant operands of the fixed group into constants of the bodies."""
+    layout = call.layout
+    fixed = call.group(layout.fixed)
+    before = len(call.operands) - len(fixed)
+    kept = []
+    for operand in fixed:
+        if not _is_movable(call.owner, operand, storage):
+            kept.append(operand)
+            continue
+        for body in call.bodies:
+            _constant_for(body, before + len(kept), call.owner, operand)
+    call.set_group(layout.fixed, kept)
+
+
+def _is_movable(owner: GraphModule, operand: Any, storage: StorageMap) -> bool:
+    if not is_constant(operand) or storage.is_mutated(operand):
+        return False
+    try:
+        get_constant(owner, operand)
+    except TypeError:
+        return False
+    return True
+
+
+def _constant_for(body: GraphModule, position: int, owner: GraphModule, operand: Node) -> None:
+    """Replace a placeholder of a body by a constant that the body owns."""
+    old = placeholders(body)[position]
+    target = str(operand.target)
+    if old.users:
+        set_constant(body, target, get_constant(owner, operand))
+        with body.graph.inserting_before(old):
+            new = body.graph.create_node("get_attr", target)
+        new.meta = dict(old.meta)
+        old.replace_all_uses_with(new)
+    body.graph.erase_node(old)
+
+
+def _pass_stack(call: Branching) -> None:
+    for body in call.bodies:
+        for node in body.graph.nodes:
+            for key in ("nn_module_stack", "stack_trace"):
+                if not node.meta.get(key) and call.node.meta.get(key):
+                    node.meta[key] = call.node.meta[key]
+
+
+def _erase_unread(module: GraphModule) -> None:
+    for node in [n for n in module.graph.nodes if n.op == "get_attr" and not n.users]:
+        module.graph.erase_node(node)
+
+
+@dataclass(frozen=True)
+class CloseControlFlow:
+    """Hand the constants of bodies back as operands and put torch's operators back."""
+
+    whole_model = True
+
+    def __call__(self, model: QuantGraphModule) -> bool:
+        """Close every control-flow operator, innermost first."""
+        found = False
+        for module in reversed(list(graph_modules(model))):
+            names = Names.of(module)
+            for call in branchings(module):
+                found = True
+                _move_out(call, names)
+                call.node.target = call.layout.operator
+        return found
+
+
+def _move_out(call: Branching, names: Names) -> None:
+    """Turn the constants of the bodies into operands of the fixed group."""
+    stored: list[tuple[str, torch.Tensor, Node]] = []
+    for body in call.bodies:
+        for node in [n for n in body.graph.nodes if _is_tensor_constant(body, n)]:
+            _operand_for(call, body, node, stored, names)
+    for body in call.bodies:
+        used = {str(n.target) for n in body.graph.nodes if n.op == "get_attr"}
+        for name, _ in [*body.named_parameters(), *body.named_buffers()]:
+            if name not in used and not any(name.startswith(f"{u}.") for u in used):
+                _delete(body, name)
+
+
+def _is_tensor_constant(body: GraphModule, node: Node) -> bool:
+    if not is_constant(node):
+        return False
+    try:
+        get_constant(body, node)
+    except TypeError:
+        return False
+    return True
+
+
+def _operand_for(
+    call: Branching,
+    body: GraphModule,
+    node: Node,
+    stored: list[tuple[str, torch.Tensor, Node]],
+    names: Names,
+) -> None:
+    target, value = str(node.target), get_constant(body, node)
+    position = next(
+        (i for i, (name, known, _) in enumerate(stored) if name == target and _same(known, value)),
+        None,
+    )
+    if position is None:
+        position = len(stored)
+        stored.append((target, value, _add_operand(call, target, value, node, names)))
+    first = len(call.operands) - len(stored)
+    inner = placeholders(body)[first + position]
+    inner.meta = {**node.meta, **inner.meta}
+    node.replace_all_uses_with(inner)
+    body.graph.erase_node(node)
+
+
+def _same(known: torch.Tensor, value: torch.Tensor) -> bool:
+    if known is value:
+        return True
+    return known.shape == value.shape and known.dtype == value.dtype and torch.equal(known, value)
+
+
+def _add_operand(
+    call: Branching, target: str, value: torch.Tensor, source: Node, names: Names
+) -> Node:
+    """A constant of the owner, and a placeholder for it at the end of each body's inputs."""
+    name = _name_in(call.owner, target, value, names)
+    with call.owner.graph.inserting_before(call.node):
+        operand = call.owner.graph.create_node("get_attr", name)
+    copy_meta(operand, source, "pt2q.ir.control_flow")
+    for body in call.bodies:
+        known = placeholders(body)
+        first = next(iter(body.graph.nodes))
+        place = (
+            body.graph.inserting_after(known[-1]) if known else body.graph.inserting_before(first)
+        )
+        with place:
+            new = body.graph.placeholder(name.replace(".", "_"))
+        if any(new.target == other.name for other in known):
+            new.target = new.name  # generated code would overwrite the argument before it is read
+        copy_meta(new, source, "pt2q.ir.control_flow")
+    call.set_group(call.layout.fixed, [*call.group(call.layout.fixed), operand])
+    return operand
+
+
+def _name_in(owner: GraphModule, target: str, value: torch.Tensor, names: Names) -> str:
+    """Where the owner keeps a constant: where it has it already, else under a fresh name."""
+    if target in names.taken:
+        try:
+            if _same(get_constant(owner, target), value):
+                return target
+        except (AttributeError, TypeError):
+            pass
+    name = names.fresh(target)
+    set_constant(owner, name, value)
+    return name
+
+
+def _delete(body: GraphModule, target: str) -> None:
+    path, _, name = target.rpartition(".")
+    owner = body.get_submodule(path)
+    owner._parameters.pop(name, None)
+    owner._buffers.pop(name, None)

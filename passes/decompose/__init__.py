@@ -1,0 +1,1 @@
+"""Taking attention and recurrent layers apart."""

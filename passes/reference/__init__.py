@@ -1,0 +1,36 @@
+"""The integer form of each operator: one small function per operator, found in `RULES`.
+
+==================  ===========================================================================
+`products`          convolution, transposed convolution, linear (per group too), matmul, mul, div
+`sums`              add, sub, mean, average pooling, batch norm
+`tables`            functions of one value, softmax
+`shapes`            shape operators, cat, pad, max pooling, clamps, nearest upsampling
+`rescale`           requantize, quantize, dequantize
+==================  ===========================================================================
+"""
+
+from pt2q.passes.reference import products as products
+from pt2q.passes.reference import shapes as shapes
+from pt2q.passes.reference import sums as sums
+from pt2q.passes.reference import tables as tables
+from pt2q.passes.reference.operators import RULES, Call, reference_rule
+from pt2q.passes.reference.values import (
+    NoIntegerForm,
+    QParams,
+    Quantized,
+    Sum,
+    Term,
+    Value,
+)
+
+__all__ = [
+    "RULES",
+    "Call",
+    "NoIntegerForm",
+    "QParams",
+    "Quantized",
+    "Sum",
+    "Term",
+    "Value",
+    "reference_rule",
+]

@@ -1,0 +1,218 @@
+"""From accumulators to integers of the output, and to float where nothing quantizes them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from pt2q.ir import ops
+from pt2q.ir.graph import value_of
+from pt2q.numerics import quantization as numerics
+from pt2q.passes.reference.emitter import Emitter
+from pt2q.passes.reference.fixed_point import FixedPoint, fixed_point, integer_bias
+from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum, Term
+
+aten = ops.aten
+
+
+def requantize(emit: Emitter, value: Sum, out: QParams) -> Quantized:
+    """Write ``clamp(zero_point + round(value / scale))`` in 64-bit integers.
+
+    The equations are those of `pt2q.passes.reference.fixed_point`. The bounds of a fused
+    activation become bounds on the integers, which is exact, because quantization is monotone.
+
+    Args:
+        emit: writes the nodes.
+        value: with known scales.
+        out: static parameters.
+
+    Raises:
+        NoIntegerForm: the scales are computed at run time, or there is nothing to add up.
+    """
+    if not value.is_static or not out.is_static:
+        raise NoIntegerForm("its scales are computed at run time")
+    if not value.terms:
+        raise NoIntegerForm("it is a constant")
+    rank = max(int(value_of(t.node).dim()) - (t.summed is not None) for t in value.terms)
+    scale = out.along(torch.as_tensor(out.scale, dtype=torch.float64), rank)
+    value = _with_integer_bias(emit, value, scale)
+    numbers = fixed_point(
+        [t.scale / scale for t in value.terms],
+        [t.bound for t in value.terms],
+        value.constant / scale,
+        [t.summed for t in value.terms],
+    )
+    rounded = _rounded(emit, value.terms, numbers)
+    low, high = _bounds(value, out)
+    zero_point = emit.number(out.along(torch.as_tensor(out.zero_point), rank), "zero_point")
+    shifted = emit.add(rounded, zero_point)
+    clamped = emit.call(aten.clamp.default, shifted, low, high)
+    return Quantized(emit.cast(clamped, out.dtype), out)
+
+
+def _with_integer_bias(emit: Emitter, value: Sum, scale: Tensor) -> Sum:
+    if len(value.terms) != 1 or not bool(value.constant.any()):
+        return value
+    term = value.terms[0]
+    if term.summed is not None or bool((term.scale == 0).any()):
+        return value
+    bias = integer_bias(value.constant, term.scale, term.scale / scale, term.bound)
+    if bias is None:
+        return value
+    bound = term.bound + int(bias.abs().amax())
+    node = emit.add(term.node, emit.number(bias, "bias"))
+    zero = torch.zeros((), dtype=torch.float64)
+    return replace(value, terms=(replace(term, node=node, bound=bound),), constant=zero)
+
+
+def _rounded(emit: Emitter, terms: tuple[Term, ...], numbers: FixedPoint) -> Node:
+    if numbers.is_identity:
+        return terms[0].node
+    total: Node | None = None
+    for term, multiplier in zip(terms, numbers.multipliers, strict=True):
+        product = _product(emit, term, multiplier)
+        total = product if total is None else emit.add(total, product)
+    assert total is not None
+    if numbers.offset is not None:
+        total = emit.add(total, emit.number(numbers.offset, "offset"))
+    return shift_right(emit, total, numbers.shift)
+
+
+def _product(emit: Emitter, term: Term, multiplier: Tensor) -> Node:
+    wide = emit.cast(term.node, torch.int64)
+    product = emit.multiply(wide, emit.number(multiplier.to(torch.int32), "multiplier"))
+    if term.summed is None:
+        return product
+    return emit.call(aten.sum.dim_IntList, product, [term.summed])
+
+
+def shift_right(emit: Emitter, value: Node, shift: Tensor) -> Node:
+    """Write ``value / 2 ** shift`` rounded to the nearest integer, half to even.
+
+    ``(value + 2 ** (shift - 1) - 1 + ((value >> shift) & 1)) >> shift``, shifts being arithmetic.
+
+    Args:
+        emit: writes the nodes.
+        value: int64, below ``2 ** 62`` in magnitude.
+        shift: in [1, 62], one or broadcastable.
+    """
+    amount = emit.number(shift, "shift")
+    below_half = emit.number((torch.ones_like(shift) << (shift - 1)) - 1, "rounding")
+    operator = aten.bitwise_right_shift
+    by = operator.Tensor if isinstance(amount, Node) else operator.Tensor_Scalar
+    odd = emit.call(aten.bitwise_and.Scalar, emit.call(by, value, amount), 1)
+    raised = emit.add(emit.add(value, below_half), odd)
+    return emit.call(by, raised, amount)
+
+
+def _bounds(value: Sum, out: QParams) -> tuple[int, int]:
+    """The range of the integers after a fused activation."""
+    if value.is_bounded and not out.is_per_tensor:
+        raise NoIntegerForm("an activation before scales per channel")
+    return _level(value.low, out, out.low), _level(value.high, out, out.high)
+
+
+def _level(bound: float, out: QParams, unbounded: int) -> int:
+    if math.isinf(bound):
+        return unbounded
+    assert isinstance(out.scale, float) and isinstance(out.zero_point, int)
+    real = torch.tensor(bound, dtype=torch.float32)
+    level = numerics.quantize(real, out.scale, out.zero_point, out.low, out.high, torch.int32)
+    return int(level)
+
+
+# ------------------------------------------------------------------ float in and out
+
+
+def to_float(emit: Emitter, value: Sum, dtype: torch.dtype) -> Node:
+    """Write the dequantization of accumulators: the only float arithmetic that is left.
+
+    ``clamp(sum_i accumulator_i * scale_i + constant, low, high)``.
+
+    Args:
+        emit: writes the nodes.
+        value: what is wanted in float.
+        dtype: its floating point type.
+    """
+    total: Node | None = None
+    for term in value.terms:
+        part = _real(emit, term)
+        total = part if total is None else emit.add(total, part)
+    assert total is not None
+    if bool(value.constant.any()):
+        total = emit.add(total, emit.number(value.constant.to(torch.float32), "bias"))
+    low = None if math.isinf(value.low) else value.low
+    high = None if math.isinf(value.high) else value.high
+    if value.is_bounded:
+        total = emit.call(aten.clamp.default, total, low, high)
+    return emit.cast(total, dtype)
+
+
+def _real(emit: Emitter, term: Term) -> Node:
+    scale: Any = emit.number(term.scale.to(torch.float32), "scale")
+    for factor in term.runtime:
+        scale = emit.multiply(emit.cast(factor, torch.float32), scale)
+    real = emit.multiply(emit.cast(term.node, torch.float32), scale)
+    if term.summed is None:
+        return real
+    return emit.call(aten.sum.dim_IntList, real, [term.summed])
+
+
+def quantize_float(emit: Emitter, node: Node, out: QParams) -> Node:
+    """Write ``clamp(round(x * (1 / scale)) + zero_point, low, high)``: the way in from float.
+
+    Args:
+        emit: writes the nodes.
+        node: the float value.
+        out: any parameters but those per group.
+    """
+    rank = int(value_of(node).dim())
+    inverse, zero_point = _inverse(emit, out, rank), _offset(emit, out, rank, torch.float32)
+    scaled = emit.call(aten.mul.Tensor, emit.cast(node, torch.float32), inverse)
+    rounded = emit.call(aten.round.default, scaled)
+    shifted = emit.add(rounded, zero_point)
+    clamped = emit.call(aten.clamp.default, shifted, out.low, out.high)
+    return emit.cast(clamped, out.dtype)
+
+
+def _inverse(emit: Emitter, out: QParams, rank: int) -> Node | int | float:
+    if isinstance(out.scale, Node):
+        scale = emit.cast(emit.along(out.scale, out, rank), torch.float32)
+        return emit.call(aten.reciprocal.default, scale)
+    if isinstance(out.scale, float):
+        return 1.0 / out.scale
+    inverse = torch.reciprocal(out.scale.to(torch.float32))
+    return emit.number(out.along(inverse, rank), "inverse_scale")
+
+
+def _offset(emit: Emitter, params: QParams, rank: int, dtype: torch.dtype) -> Node | int | float:
+    zero_point = params.zero_point
+    if isinstance(zero_point, Node):
+        return emit.cast(emit.along(zero_point, params, rank), dtype)
+    if isinstance(zero_point, int):
+        return zero_point
+    return emit.number(params.along(zero_point, rank).to(dtype), "zero_point")
+
+
+def dequantize_float(emit: Emitter, value: Quantized, dtype: torch.dtype) -> Node:
+    """Write ``(q - zero_point) * scale``: the way out to float.
+
+    Args:
+        emit: writes the nodes.
+        value: the integers; not per group.
+        dtype: a floating point type.
+    """
+    params, rank = value.params, int(value_of(value.node).dim())
+    real = emit.cast(value.node, torch.float32)
+    real = emit.subtract(real, _offset(emit, params, rank, torch.float32))
+    scale: Any = params.scale
+    if isinstance(scale, Node):
+        scale = emit.cast(emit.along(scale, params, rank), torch.float32)
+    elif isinstance(scale, Tensor):
+        scale = emit.number(params.along(scale.to(torch.float32), rank), "scale")
+    return emit.cast(emit.call(aten.mul.Tensor, real, scale), dtype)

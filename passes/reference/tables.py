@@ -1,0 +1,144 @@
+"""Functions of one value by table, and softmax by a table of exponentials.
+
+A quantized value has few levels: a function of it is an array of integers, computed here in float
+once and read by index when the model runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from pt2q.ir import ops
+from pt2q.ir.graph import value_of
+from pt2q.numerics import quantization as numerics
+from pt2q.passes.reference.operators import Call, reference_rule
+from pt2q.passes.reference.rescale import requantize
+from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum
+
+aten = ops.aten
+MOST_LEVELS = 1 << 16
+# Past 16 these functions are within a float's rounding of 0, 1 or their input.
+TAIL = 16.0
+
+
+@reference_rule(ops.POINTWISE)
+def by_table(call: Call) -> Quantized:
+    """``y = table[q - low]`` with ``table[i] = quantize(f((i + low - z) * s))``.
+
+    Bit for bit what the float operators give. An accumulator is first rounded to 16 bits.
+    """
+    out = call.output
+    operands = [n for n in call.node.all_input_nodes if n in call.values]
+    if len(operands) != 1 or len(call.node.all_input_nodes) != 1:
+        raise NoIntegerForm("its operands are not one quantized value")
+    found = call.value(operands[0])
+    x = _in_16_bits(call, found, out) if isinstance(found, Sum) else found
+    assert x is not None
+    return look_up(call, x, _table(call, x.params, operands[0], out), out)
+
+
+def look_up(call: Call, x: Quantized, table: Tensor, out: QParams) -> Quantized:
+    """Read a table by the integers of ``x``."""
+    emit = call.emit
+    index = emit.subtract(emit.cast(x.node, torch.int64), x.params.low)
+    node = emit.call(aten.index.Tensor, emit.constant(table, "table"), [index])
+    return Quantized(node, out)
+
+
+def _table(call: Call, params: QParams, operand: Node, out: QParams) -> Tensor:
+    if not params.is_per_tensor:
+        raise NoIntegerForm(f"operand {operand.name} has not one known scale")
+    levels = params.high - params.low + 1
+    if levels > MOST_LEVELS:
+        raise NoIntegerForm(f"a table of {levels} entries")
+    real = _levels(params)
+    dtype = value_of(operand).dtype
+    arguments = torch.fx.node.map_arg((call.node.args, call.node.kwargs), lambda _: real.to(dtype))
+    with torch.no_grad():
+        image = call.node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+    return _quantized(image, out)
+
+
+def _levels(params: QParams) -> Tensor:
+    assert isinstance(params.scale, float) and isinstance(params.zero_point, int)
+    integers = torch.arange(params.low, params.high + 1, dtype=torch.int32)
+    return numerics.dequantize(
+        integers, params.scale, params.zero_point, params.low, params.high, torch.int32
+    )
+
+
+def _quantized(image: Tensor, out: QParams) -> Tensor:
+    assert isinstance(out.scale, float) and isinstance(out.zero_point, int)
+    image = image.to(torch.float32)
+    if not bool(torch.isfinite(image).all()):
+        raise NoIntegerForm("it is not finite on every level of its input")
+    return numerics.quantize(image, out.scale, out.zero_point, out.low, out.high, out.dtype)
+
+
+def _in_16_bits(call: Call, value: Sum, out: QParams) -> Quantized:
+    """Levels fine enough, over a range outside of which the function is flat or saturates."""
+    if not ops.is_op(call.node, ops.SATURATING):
+        raise NoIntegerForm("its operand is not quantized and its range not known")
+    reach = float(_levels(out).abs().max()) + TAIL
+    fine = QParams(reach / 32767, 0, -32768, 32767, torch.int16)
+    return requantize(call.emit, value, fine)
+
+
+# ------------------------------------------------------------------ softmax
+
+EXPONENT_BITS = 24
+
+
+@reference_rule(ops.SOFTMAX_ONLY)
+def softmax(call: Call) -> Quantized:
+    """``E = table[max(q) - q]``, then a division of integers.
+
+    ``table[d] = rint(exp(-s * d) * 2 ** 24)``; with ``K = rint(2 ** f / s_y)``::
+
+        y = clamp(z_y + floor((2 * E * K + D) / (2 * D)), low, high)    D = sum(E) * 2 ** f
+
+    ``f`` is the largest at most 16 with ``K < 2 ** 31``.
+    """
+    out, x = call.output, call.quantized(call.node.args[0], static=True)
+    scale, dim = x.params.scale, call.argument("dim")
+    assert isinstance(scale, float) and isinstance(out.scale, float)
+    emit = call.emit
+    wide = emit.cast(x.node, torch.int64)
+    largest = emit.call(aten.amax.default, wide, [dim], True)
+    index = emit.subtract(largest, wide)
+    exponentials = _exponentials(scale, x.params.high - x.params.low + 1)
+    found = emit.call(aten.index.Tensor, emit.constant(exponentials, "table"), [index])
+    total = emit.call(aten.sum.dim_IntList, found, [dim], True)
+    bits = _fraction_bits(1.0 / out.scale)
+    factor = round(2.0**bits / out.scale)
+    y = _divide(call, emit.multiply(found, factor), emit.multiply(total, 1 << bits))
+    y = emit.call(aten.clamp.default, emit.add(y, out.zero_point), out.low, out.high)
+    return Quantized(emit.cast(y, out.dtype), out)
+
+
+def _exponentials(scale: float, levels: int) -> Tensor:
+    if levels > MOST_LEVELS:
+        raise NoIntegerForm(f"a table of {levels} entries")
+    distance = torch.arange(levels, dtype=torch.float64) * scale
+    return torch.round(torch.exp(-distance) * 2.0**EXPONENT_BITS).to(torch.int64)
+
+
+def _fraction_bits(inverse: float) -> int:
+    bits = 16
+    while bits > 0 and inverse * 2.0**bits >= 2.0**31:
+        bits -= 1
+    if inverse >= 2.0**31:
+        raise NoIntegerForm("the scale of its result is below 2 ** -31")
+    return bits
+
+
+def _divide(call: Call, numerator: Node, denominator: Node) -> Node:
+    """``floor((2 * numerator + denominator) / (2 * denominator))``: rounded half up."""
+    emit = call.emit
+    raised = emit.add(emit.multiply(numerator, 2), denominator)
+    divisor: Any = emit.multiply(denominator, 2)
+    return emit.call(aten.div.Tensor_mode, raised, divisor, rounding_mode="floor")

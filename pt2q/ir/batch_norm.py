@@ -1,0 +1,224 @@
+"""Which batch norm belongs to which convolution or linear: read from the graph, nothing changed.
+
+Shared by folding for inference and by the fusion for quantization-aware training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from pt2q.ir import ops
+from pt2q.ir.graph import get_constant, is_constant, mutated_constants
+
+STATISTICS = ("running_mean", "running_var")
+AFFINE = ("weight", "bias")
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """A batch norm call.
+
+    Args:
+        node: the call.
+        output: the node that holds its output: the call, or the getitem of a decomposed one.
+        weight, bias, running_mean, running_var: constants, or None.
+        eps: added to the variance.
+    """
+
+    node: Node
+    output: Node
+    weight: Node | None
+    bias: Node | None
+    running_mean: Node | None
+    running_var: Node | None
+    eps: float
+
+    @property
+    def constants(self) -> tuple[Node, ...]:
+        """Those of its constants that exist."""
+        found = (self.weight, self.bias, self.running_mean, self.running_var)
+        return tuple(node for node in found if node is not None)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or a linear layer.
+
+    Args:
+        node: the call.
+        transposed: whether output channels are dimension 1 of the weight.
+        groups: of a convolution.
+        spatial: the number of spatial dimensions, 0 for linear.
+    """
+
+    node: Node
+    transposed: bool
+    groups: int
+    spatial: int
+
+    @property
+    def weight(self) -> Node:
+        """What the call reads as its weight."""
+        found = ops.argument(self.node, "weight")
+        assert isinstance(found, Node)
+        return found
+
+    @property
+    def bias(self) -> Node | None:
+        """What the call reads as its bias."""
+        found: Node | None = ops.argument(self.node, "bias")
+        return found
+
+    def per_channel(self, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """``scale * weight``, one factor per output channel.
+
+        Args:
+            scale: [output channels].
+            weight: [out, in / groups, *kernel], transposed [in, out / groups, *kernel].
+        """
+        rest = (1,) * (weight.dim() - 2)
+        if not self.transposed:
+            return weight * scale.reshape(-1, 1, *rest)
+        if self.groups == 1:
+            return weight * scale.reshape(1, -1, *rest)
+        # Output channel g * (out / groups) + j sits in rows of group g, column j.
+        grouped = weight.unflatten(0, (self.groups, -1))
+        scaled: torch.Tensor = grouped * scale.reshape(self.groups, 1, -1, *rest)
+        return scaled.flatten(0, 1)
+
+
+def batch_norms(model: GraphModule) -> list[BatchNorm]:
+    """All batch norms of a graph, in order."""
+    return [read_batch_norm(n) for n in model.graph.nodes if ops.is_op(n, ops.BATCH_NORM_ANY)]
+
+
+def read_batch_norm(node: Node) -> BatchNorm:
+    """The arguments of a batch norm, by name.
+
+    Args:
+        node: a call of one of ``ops.BATCH_NORM_ANY``.
+    """
+    return BatchNorm(
+        node,
+        _output(node),
+        ops.argument(node, "weight"),
+        ops.argument(node, "bias"),
+        ops.argument(node, "running_mean"),
+        ops.argument(node, "running_var"),
+        ops.argument(node, "eps"),
+    )
+
+
+def _output(node: Node) -> Node:
+    """A decomposed batch norm also gives batch statistics, which nobody reads in evaluation."""
+    if node.target in ops.BATCH_NORM:
+        return node
+    users = list(node.users)
+    read = [u for u in users if ops.is_op(u, frozenset({ops.GETITEM})) and u.args[1] == 0]
+    return read[0] if len(read) == 1 and len(users) == 1 else node
+
+
+def is_training(bn: BatchNorm) -> bool:
+    """Whether a batch norm uses the statistics of its input."""
+    return ops.has_argument(bn.node, "training") and bool(ops.argument(bn.node, "training"))
+
+
+def layer_of(node: object) -> Layer | None:
+    """The convolution or linear layer that a node is, or None."""
+    if not isinstance(node, Node) or node.op != "call_function":
+        return None
+    if node.target in ops.LINEAR:
+        return Layer(node, False, 1, 0)
+    if not (node.target in ops.CONV or node.target in ops.CONV_GENERIC):
+        return None
+    weight = ops.argument(node, "weight")
+    value = weight.meta.get("val") if isinstance(weight, Node) else None
+    if value is None:
+        return None
+    transposed = (
+        bool(ops.argument(node, "transposed"))
+        if node.target in ops.CONV_GENERIC
+        else node.target in ops.CONV_TRANSPOSE
+    )
+    return Layer(node, transposed, ops.argument(node, "groups"), value.dim() - 2)
+
+
+def changing_constants(model: GraphModule, norms: list[BatchNorm]) -> set[str]:
+    """Constants that a forward pass writes: in place, or as statistics of a batch norm.
+
+    Args:
+        model: the module that owns the graph.
+        norms: its batch norms; their schema does not say that training updates statistics.
+    """
+    written = mutated_constants(model.graph)
+    for bn in norms:
+        if is_training(bn):
+            stats = (bn.running_mean, bn.running_var)
+            written.update(str(n.target) for n in stats if isinstance(n, Node))
+    return written
+
+
+def pair_reason(bn: BatchNorm) -> tuple[Layer | None, str]:
+    """The layer whose output a batch norm alone reads, or the reason why there is none.
+
+    Args:
+        bn: the batch norm.
+
+    Returns:
+        (layer, "") or (None, reason).
+    """
+    producer = ops.argument(bn.node, "input")
+    layer = layer_of(producer)
+    if layer is None:
+        name = producer.name if isinstance(producer, Node) else producer
+        return None, f"its input {name} is not a convolution or linear layer"
+    if len(layer.node.users) > 1:
+        users = ", ".join(u.name for u in layer.node.users if u is not bn.node)
+        return None, f"the output of {layer.node.name} is also read by {users}"
+    return _checked(layer, bn)
+
+
+def _checked(layer: Layer, bn: BatchNorm) -> tuple[Layer | None, str]:
+    value = layer.node.meta.get("val")
+    expected = layer.spatial + 2
+    if value is None or value.dim() != expected:
+        found = "an unknown number of" if value is None else value.dim()
+        return None, (
+            f"the output of {layer.node.name} has {found} dimensions, and dimension 1, which is "
+            f"normalized, is its channels only with {expected}"
+        )
+    if bn.output is bn.node and bn.node.target not in ops.BATCH_NORM:
+        return None, "its batch statistics are read"
+    return layer, ""
+
+
+def constants_reason(model: GraphModule, layer: Layer, bn: BatchNorm, written: set[str]) -> str:
+    """Why the tensors of a pair are not plain constants, or "".
+
+    Args:
+        model: the module that owns the graph.
+        layer, bn: the pair.
+        written: `changing_constants`.
+    """
+    named = {"weight": layer.weight, "bias": layer.bias}
+    for name, node in named.items():
+        if node is not None and not is_constant(node):
+            return f"the {name} of {layer.node.name} is computed by {node.name}"
+    for node in bn.constants:
+        if not is_constant(node):
+            return f"{node.name} is not a constant of the model"
+    tensors = [n for n in (layer.weight, layer.bias, *bn.constants) if n is not None]
+    for node in tensors:
+        if str(node.target) in written:
+            return f"{node.target} is written in the forward pass"
+    return _dtype_reason(model, layer, tensors)
+
+
+def _dtype_reason(model: GraphModule, layer: Layer, tensors: list[Node]) -> str:
+    values = [get_constant(model, node) for node in tensors]
+    if not all(value.dtype.is_floating_point for value in values):
+        return f"{layer.node.name} and its batch norm do not both work on real floating numbers"
+    return ""

@@ -1,0 +1,138 @@
+"""Which values of a graph are known before it runs, and what they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from pt2q.ir import ops
+from pt2q.ir.graph import get_constant
+from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.storage import StorageMap
+
+
+class Constants:
+    """Constants of a graph and pure computations on them.
+
+    Args:
+        model: the module; its graph is read once, when the object is made.
+    """
+
+    def __init__(self, model: QuantGraphModule) -> None:
+        self.model = model
+        storage = StorageMap.of(model.graph)
+        self._known: set[Node] = set()
+        for node in model.graph.nodes:
+            if self._is_known(node, storage):
+                self._known.add(node)
+
+    def _is_known(self, node: Node, storage: StorageMap) -> bool:
+        if node.op == "get_attr":
+            return not storage.is_mutated(node) and self._is_tensor(node)
+        if node.op != "call_function" or storage.is_mutated(node) or not _is_pure(node):
+            return False
+        if not node.all_input_nodes:
+            return ops.is_op(node, ops.FILLED)
+        return all(n in self._known for n in node.all_input_nodes)
+
+    def _is_tensor(self, node: Node) -> bool:
+        try:
+            get_constant(self.model, node)
+        except TypeError:  # a submodule of a control-flow operator
+            return False
+        return True
+
+    def is_constant(self, node: Node) -> bool:
+        """Whether the node's value is the same in every call."""
+        return node in self._known
+
+    def value(self, node: Node) -> Any:
+        """Compute a constant. Nothing is kept: peak memory is that of one chain.
+
+        Args:
+            node: one for which `is_constant` holds.
+        """
+        with torch.no_grad():
+            return self._evaluate(node, {})
+
+    def _evaluate(self, node: Node, done: dict[Node, Any]) -> Any:
+        order = ancestors(node)
+        for step in order:
+            done[step] = self._step(step, done)
+        return done[node]
+
+    def _step(self, node: Node, done: dict[Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return get_constant(self.model, node).detach()
+        args = map_arg(node.args, done.__getitem__)
+        kwargs = map_arg(node.kwargs, done.__getitem__)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def ancestors(node: Node) -> list[Node]:
+    """The node and all it depends on, inputs first."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(node, False)]
+    while stack:
+        at, ready = stack.pop()
+        if ready:
+            order.append(at)
+        elif at not in seen:
+            seen.add(at)
+            stack.append((at, True))
+            stack.extend((n, False) for n in at.all_input_nodes)
+    return order
+
+
+def _is_pure(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return getattr(node.target, "__module__", "") == "_operator"
+    if schema.is_mutable and node.target not in ops.WRITES_NOTHING:
+        return False
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded not in tags
+
+
+def drop_assertions(model: QuantGraphModule, constants: Constants) -> bool:
+    """Erase what export asserts of constants, and what is computed for that only.
+
+    It holds, and would keep the constants in the module.
+
+    Args:
+        model: its graph is changed in place.
+        constants: those of the graph.
+
+    Returns:
+        Whether there was any.
+    """
+    found = [
+        node
+        for node in model.graph.nodes
+        if ops.is_op(node, ops.ASSERT_METADATA)
+        and all(constants.is_constant(n) for n in node.all_input_nodes)
+    ]
+    for node in found:
+        read = node.all_input_nodes
+        model.graph.erase_node(node)
+        erase_unread(read)
+    return bool(found)
+
+
+def erase_unread(nodes: list[Node]) -> None:
+    """Erase operators that nobody reads, and then those that only they read.
+
+    Args:
+        nodes: where to look; pure operators, or constants, which stay.
+    """
+    waiting = list(nodes)
+    while waiting:
+        at = waiting.pop()
+        if at.op != "call_function" or at.users or at._erased:
+            continue
+        waiting.extend(at.all_input_nodes)
+        at.graph.erase_node(at)

@@ -1,0 +1,220 @@
+"""Operators that hold graphs: ``cond``, ``while_loop``, ``scan`` and ``map``.
+
+Where each keeps its bodies and operands is one row of a table. In a prepared model they are run
+by plain Python functions with the same meaning, so that observers inside see every call and
+gradients flow as in any other code; convert puts the operators back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from pt2q.ir import ops
+
+
+def run_cond(
+    predicate: Tensor | bool, true_body: Any, false_body: Any, operands: Sequence[Any] = ()
+) -> Any:
+    """``true_body(*operands)`` if ``predicate`` else ``false_body(*operands)``."""
+    return (true_body if bool(predicate) else false_body)(*operands)
+
+
+def run_while_loop(
+    condition: Any, body: Any, carried: Sequence[Any], additional: Sequence[Any] = ()
+) -> tuple[Any, ...]:
+    """Replace ``carried`` by ``body(*carried, *additional)`` while ``condition`` holds of them."""
+    values = tuple(carried)
+    while bool(_single(condition(*values, *additional))):
+        values = tuple(body(*values, *additional))
+    return values
+
+
+def run_scan(
+    body: Any, initial: Sequence[Any], sliced: Sequence[Tensor], additional: Sequence[Any] = ()
+) -> tuple[Any, ...]:
+    """Fold ``body`` over the first dimension; returns the last carry and the stacked results."""
+    carry = tuple(initial)
+    rows = []
+    for step in range(sliced[0].shape[0]):
+        results = tuple(body(*carry, *(x[step] for x in sliced), *additional))
+        carry, row = results[: len(carry)], results[len(carry) :]
+        rows.append(row)
+    return (*carry, *(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def run_map(body: Any, sliced: Sequence[Tensor], additional: Sequence[Any] = ()) -> Any:
+    """Apply ``body`` to each slice of the first dimension and stack the results."""
+    rows = [
+        tuple(body(*(x[step] for x in sliced), *additional)) for step in range(sliced[0].shape[0])
+    ]
+    return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+
+def _single(result: Any) -> Any:
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an operator keeps what; positions in its arguments.
+
+    Args:
+        operator: torch's operator.
+        runner: the function that stands for it in a prepared model.
+        bodies: the graphs.
+        operands: groups of operands; a body's placeholders are all of them, in order.
+        fixed: the group that is the same in every call of a body.
+        carried: the group whose values come back as the first results, or None.
+        returning: which of ``bodies`` make the results.
+    """
+
+    operator: Any
+    runner: Callable[..., Any]
+    bodies: tuple[int, ...]
+    operands: tuple[int, ...]
+    fixed: int
+    carried: int | None
+    returning: tuple[int, ...]
+
+
+LAYOUTS = (
+    Layout(ops.COND, run_cond, (1, 2), (3,), 3, None, (0, 1)),
+    Layout(ops.WHILE_LOOP, run_while_loop, (0, 1), (2, 3), 3, 2, (1,)),
+    Layout(ops.SCAN, run_scan, (0,), (1, 2, 3), 3, 1, (0,)),
+    Layout(ops.MAP, run_map, (0,), (1, 2), 2, None, (0,)),
+)
+_BY_TARGET = {t: layout for layout in LAYOUTS for t in (layout.operator, layout.runner)}
+
+
+@dataclass(frozen=True)
+class Branching:
+    """One call of a control-flow operator, with its bodies.
+
+    Args:
+        node: the call.
+        layout: how to read it.
+        owner: the module whose graph the call is in.
+    """
+
+    node: Node
+    layout: Layout
+    owner: GraphModule
+
+    @property
+    def names(self) -> list[str]:
+        """The names under which ``owner`` holds the bodies."""
+        return [str(self._argument(i).target) for i in self.layout.bodies]
+
+    @property
+    def bodies(self) -> list[GraphModule]:
+        """The bodies."""
+        found = [self.owner.get_submodule(name) for name in self.names]
+        assert all(isinstance(body, GraphModule) for body in found)
+        return found  # type: ignore[return-value]
+
+    def _argument(self, index: int) -> Any:
+        return self.node.args[index]
+
+    def group(self, index: int) -> list[Any]:
+        """One group of operands; missing trailing ones are empty."""
+        return list(self._argument(index)) if index < len(self.node.args) else []
+
+    @property
+    def operands(self) -> list[Any]:
+        """All operands, in the order of the placeholders of a body."""
+        return [value for index in self.layout.operands for value in self.group(index)]
+
+    def set_group(self, index: int, values: Sequence[Any]) -> None:
+        """Replace one group of operands."""
+        args = list(self.node.args)
+        args[index : index + 1] = [tuple(values)]
+        self.node.args = tuple(args)
+
+
+def branchings(model: GraphModule) -> list[Branching]:
+    """The control-flow calls of one graph, not of the graphs inside."""
+    return [
+        Branching(node, _BY_TARGET[node.target], model)
+        for node in model.graph.nodes
+        if node.op == "call_function" and node.target in _BY_TARGET
+    ]
+
+
+def named_graph_modules(model: GraphModule) -> Iterator[tuple[str, GraphModule]]:
+    """A module ("") and all graph modules its control flow runs, outermost first, each once."""
+    seen: set[int] = set()
+    waiting = [("", model)]
+    while waiting:
+        path, at = waiting.pop()
+        if id(at) in seen:
+            continue
+        seen.add(id(at))
+        yield path, at
+        inner = [
+            pair for call in branchings(at) for pair in zip(call.names, call.bodies, strict=True)
+        ]
+        waiting.extend((f"{path}{name}.", body) for name, body in reversed(inner))
+
+
+def graph_modules(model: GraphModule) -> Iterator[GraphModule]:
+    """A module and all graph modules its control flow runs, outermost first, each once."""
+    return (module for _, module in named_graph_modules(model))
+
+
+def is_control_flow(node: Node) -> bool:
+    """Whether a node runs graphs; these have nodes of their own to look at."""
+    return node.op == "call_function" and node.target in _BY_TARGET
+
+
+def placeholders(body: GraphModule) -> list[Node]:
+    """The inputs of a body, in order."""
+    return [node for node in body.graph.nodes if node.op == "placeholder"]
+
+
+def results(body: GraphModule) -> list[Any]:
+    """What a body returns, flat."""
+    value = body.graph.output_node().args[0]
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def boundary_links(model: GraphModule) -> list[tuple[Node, Node]]:
+    """Pairs of nodes in different graphs that are one value, or one after the other.
+
+    An operand and the placeholder it arrives at; a result and the getitem that takes it; a
+    carried value and what replaces it in the next step. They have one set of parameters.
+    """
+    links: list[tuple[Any, Any]] = []
+    for module in graph_modules(model):
+        for call in branchings(module):
+            links.extend(_links(call))
+    return [(a, b) for a, b in links if isinstance(a, Node) and isinstance(b, Node)]
+
+
+def _links(call: Branching) -> Iterator[tuple[Any, Any]]:
+    for body in call.bodies:
+        yield from zip(call.operands, placeholders(body), strict=True)
+    taken = {user.args[1]: user for user in call.node.users if user.target is ops.GETITEM}
+    for index in call.layout.returning:
+        body = call.bodies[index]
+        inner = results(body)
+        yield from ((inner[i], user) for i, user in taken.items() if isinstance(i, int))
+        if call.layout.carried is not None:
+            count = len(call.group(call.layout.carried))
+            yield from zip(inner[:count], placeholders(body), strict=False)
+
+
+def annotated_apart(quantizer: Any, model: GraphModule) -> list[GraphModule]:
+    """The modules to call ``quantizer.annotate`` with.
+
+    Quantizers that go into control flow themselves (``annotates_bodies`` is true) are given the
+    outermost module; others, which know one graph only, each module in turn.
+    """
+    if getattr(quantizer, "annotates_bodies", False):
+        return [model]
+    return list(graph_modules(model))

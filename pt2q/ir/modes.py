@@ -1,0 +1,220 @@
+"""Switch an exported graph between training and evaluation.
+
+Export writes the mode into the graph: a literal ``training`` argument, an update of
+``num_batches_tracked`` that is there or not, an attention dropout of 0. Here those literals are
+flipped, by schema name, and whatever a switch overwrites is kept in a `ModeRecord`, so that any
+number of switches gives back the same graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from pt2q.errors import NotExportedError
+from pt2q.ir import ops
+from pt2q.ir.batch_counter import (
+    count_batches,
+    switch_branch_counters,
+    zero_momentum_nodes,
+)
+from pt2q.ir.module import QuantGraphModule
+
+FACT = "train_eval"
+MODE_ARGUMENTS = ("training", "train", "use_input_stats")
+
+ModelT = TypeVar("ModelT", bound=torch.nn.Module)
+
+
+@dataclass(frozen=True)
+class ModeRecord:
+    """What the graph in its present mode does not say.
+
+    Args:
+        attention_dropout: (node name, p) of attentions whose dropout is 0 in evaluation.
+        zero_momentum: batch norms whose momentum really is 0: not a cumulative average, which
+            export writes in the same way.
+        frozen_statistics: batch norms that stay in evaluation mode while the model trains.
+    """
+
+    attention_dropout: tuple[tuple[str, float], ...] = ()
+    zero_momentum: frozenset[str] = frozenset()
+    frozen_statistics: frozenset[str] = frozenset()
+
+
+def mode_record(model: GraphModule) -> ModeRecord:
+    """The record of a module, empty if it was never switched."""
+    found: ModeRecord = _store(model).get(FACT, ModeRecord())
+    return found
+
+
+def set_mode_record(model: GraphModule, record: ModeRecord) -> None:
+    """Keep a record with the module: it travels with copies."""
+    _store(model)[FACT] = record
+
+
+def _store(model: GraphModule) -> dict[str, Any]:
+    # The meta of a plain GraphModule is what its deep copies keep.
+    return model.record.facts if isinstance(model, QuantGraphModule) else model.meta
+
+
+@lru_cache(maxsize=4096)
+def _mode_argument(target: Any) -> str | None:
+    """The name of the argument with which an operator is told the mode."""
+    schema = getattr(target, "_schema", None)
+    names = [a.name for a in schema.arguments] if schema is not None else []
+    return next((name for name in MODE_ARGUMENTS if name in names), None)
+
+
+@lru_cache(maxsize=4096)
+def _has_dropout_p(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    return schema is not None and any(a.name == "dropout_p" for a in schema.arguments)
+
+
+def _has_no_statistics(node: Node) -> bool:
+    """A norm without running statistics uses those of its input in either mode."""
+    if ops.has_argument(node, "running_mean"):
+        return ops.argument(node, "running_mean") is None
+    return "batch_norm" in str(node.target)
+
+
+def _switch_flag(node: Node, train: bool, frozen: frozenset[str]) -> bool:
+    name = _mode_argument(node.target)
+    if name is None or _has_no_statistics(node):
+        return False
+    wanted = train and node.name not in frozen
+    if ops.argument(node, name) is wanted:
+        return False
+    ops.set_argument(node, name, wanted)
+    return True
+
+
+def _switch_attention(node: Node, train: bool, known: dict[str, float]) -> bool:
+    p = ops.argument(node, "dropout_p")
+    if not train and p != 0.0:
+        known[node.name] = p
+        ops.set_argument(node, "dropout_p", 0.0)
+        return True
+    if train and p == 0.0 and node.name in known:
+        ops.set_argument(node, "dropout_p", known[node.name])
+        return True
+    return False
+
+
+def _switch_graph(model: GraphModule, train: bool) -> bool:
+    record = mode_record(model)
+    dropout = dict(record.attention_dropout)
+    # Asked before anything is switched: in training mode, a 0 is what the user wrote.
+    zeros = record.zero_momentum | zero_momentum_nodes(model.graph)
+    changed = False
+    for node in model.graph.nodes:
+        if node.op != "call_function":
+            continue
+        changed |= _switch_flag(node, train, record.frozen_statistics)
+        if _has_dropout_p(node.target):
+            changed |= _switch_attention(node, train, dropout)
+    changed |= count_batches(model, zeros)
+    changed |= switch_branch_counters(model.graph, train)
+    found = replace(record, attention_dropout=tuple(dropout.items()), zero_momentum=zeros)
+    if found != record:
+        set_mode_record(model, found)
+    if changed:
+        model.recompile()
+    return changed
+
+
+def switch_mode(model: torch.nn.Module, train: bool) -> bool:
+    """Switch every exported graph in a module, branches of control flow included.
+
+    Args:
+        model: an exported, prepared or converted module, or a module that contains some.
+        train: True for training, False for evaluation.
+
+    Returns:
+        Whether a graph changed; one that did not is not recompiled.
+    """
+    graphs = [m for m in model.modules() if isinstance(m, GraphModule)]
+    # A list, not a generator: every graph is switched, whatever the first one answers.
+    return any([_switch_graph(graph, train) for graph in graphs])
+
+
+def _move(model: ModelT, train: bool) -> ModelT:
+    if not any(isinstance(m, GraphModule) for m in model.modules()):
+        raise NotExportedError(
+            f"{type(model).__name__} contains no exported graph; call .train() or .eval() on it, "
+            "or capture it first with torch.export.export(model, args).module()"
+        )
+    switch_mode(model, train)
+    for module in model.modules():
+        module.training = train
+    return model
+
+
+def move_exported_model_to_eval(model: ModelT) -> ModelT:
+    """Make an exported model compute what the eager model computes after ``.eval()``.
+
+    Args:
+        model: an exported module, or one that contains exported modules
+            (``DistributedDataParallel`` or a module of your own).
+
+    Returns:
+        The same model, switched in place.
+
+    Raises:
+        NotExportedError: there is no exported graph in it.
+    """
+    return _move(model, False)
+
+
+def move_exported_model_to_train(model: ModelT) -> ModelT:
+    """Make an exported model compute what the eager model computes after ``.train()``.
+
+    A value that export dropped cannot come back: an attention exported in evaluation mode has no
+    dropout in training either.
+
+    Args:
+        model: as in `move_exported_model_to_eval`.
+
+    Returns:
+        The same model, switched in place.
+
+    Raises:
+        NotExportedError: there is no exported graph in it.
+    """
+    return _move(model, True)
+
+
+def _train(self: GraphModule, mode: bool = True) -> GraphModule:
+    torch.nn.Module.train(self, mode)
+    _switch_graph(self, mode)
+    return self
+
+
+def _eval(self: GraphModule) -> GraphModule:
+    return _train(self, False)
+
+
+def allow_exported_model_train_eval(model: ModelT) -> ModelT:
+    """Let ``model.train()`` and ``model.eval()`` switch exported graphs, as users expect.
+
+    Args:
+        model: as in `move_exported_model_to_eval`.
+
+    Returns:
+        The same model.
+    """
+    for module in model.modules():
+        if not isinstance(module, GraphModule) or isinstance(module, QuantGraphModule):
+            continue
+        # Every GraphModule has a class of its own. Functions on the class, unlike bound methods
+        # on the instance, do not keep a module alive that nobody else refers to.
+        kind: Any = type(module)
+        kind.train, kind.eval = _train, _eval
+        module.__dict__.pop("train", None)
+        module.__dict__.pop("eval", None)
+    return model

@@ -1,0 +1,1 @@
+"""Pure functions: ranges, scales and zero points, rounding, histograms, the search for a range."""

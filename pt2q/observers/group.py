@@ -1,0 +1,81 @@
+"""Ranges per group of weights: the finest scales, for 4 bits and fewer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pt2q.errors import SpecError
+from pt2q.observers.base import MASK_LIMITS, ObserverBase
+
+
+class PerGroupMinMaxObserver(ObserverBase):
+    """The smallest and largest value of each ``group_size`` neighbours along the last axis.
+
+    Watches a matrix ``[out, in]``; scales and zero points are ``[out, in / group_size]``.
+
+    Args:
+        group_size: how many values share a scale; it must divide ``in``.
+        bf16_scales: round scales to bfloat16, the precision some kernels hold them in, so that
+            the converted model computes what they compute.
+        **kwargs: as `ObserverBase`; the scheme is symmetric per channel.
+    """
+
+    default_qscheme = torch.per_channel_symmetric
+    per_channel = True
+    min_val: Tensor
+    max_val: Tensor
+
+    def __init__(self, *, group_size: int, bf16_scales: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if group_size < 1:
+            raise SpecError(f"group_size must be positive, found {group_size}")
+        self.group_size = group_size
+        self.bf16_scales = bf16_scales
+        self.register_buffer("min_val", torch.empty(0))
+        self.register_buffer("max_val", torch.empty(0))
+
+    def _observe(self, x: Tensor) -> None:
+        if x.dim() != 2 or x.shape[1] % self.group_size:
+            raise SpecError(
+                f"{self._where()} groups of {self.group_size} need a matrix whose last dimension "
+                f"is a multiple of that, found shape {tuple(x.shape)}"
+            )
+        if bool(torch.isnan(x).any()):
+            raise self._nan_error()
+        values = x.reshape(x.shape[0], -1, self.group_size)
+        values = values.masked_fill(values.abs() >= MASK_LIMITS[x.dtype], 0.0)
+        low, high = values.amin(-1).to(torch.float32), values.amax(-1).to(torch.float32)
+        seen = self.min_val.shape == low.shape
+        self.min_val = torch.minimum(self.min_val, low) if seen else low
+        self.max_val = torch.maximum(self.max_val, high) if seen else high
+
+    @property
+    def has_data(self) -> bool:
+        """See `ObserverBase.has_data`."""
+        return self.min_val.numel() > 0
+
+    def reset(self) -> None:
+        """See `ObserverBase.reset`."""
+        super().reset()
+        self.min_val, self.max_val = self.min_val[:0], self.max_val[:0]
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point per row and group.
+
+        Raises:
+            NoDataError: nothing was observed.
+        """
+        if not self.has_data:
+            raise self._no_data_error()
+        shape = self.min_val.shape
+        scale, zero_point = self._qparams_of(self.min_val.reshape(-1), self.max_val.reshape(-1))
+        if self.bf16_scales:
+            scale = scale.to(torch.bfloat16).to(torch.float32)
+        return scale.reshape(shape), zero_point.reshape(shape)
+
+    def extra_repr(self) -> str:
+        """Return the settings, for ``repr``."""
+        return f"{super().extra_repr()}, group_size={self.group_size}"

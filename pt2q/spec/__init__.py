@@ -1,0 +1,1 @@
+"""The vocabulary: specs, annotations, the quantizer interface, and the plan made from them."""

@@ -1,0 +1,1 @@
+"""What training needs beside fake quantizers: schedules, statistics, the fast batch norm."""

@@ -1,0 +1,1 @@
+"""What rule tables are made of and run by."""

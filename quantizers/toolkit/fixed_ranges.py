@@ -1,0 +1,101 @@
+"""Keep grids inside the bounds of what relu and its kin give, so that runtimes can drop these."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from pt2q.ir.ops import (
+    CAT,
+    COPY,
+    DROPOUT,
+    HARDTANH,
+    MAX_POOL2D,
+    PERMUTE,
+    RELU,
+    RELU6,
+    RESHAPE,
+    SUBSET,
+    UPSAMPLE_NEAREST,
+    argument,
+    is_op,
+)
+from pt2q.observers.bounded import BoundedHistogramObserver
+from pt2q.observers.standard import HistogramObserver
+from pt2q.quantizers.toolkit.roles import float_activations
+from pt2q.spec.specs import EdgeOrNode
+
+Bounds = tuple[float, float]
+
+_CARRIERS = CAT | COPY | DROPOUT | MAX_POOL2D | PERMUTE | RESHAPE | SUBSET | UPSAMPLE_NEAREST
+_INF = float("inf")
+
+
+def bounds_of(node: Node, known: dict[Node, Bounds]) -> Bounds:
+    """Bounds that a tensor cannot leave, 0 included; infinite where none are known.
+
+    Args:
+        node: what computes the tensor.
+        known: answers so far, filled in.
+    """
+    stack = [node]
+    while stack:
+        at = stack[-1]
+        sources = float_activations(at) if is_op(at, _CARRIERS) else ()
+        waiting = [source for source in sources if source not in known]
+        if waiting:
+            stack.extend(waiting)
+            continue
+        known[at] = _union([known[source] for source in sources]) if sources else _own(at)
+        stack.pop()
+    return known[node]
+
+
+def _own(node: Node) -> Bounds:
+    if is_op(node, RELU):
+        return 0.0, _INF
+    if is_op(node, RELU6):
+        return 0.0, 6.0
+    if is_op(node, HARDTANH):
+        low, high = argument(node, "min_val"), argument(node, "max_val")
+        return min(0.0, float(low)), max(0.0, float(high))
+    return -_INF, _INF
+
+
+def _union(bounds: list[Bounds]) -> Bounds:
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
+
+
+def bound_observers(observers: dict[EdgeOrNode, Any]) -> None:
+    """Replace histogram observers of bounded values by bounded ones; groups stay shared.
+
+    Args:
+        observers: by edge and node, as quantizers see them before insertion.
+    """
+    groups: dict[int, list[EdgeOrNode]] = {}
+    for key, observer in observers.items():
+        if type(observer) is HistogramObserver:
+            groups.setdefault(id(observer), []).append(key)
+    known: dict[Node, Bounds] = {}
+    for keys in groups.values():
+        values = {key if isinstance(key, Node) else key[0] for key in keys}
+        low, high = _union([bounds_of(value, known) for value in values])
+        if low == -_INF and high == _INF:
+            continue
+        new = _bounded(observers[keys[0]], low, high)
+        observers.update(dict.fromkeys(keys, new))
+
+
+def _bounded(old: HistogramObserver, low: float, high: float) -> BoundedHistogramObserver:
+    return BoundedHistogramObserver(
+        low=low,
+        high=high,
+        bins=old.histogram.bins,
+        dtype=old.dtype,
+        quant_min=old.quant_min,
+        quant_max=old.quant_max,
+        qscheme=old.qscheme,
+        is_dynamic=old.is_dynamic,
+        eps=old.eps,
+    )

@@ -1,0 +1,56 @@
+"""Give every operator a bias of its own, for runtimes that store a bias in its quantized form.
+
+XNNPACK's delegate quantizes a bias with the product of the input's and the weight's scale and
+stores it once per constant. Where a module is called twice, both calls read the bias in the scale
+of the first, and the second computes something else altogether.
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+from torch.nn import Parameter
+
+from pt2q.ir.graph import Names, copy_meta, get_constant, is_constant, is_parameter, set_constant
+from pt2q.ir.ops import ADDMM, CONV, LINEAR, is_op, set_argument
+from pt2q.quantizers.toolkit.roles import roles_of
+
+WITH_BIAS = CONV | LINEAR | ADDMM
+
+
+def untie_biases(model: GraphModule) -> int:
+    """Copy the biases that several operators read.
+
+    Args:
+        model: an exported module; changed in place.
+
+    Returns:
+        How many copies were made.
+    """
+    seen: set[str] = set()
+    names: Names | None = None
+    copies = 0
+    for node in list(model.graph.nodes):
+        bias = roles_of(node).bias if is_op(node, WITH_BIAS) else None
+        if bias is None or not is_constant(bias):
+            continue
+        if str(bias.target) not in seen:
+            seen.add(str(bias.target))
+            continue
+        names = names or Names.of(model)
+        _copy_bias(model, node, bias, names)
+        copies += 1
+    if copies:
+        model.recompile()
+    return copies
+
+
+def _copy_bias(model: GraphModule, node: Node, bias: Node, names: Names) -> None:
+    value = get_constant(model, bias).detach().clone()
+    if is_parameter(model, str(bias.target)):
+        value = Parameter(value, requires_grad=get_constant(model, bias).requires_grad)
+    target = names.numbered(str(bias.target))
+    set_constant(model, target, value)
+    with model.graph.inserting_after(bias):
+        copy = model.graph.create_node("get_attr", target)
+    copy_meta(copy, bias, "untie_biases")
+    set_argument(node, "self" if is_op(node, ADDMM) else "bias", copy)

@@ -1,0 +1,407 @@
+"""Models that remember: caches and sums move with calls, and only where they should."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from graphs import assert_laws, assert_same
+from small_quantizers import DYNAMIC, SmallQuantizer
+from torch import Tensor, nn
+
+from pt2q import QuantGraphModule, convert_pt2e, prepare_pt2e, prepare_qat_pt2e, sqnr
+from pt2q.ir.model_state import copies
+from pt2q.passes import StoreStateQuantized, run_passes, verified_passes
+from pt2q.quantizers import StateQuantizer, XNNPACKQuantizer, get_symmetric_quantization_config
+
+pytestmark = pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+WIDTH, LENGTH = 8, 6
+
+
+class Stateful(nn.Module):
+    """A linear, what it wrote before, and a linear over both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("cache", torch.rand(LENGTH, WIDTH) * 0.1)
+
+    cache: Tensor
+
+    def forward(self, x: Tensor, at: Tensor) -> Tensor:
+        return self.two(torch.tanh(self.read(self.one(x), at)))
+
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Copy(Stateful):
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        self.cache.copy_(torch.cat([self.cache[1:], x]))
+        return self.cache
+
+
+class IndexPut(Stateful):
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        self.cache[at] = x
+        return self.cache
+
+
+class IndexCopy(Stateful):
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        return self.cache.index_copy_(0, at, x)
+
+
+class SliceWrite(Stateful):
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        before = self.cache * 1
+        self.cache[2:3] = x
+        self.cache[3:].mul_(0.5)
+        return before + self.cache
+
+
+class Sum(Stateful):
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        self.cache.mul_(0.75)
+        self.cache.add_(x)
+        return self.cache
+
+
+class ReadsBeforeAndAfter(Stateful):
+    """The linear is given the old cache, then the new one."""
+
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        before = self.one(self.cache)
+        self.cache.mul_(0.5).add_(x)
+        return before + self.one(self.cache)
+
+
+class Alias(Stateful):
+    """Two buffers with one storage: what is written through one is read through the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", self.cache[-1:])
+
+    last: Tensor
+
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        self.last.copy_(x)
+        whole = self.cache * 1
+        self.cache.mul_(0.5)
+        return whole + self.last
+
+
+STATEFUL: list[type[Stateful]] = [
+    Copy,
+    IndexPut,
+    IndexCopy,
+    SliceWrite,
+    Sum,
+    ReadsBeforeAndAfter,
+    Alias,
+]
+QUANTIZERS = {
+    "static": SmallQuantizer,
+    "dynamic": lambda: SmallQuantizer(DYNAMIC),
+    "xnnpack": XNNPACKQuantizer,
+    "xnnpack dynamic": lambda: XNNPACKQuantizer().set_global(
+        get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    ),
+}
+
+
+def steps(count: int = 8, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(1, WIDTH, generator=generator), torch.tensor([i % LENGTH]))
+        for i in range(count)
+    ]
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: b for name, b in model.named_buffers() if name in ("cache", "last")}
+
+
+def kept(model: nn.Module) -> dict[str, Tensor]:
+    return {name: b.clone() for name, b in state_of(model).items()}
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_many_steps_stay_close_to_float(kind: type[Stateful], quantizer: str) -> None:
+    model = kind().eval()
+    start = kept(model)
+    program = torch.export.export(model, steps()[0])
+    with verified_passes(), torch.no_grad():
+        ready = prepare_pt2e(program, QUANTIZERS[quantizer]())
+        for step in steps(12, seed=1):
+            ready(*step)
+        done = convert_pt2e(ready)
+        assert_laws(done, converted=True)
+        # Calibration left nothing behind, neither here nor there.
+        assert_same(kept(done), start)
+        assert_same(kept(model), start)
+        assert_same({k: program.state_dict[k] for k in start}, start)
+        again = torch.export.export(copy.deepcopy(done), steps()[0])
+        module = again.module()
+        for step in steps():
+            expected, found = model(*step), done(*step)
+            assert sqnr(expected, found) > 20
+            assert_same(module(*step), found)
+    for name, buffer in state_of(model).items():
+        assert sqnr(buffer, done.get_buffer(name)) > 22
+    if quantizer == "static" and kind is not Alias:  # torch makes no functional form of aliases
+        assert written(again) == written(program)
+
+
+def written(program: torch.export.ExportedProgram) -> set[str]:
+    """The buffers that a program writes into; known once it is functional."""
+    found = set(program.run_decompositions({}).graph_signature.buffers_to_mutate.values())
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_calibration_and_use_do_not_meet(whole: bool) -> None:
+    """The exported module, the prepared and two converted ones each have a state."""
+    model = Sum().eval()
+    program = torch.export.export(model, steps()[0])
+    given = program if whole else program.module()
+    ready = prepare_pt2e(given, SmallQuantizer())
+    start = kept(model)
+    for step in steps():
+        ready(*step)
+    one, two = convert_pt2e(ready), convert_pt2e(ready)
+    moved = kept(ready)
+    assert not torch.equal(moved["cache"], start["cache"])
+    first = [one(*step) for step in steps()]
+    assert_same(kept(two), start)
+    assert_same([two(*step) for step in steps()], first)
+    assert_same(kept(ready), moved)
+    assert_same(kept(model), start)
+    if not whole:
+        assert_same(kept(given), start)
+    # Calibrating further and converting again starts where the model was prepared.
+    ready(*steps()[0])
+    assert_same(kept(convert_pt2e(ready)), start)
+
+
+def test_the_state_noted_at_prepare_survives_copies_and_files(tmp_path: Any) -> None:
+    model = Copy().eval()
+    start = kept(model)
+    ready = prepare_pt2e(torch.export.export(model, steps()[0]), SmallQuantizer())
+    for step in steps():
+        ready(*step)
+    torch.save(ready, tmp_path / "ready.pt")
+    for other in (copy.deepcopy(ready), torch.load(tmp_path / "ready.pt", weights_only=False)):
+        done = convert_pt2e(other)
+        assert_same(kept(done), start)
+        assert "state" not in done.record.facts
+
+
+def test_the_float_model_may_move_on_after_prepare() -> None:
+    model = Sum().eval()
+    ready = prepare_pt2e(torch.export.export(model, steps()[0]), SmallQuantizer())
+    start = kept(model)
+    for step in steps():
+        model(*step)
+        ready(*step)
+    assert not torch.equal(model.cache, start["cache"])
+    assert_same(kept(convert_pt2e(ready)), start)
+
+
+def test_weights_stay_shared() -> None:
+    model = Sum().eval()
+    module = torch.export.export(model, steps()[0]).module()
+    ready = prepare_pt2e(module, SmallQuantizer())
+    assert ready.get_parameter("one.weight") is module.get_parameter("one.weight")
+    assert ready.get_buffer("cache") is not module.get_buffer("cache")
+
+
+def test_buffers_with_one_storage_go_on_sharing_it() -> None:
+    model = Alias().eval()
+    ready = prepare_pt2e(torch.export.export(model, steps()[0]), SmallQuantizer())
+    ready(*steps()[0])
+    done = convert_pt2e(ready)
+    for module in (ready, done):
+        last = module.get_buffer("last")
+        last.fill_(3.0)
+        assert last.untyped_storage().nbytes() == LENGTH * WIDTH * 4
+        assert last.storage_offset() == (LENGTH - 1) * WIDTH
+    assert (model.last != 3.0).all()
+
+
+class Unread(nn.Module):
+    """A buffer that is only ever written, and one that does not belong to the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(4))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    seen: Tensor
+    count: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.seen.copy_(y.amax(0))
+        self.count.add_(1)
+        return y * self.count
+
+
+def test_buffers_that_are_only_written_and_not_saved() -> None:
+    model, x = Unread().eval(), torch.randn(3, 4)
+    ready = prepare_pt2e(torch.export.export(model, (x,)), SmallQuantizer())
+    for _ in range(3):
+        ready(x)
+    done = convert_pt2e(ready)
+    assert model.count == 0 and ready.get_buffer("count") == 3 and done.get_buffer("count") == 0
+    assert "count" not in done.state_dict() and "seen" in done.state_dict()
+    with torch.no_grad():
+        assert sqnr(model(x), done(x)) > 30
+    assert sqnr(model.seen, done.get_buffer("seen")) > 25
+
+
+def test_statistics_that_calibration_in_training_mode_moves() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4)).train()
+    x = torch.randn(16, 4)
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    ready = prepare_pt2e(torch.export.export(model, (x,)), SmallQuantizer())
+    ready(x)
+    ready.eval()
+    done = convert_pt2e(ready)
+    assert_same(dict(model.named_buffers()), before)
+    assert sqnr(model.eval()(x), done(x)) > 25
+
+
+def test_training_moves_the_state_of_its_model() -> None:
+    """In training the state is part of what is trained, as the statistics of norms are."""
+    model = Sum().eval()
+    config = get_symmetric_quantization_config(is_qat=True)
+    quantizer = XNNPACKQuantizer().set_global(config)
+    ready = prepare_qat_pt2e(torch.export.export(model, steps()[0]), quantizer)
+    with torch.no_grad():
+        for step in steps():
+            ready(*step)
+    done = convert_pt2e(ready)
+    assert_same(kept(done), kept(ready))
+    with torch.no_grad():
+        done(*steps()[0])
+    assert not torch.equal(done.get_buffer("cache"), ready.get_buffer("cache"))
+
+
+def test_copies_share_what_the_originals_share() -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    given = {
+        "base": base,
+        "row": base[1],
+        "columns": base.t()[2:],
+        "same": base,
+        "parameter": nn.Parameter(base[0], requires_grad=False),
+        "apart": torch.ones(2),
+        "sparse": torch.eye(2).to_sparse(),
+    }
+    made = copies(given)
+    for name, tensor in given.items():
+        assert made[name] is not tensor and type(made[name]) is type(tensor)
+        assert torch.equal(made[name].to_dense(), tensor.to_dense())
+        assert made[name].shape == tensor.shape
+    assert made["base"] is made["same"]
+    made["base"].zero_()
+    assert not made["row"].any() and not made["columns"].any() and not made["parameter"].any()
+    assert base.any() and made["apart"].all()
+    assert made["columns"].stride() == given["columns"].stride()
+
+
+# ------------------------------------------------------------------------- buffers in integers
+
+
+def stored(kind: type[nn.Module]) -> tuple[QuantGraphModule, QuantGraphModule, list[str]]:
+    """A converted model, the same with its buffers in integers, and what is said of them."""
+    program = torch.export.export(kind().eval(), steps()[0])
+    ready = prepare_pt2e(program, StateQuantizer(SmallQuantizer()))
+    for step in steps(12, seed=1):
+        ready(*step)
+    done = convert_pt2e(ready)
+    small = copy.deepcopy(done)
+    with verified_passes():
+        run_passes(small, [StoreStateQuantized()])
+    return done, small, [n.text for n in small.record.notes if n.origin == "store_state"]
+
+
+class ReadsThenWrites(Stateful):
+    """What is read first must not see what is written then."""
+
+    def read(self, x: Tensor, at: Tensor) -> Tensor:
+        before = self.cache[1:3]
+        y = self.two(before)
+        self.cache[at] = x
+        return torch.cat([y, self.two(before), self.cache.transpose(0, 1).mT])
+
+
+@pytest.mark.parametrize("kind", [Copy, IndexPut, IndexCopy, ReadsThenWrites])
+def test_a_buffer_in_integers_gives_the_same_bits(kind: type[Stateful]) -> None:
+    done, small, said = stored(kind)
+    (text,) = said
+    assert text.startswith("stored as int8, scale 0.0")
+    assert small.get_buffer("cache").dtype == torch.int8
+    assert_laws(small, converted=False)
+    again = torch.export.export(copy.deepcopy(small), steps()[0])
+    module = again.module()
+    for step in steps():
+        expected = done(*step)
+        assert_same(small(*step), expected)
+        assert_same(module(*step), expected)
+    assert sqnr(done.get_buffer("cache"), dequantized(small, text)) > 30
+    if kind is IndexPut:
+        assert written(again) == {"cache"}
+
+
+def dequantized(model: QuantGraphModule, text: str) -> Tensor:
+    scale, zero_point = text.removeprefix("stored as int8, scale ").split(", zero point ")
+    return (model.get_buffer("cache").float() - int(zero_point)) * float(scale)
+
+
+class Returned(Stateful):
+    def forward(self, x: Tensor, at: Tensor) -> Any:
+        self.cache[at] = self.one(x)
+        return self.two(self.cache), self.cache
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Sum, "mul_ (aten.mul_.Tensor) computes with it in place"),
+        (Alias, "another buffer shares its storage"),
+        (Returned, "output reads it in other parameters, or in float"),
+    ],
+)
+def test_a_buffer_that_stays_in_float_says_why(kind: type[Stateful], reason: str) -> None:
+    done, small, said = stored(kind)
+    assert said == [f"stays in float: {reason}"]
+    assert small.get_buffer("cache").dtype == torch.float32
+    for step in steps():
+        assert_same(small(*step), done(*step))
+
+
+def test_buffers_of_other_quantizers_stay_in_float() -> None:
+    program = torch.export.export(Copy().eval(), steps()[0])
+    for make in (SmallQuantizer, XNNPACKQuantizer):
+        ready = prepare_pt2e(program, make())
+        ready(*steps()[0])
+        done = run_passes(convert_pt2e(ready), [StoreStateQuantized()])
+        assert done.get_buffer("cache").dtype == torch.float32
+        assert "stays in float" in str(done.record.notes[-1])
