@@ -9,13 +9,13 @@ PIP := $(BIN)/python -m pip
 # Spinning threads beside a busy neighbour cost more than they win.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow lint typecheck format clean
+.PHONY: help demo test test-slow lint typecheck installed-copy format clean
 
 help:
 	@echo "make demo       quantize the bundled digits network and compare it with float"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the slow tests"
-	@echo "make lint       ruff check and ruff format --check"
+	@echo "make lint       ruff, the order of the rooms"
 	@echo "make typecheck  mypy on an installed copy"
 	@echo "make format     let ruff rewrite what it can"
 
@@ -28,19 +28,22 @@ test: $(VENV)/.pt2q-test
 test-slow: $(VENV)/.pt2q-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m slow
 
-lint: $(VENV)/.pt2q-lint
+lint: $(VENV)/.pt2q-lint installed-copy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd "$(VENV)/typed" && PYTHONPATH=. "$(abspath $(BIN))/lint-imports" --no-cache --config "$(CURDIR)/pyproject.toml"
 
 format: $(VENV)/.pt2q-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# On an installed copy, as users get it: mypy does not see through the finder of an editable install.
-typecheck: $(VENV)/.pt2q-lint $(VENV)/.pt2q-test
+typecheck: $(VENV)/.pt2q-lint $(VENV)/.pt2q-test installed-copy
+	MYPYPATH="$(VENV)/typed" $(BIN)/mypy -p pt2q
+
+# As users get it: neither mypy nor the import linter see through the finder of an editable install.
+installed-copy: $(VENV)/.pt2q-torch
 	rm -rf build/lib "$(VENV)/typed"
 	$(PIP) install --quiet --no-deps --target "$(VENV)/typed" .
-	MYPYPATH="$(VENV)/typed" $(BIN)/mypy -p pt2q
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
