@@ -54,6 +54,14 @@ class DataError(Pt2qError, ValueError):
     """Calibration data or a model file could not be read or does not fit the model."""
 
 
+class UnknownNameError(DataError):
+    """Nothing of this kind has this name."""
+
+
+class PluginError(Pt2qError, ImportError):
+    """An installed package offers something to pt2q that cannot be used."""
+
+
 class RecipeError(Pt2qError, ValueError):
     """A recipe file could not be read, or asks for what cannot be."""
 
@@ -68,6 +76,10 @@ class GraphLawError(Pt2qError, AssertionError):
 
 class Pt2qWarning(UserWarning):
     """Base of all warnings given by pt2q."""
+
+
+class PluginWarning(Pt2qWarning):
+    """What an installed package offers to pt2q is left out."""
 
 
 class UnmatchedRuleWarning(Pt2qWarning):
