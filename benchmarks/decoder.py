@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from decoder import decode, decoder, prompt
+from support.decoder import decode, decoder, prompt
 
 from pt2q import Quantizer, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.deploy.executorch import lower

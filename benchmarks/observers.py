@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
 import torch  # noqa: E402
-from nets import NETS  # noqa: E402
+from support.nets import NETS  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torchao.quantization.pt2e.observer import HistogramObserver as PeerObserver  # noqa: E402

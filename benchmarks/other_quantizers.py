@@ -26,8 +26,8 @@ from torch import Tensor
 import pt2q
 from pt2q.ir import ops
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.nets import NETS
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support.nets import NETS
 
 BACKENDS = "executorch.backends."
 MODELS = ("small_mobilenet", "small_vit")

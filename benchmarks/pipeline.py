@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 import torch  # noqa: E402
-from nets import NETS, residual_mlp  # noqa: E402
+from support.nets import NETS, residual_mlp  # noqa: E402
 
 LAYERS = (100, 200, 400, 800, 1600)
 MODELS = ("mobilenet_v2", "resnet50", "vit_s16", *(f"mlp_{n}" for n in LAYERS))

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 import torch  # noqa: E402
-from nets import NETS  # noqa: E402
+from support.nets import NETS  # noqa: E402
 from torch import nn  # noqa: E402
 
 MODELS = ("mobilenet_v2", "resnet18", "resnet50")

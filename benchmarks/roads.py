@@ -29,9 +29,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-import minilm  # noqa: E402
 import torch  # noqa: E402
-from nets import NETS  # noqa: E402
+from support import minilm  # noqa: E402
+from support.nets import NETS  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from pt2q import convert_pt2e, prepare_pt2e, sqnr  # noqa: E402

@@ -14,19 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import (
-    assert_golden_graph,
-    assert_laws,
-    assert_metadata,
-    assert_same,
-    assert_values_match,
-    exact,
-    exact_input,
-    nodes_of,
-    rounded,
-)
-from nets import NETS
-from small_quantizers import (
+from support.golden import assert_golden_graph, exact, exact_input
+from support.laws import assert_laws, assert_metadata, assert_values_match
+from support.nets import NETS
+from support.nodes import nodes_of
+from support.results import assert_same
+from support.rounding_reference import rounded
+from support.small_quantizers import (
     ACTIVATION,
     DYNAMIC,
     PER_TOKEN,

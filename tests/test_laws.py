@@ -15,20 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import (
-    Network,
-    Recipe,
-    Step,
-    assert_laws,
-    assert_same,
-    assert_values_match,
-    leaves,
-    recipes,
-    rounded,
-)
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from small_quantizers import ACTIVATION, DYNAMIC, NoopQuantizer, SmallQuantizer
+from support.laws import assert_laws, assert_values_match
+from support.random_images import Network, Recipe, recipes
+from support.random_steps import Step
+from support.results import assert_same, leaves
+from support.rounding_reference import rounded
+from support.small_quantizers import ACTIVATION, DYNAMIC, NoopQuantizer, SmallQuantizer
 from torch import Tensor
 from torch.fx import GraphModule
 

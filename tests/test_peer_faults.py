@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import assert_laws, assert_same, assert_values_match, nodes_of
-from nets import NETS
-from small_quantizers import (
+from support.laws import assert_laws, assert_values_match
+from support.nets import NETS
+from support.nodes import nodes_of
+from support.results import assert_same
+from support.small_quantizers import (
     ACTIVATION,
     DYNAMIC,
     PER_TOKEN,

@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 
 import pytest
 import torch
-from graphs import assert_same, assert_values_match, leaves
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sequences import KINDS, Network, Recipe, Step, recipes
-from small_quantizers import NoopQuantizer, SmallQuantizer
+from support.laws import assert_values_match
+from support.random_sequences import KINDS, Network, Recipe, Step, recipes
+from support.results import assert_same, leaves
+from support.small_quantizers import NoopQuantizer, SmallQuantizer
 from test_laws import RandomQuantizer
 from torch import Tensor, nn
 

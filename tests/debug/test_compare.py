@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from decoder import Decoder, DecoderConfig
-from small_quantizers import NoopQuantizer
-from test_control_flow import MODELS, Nested, WhileLoop, exported
-from test_control_flow import inputs as flow_inputs
+from support.control_flow_models import MODELS, Nested, WhileLoop, exported
+from support.control_flow_models import inputs as flow_inputs
+from support.decoder import Decoder, DecoderConfig
+from support.small_quantizers import NoopQuantizer
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F

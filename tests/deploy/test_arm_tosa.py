@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import NETS
+from support.nets import NETS
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 

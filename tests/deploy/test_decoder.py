@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from decoder import Decoder, decode, decoder, prompt
-from graphs import assert_laws, assert_same, nodes_of
-from test_state import Copy, steps
+from support.decoder import Decoder, decode, decoder, prompt
+from support.laws import assert_laws
+from support.nodes import nodes_of
+from support.results import assert_same
+from support.stateful_models import Copy, steps
 from torch import Tensor
 
 from pt2q import QuantGraphModule, convert_pt2e, prepare_pt2e, sqnr

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import NETS, MobileNetV2, image_net, images
+from support.convnets import MobileNetV2
+from support.nets import NETS, image_net
+from support.samples import images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,7 +72,7 @@ class CalledTwice(nn.Module):
 
 def test_a_bias_that_two_calls_share_is_right_in_both() -> None:
     """The runtime stores a bias in the scale of one call; trained models come with it tied."""
-    from small_quantizers import SmallQuantizer
+    from support.small_quantizers import SmallQuantizer
 
     model = CalledTwice().eval()
     batches = [torch.randn(4, 8) for _ in range(4)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import minilm
 import pytest
 import torch
+from support import minilm
 from torch import Tensor
 
 from pt2q import convert_pt2e, prepare_pt2e

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from qat_models import QATQuantizer, count, prepare
+from support.nodes import count
+from support.qat_quantizer import QATQuantizer, prepare
 from torch import nn
 
 import pt2q

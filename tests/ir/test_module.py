@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import assert_metadata, assert_same, leaves
-from small_quantizers import SmallQuantizer
+from support.laws import assert_metadata
+from support.results import assert_same, leaves
+from support.small_quantizers import SmallQuantizer
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree

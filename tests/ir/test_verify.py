@@ -7,10 +7,10 @@ import warnings
 
 import pytest
 import torch
-from graphs import Network, recipes
 from hypothesis import HealthCheck, given, settings
-from nets import NETS
-from small_quantizers import DYNAMIC, NoopQuantizer, SmallQuantizer
+from support.nets import NETS
+from support.random_images import Network, recipes
+from support.small_quantizers import DYNAMIC, NoopQuantizer, SmallQuantizer
 from torch import nn
 
 from pt2q import MinMaxObserver, QuantGraphModule, convert_pt2e, prepare_pt2e, verify

@@ -385,7 +385,7 @@ def test_groups_with_zero_points() -> None:
 
 
 def test_derived_observers_are_switched_too() -> None:
-    from qat_models import QATQuantizer, prepare
+    from support.qat_quantizer import QATQuantizer, prepare
 
     from pt2q.observers.derived import DerivedObserver
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torchao.quantization.pt2e as peer
-from small_quantizers import SmallQuantizer
+from support.small_quantizers import SmallQuantizer
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import quantizer as peer_quantizer
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e as peer_convert

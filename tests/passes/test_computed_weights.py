@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs import assert_same
+from support.results import assert_same
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 

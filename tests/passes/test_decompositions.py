@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import assert_laws, assert_same, assert_values_match, leaves, nodes_of
+from support.laws import assert_laws, assert_values_match
+from support.nodes import nodes_of
+from support.results import assert_same, leaves
 from torch import Tensor, nn
 from torch.nn import functional as F
 

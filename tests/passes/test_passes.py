@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import assert_golden_graph, assert_same, exact, exact_input, nodes_of
-from small_quantizers import (
+from support.golden import assert_golden_graph, exact, exact_input
+from support.nodes import nodes_of
+from support.results import assert_same
+from support.small_quantizers import (
     ACTIVATION,
     DYNAMIC,
     WEIGHT_PER_TENSOR,

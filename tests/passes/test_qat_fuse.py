@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qat_models import ACTIVATION, PER_TENSOR, QATQuantizer, count, per_channel, prepare
+from support.nodes import count
+from support.qat_quantizer import ACTIVATION, PER_TENSOR, QATQuantizer, per_channel, prepare
 from torch import nn
 
 import pt2q

@@ -6,15 +6,15 @@ import functools
 import warnings
 from fractions import Fraction
 
-import integers
 import numpy as np
 import pytest
 import torch
-from graphs import assert_golden_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import NETS
-from small_quantizers import (
+from support import integer_reference as integers
+from support.golden import assert_golden_graph
+from support.nets import NETS
+from support.small_quantizers import (
     ACTIVATION,
     DYNAMIC,
     PER_TOKEN,

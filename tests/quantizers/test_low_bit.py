@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import NETS, vectors
+from support.nets import NETS
+from support.samples import vectors
 from torch import nn
 
 from pt2q import convert_pt2e, prepare_pt2e, sqnr

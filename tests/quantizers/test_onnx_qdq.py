@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nets import NETS, BasicBlock, Net, ResNet, image_net, images
-from small_quantizers import DYNAMIC, PER_TOKEN, UNSIGNED, SmallQuantizer
+from support.convnets import BasicBlock, ResNet
+from support.nets import NETS, Net, image_net
+from support.samples import images
+from support.small_quantizers import DYNAMIC, PER_TOKEN, UNSIGNED, SmallQuantizer
 from torch import nn
 from torch.nn import functional as F
 

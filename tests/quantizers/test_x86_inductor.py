@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import NETS, images
-from small_quantizers import PER_TOKEN, UNSIGNED, SmallQuantizer
+from support.nets import NETS
+from support.samples import images
+from support.small_quantizers import PER_TOKEN, UNSIGNED, SmallQuantizer
 from torch import nn
 from torch.nn import functional as F
 

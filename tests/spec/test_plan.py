@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from graphs import assert_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.golden import assert_golden
 from torch.fx import Graph, Node
 
 from pt2q import (

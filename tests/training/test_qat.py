@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from qat_models import QATQuantizer, count, prepare
+from support.nodes import count
+from support.qat_quantizer import QATQuantizer, prepare
 from torch import nn
 
 import pt2q

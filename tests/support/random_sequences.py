@@ -1,7 +1,7 @@
 """Random networks on sequences: products, attention, pools, moves, branches and state.
 
-The steps that `graphs.py` does not draw. Every value is [2, CHANNELS, LENGTH], so that any step can
-follow any other; a step keeps its values at about the size they had.
+The steps that `random_images.py` does not draw. Every value is [2, CHANNELS, LENGTH], so that any
+step can follow any other; a step keeps its values at about the size they had.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from graphs import Step
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from support.random_steps import Step, step_lists
 
 CHANNELS, LENGTH = 4, 6
 
@@ -201,10 +202,4 @@ class Network(nn.Module):
 
 def recipes(kinds: tuple[str, ...] = KINDS, max_steps: int = 4) -> st.SearchStrategy[Recipe]:
     """Networks made of some kinds of steps."""
-    number = st.integers(0, 7)
-    steps = st.lists(
-        st.builds(Step, st.sampled_from(kinds), number, number, number),
-        min_size=1,
-        max_size=max_steps,
-    )
-    return st.builds(Recipe, steps.map(tuple), st.integers(1, 3), st.integers(0, 99))
+    return st.builds(Recipe, step_lists(kinds, max_steps), st.integers(1, 3), st.integers(0, 99))

@@ -127,7 +127,3 @@ def prepare(
         exported = torch.export.export(mode.eval(), inputs)
     prepared = pt2q.prepare_qat_pt2e(exported, quantizer or QATQuantizer(), **options)
     return prepared.train()
-
-
-def count(model: GraphModule, *names: str) -> int:
-    return sum(any(name in str(n.target) for name in names) for n in model.graph.nodes)

@@ -1,0 +1,1 @@
+"""What tests share: networks, quantizers, the laws of every graph, references for values."""

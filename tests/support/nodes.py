@@ -1,0 +1,18 @@
+"""Nodes of a graph by what they call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from pt2q.ir import ops
+
+
+def nodes_of(model: GraphModule, targets: frozenset[Any]) -> list[Node]:
+    return [n for n in model.graph.nodes if ops.is_op(n, targets)]
+
+
+def count(model: GraphModule, *names: str) -> int:
+    """How many nodes call something with one of these names in its own."""
+    return sum(any(name in str(n.target) for name in names) for n in model.graph.nodes)
