@@ -29,7 +29,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from pt2q.deploy.quiet import first_line, quiet_python
+from pt2q.deploy.library_output import first_line, quiet_python
 from pt2q.errors import DataError
 
 Batch = tuple[Tensor, ...]

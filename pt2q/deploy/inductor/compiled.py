@@ -25,11 +25,11 @@ from torch.export._tree_utils import reorder_kwargs
 from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
-from pt2q.deploy import package_inputs
-from pt2q.deploy.converted import require_graph
-from pt2q.deploy.fusion import FusionReport, KernelCall, kernel_calls, report_fusion
-from pt2q.deploy.inductor_graph import for_inductor
-from pt2q.deploy.quiet import quiet_python
+from pt2q.deploy.export import require_graph
+from pt2q.deploy.inductor import package_inputs
+from pt2q.deploy.inductor.fusion import FusionReport, KernelCall, kernel_calls, report_fusion
+from pt2q.deploy.inductor.graph import for_inductor
+from pt2q.deploy.library_output import quiet_python
 from pt2q.errors import DataError, FlowError, InputShapeError, LoweringError
 from pt2q.files import SaveError, ensure_writable
 from pt2q.ir.module import InputCheck, QuantGraphModule

@@ -2,7 +2,7 @@
 
 ONNX's ``QuantizeLinear`` saturates at the bounds of its type; where a spec uses fewer integers a
 ``Clip`` stands before it. Per-token parameters have no operator in ONNX and are written out; see
-`pt2q.deploy.onnx_rewrites` for dynamic quantization, 4-bit weights and embeddings.
+`pt2q.deploy.onnx.rewrites` for dynamic quantization, 4-bit weights and embeddings.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.deploy.quiet import captured_stderr, quiet_python
+from pt2q.deploy.library_output import captured_stderr, quiet_python
 from pt2q.errors import DataError, InputShapeError, LoweringError, MissingDependencyError
 
 logger = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from pt2q.deploy.converted import require_graph
-from pt2q.deploy.quiet import quiet_python
+from pt2q.deploy.export import require_graph
+from pt2q.deploy.library_output import quiet_python
 from pt2q.errors import DataError, InputShapeError, LoweringError, MissingDependencyError
 from pt2q.files import SaveError, ensure_writable
 from pt2q.ir import ops
@@ -228,8 +228,8 @@ def _is_float8(node: Node) -> bool:
 
 
 def _translated(program: ExportedProgram, opset: int) -> Any:
-    from pt2q.deploy.onnx_rewrites import rewrite
-    from pt2q.deploy.onnx_translation import translations
+    from pt2q.deploy.onnx.rewrites import rewrite
+    from pt2q.deploy.onnx.translation import translations
 
     try:
         with quiet_python(), _quiet_exporter(), torch.no_grad():

@@ -17,16 +17,16 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Graph
 
-from pt2q.deploy.converted import refuse_prepared
-from pt2q.deploy.delegation import Delegation, delegation_of
-from pt2q.deploy.quiet import first_line, quiet_python
-from pt2q.deploy.runtime import (
+from pt2q.deploy.executorch.delegation import Delegation, delegation_of
+from pt2q.deploy.executorch.runtime import (
     LoadedMethod,
     LoadedProgram,
     load,
     measure_latency,
     missing_executorch,
 )
+from pt2q.deploy.export import refuse_prepared
+from pt2q.deploy.library_output import first_line, quiet_python
 from pt2q.errors import LoweringError
 from pt2q.files import write_bytes
 from pt2q.ir import ops

@@ -1,0 +1,10 @@
+"""Write a converted model as ONNX with QuantizeLinear / DequantizeLinear, and run it.
+
+The file is what ONNX Runtime, OpenVINO and TensorRT fuse into their int8 kernels. Weights are
+stored in the integers they have. `export` checks and writes the file whole or not at all; `load`
+opens it in ONNX Runtime.
+"""
+
+from pt2q.deploy.onnx.writing import OnnxProgramInfo, OnnxSession, export, load
+
+__all__ = ["OnnxProgramInfo", "OnnxSession", "export", "load"]
