@@ -113,3 +113,30 @@ class SmallQuantizer(NoopQuantizer):
         node.meta[QUANT_ANNOTATION_KEY] = QuantizationAnnotation(
             specs, SharedQuantizationSpec(first)
         )
+
+
+def linears(
+    activation: QuantizationSpecBase | None,
+    weight: QuantizationSpecBase | None,
+    output: QuantizationSpecBase | None = None,
+) -> FunctionQuantizer:
+    """Annotates every linear and convolution alike."""
+
+    def annotate(node: Node) -> QuantizationAnnotation | None:
+        if not ops.is_op(node, ops.LINEAR | ops.CONV):
+            return None
+        inputs = {ops.argument(node, "input"): activation, ops.argument(node, "weight"): weight}
+        return QuantizationAnnotation(inputs, output)
+
+    return FunctionQuantizer(annotate)
+
+
+def everything(spec: QuantizationSpecBase) -> FunctionQuantizer:
+    """Every floating point input and output of every operator."""
+
+    def annotate(node: Node) -> QuantizationAnnotation | None:
+        if node.op != "call_function":
+            return None
+        return QuantizationAnnotation({n: spec for n in node.all_input_nodes}, spec)
+
+    return FunctionQuantizer(annotate)
