@@ -31,6 +31,7 @@ test-slow: $(VENV)/.pt2q-test
 lint: $(VENV)/.pt2q-lint installed-copy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/one_emitter.py
 	cd "$(VENV)/typed" && PYTHONPATH=. "$(abspath $(BIN))/lint-imports" --no-cache --config "$(CURDIR)/pyproject.toml"
 
 format: $(VENV)/.pt2q-lint

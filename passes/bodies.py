@@ -14,9 +14,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.ir.control_flow import Branching, branchings, graph_modules, placeholders
-from pt2q.ir.graph import Names, copy_meta, get_constant, is_constant, set_constant
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import get_constant, is_constant, set_constant
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
+
+PASS_NAME = "pt2q.control_flow"
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,7 @@ def _constant_for(body: GraphModule, position: int, owner: GraphModule, operand:
     target = str(operand.target)
     if old.users:
         set_constant(body, target, get_constant(owner, operand))
-        with body.graph.inserting_before(old):
-            new = body.graph.create_node("get_attr", target)
+        new = Emitter(body, PASS_NAME).before(old).read(target)
         new.meta = dict(old.meta)
         old.replace_all_uses_with(new)
     body.graph.erase_node(old)
@@ -107,20 +109,20 @@ class CloseControlFlow:
         """Close every control-flow operator, innermost first."""
         found = False
         for module in reversed(list(graph_modules(model))):
-            names = Names.of(module)
+            emit = Emitter(module, PASS_NAME)
             for call in branchings(module):
                 found = True
-                _move_out(call, names)
+                _move_out(call, emit)
                 call.node.target = call.layout.operator
         return found
 
 
-def _move_out(call: Branching, names: Names) -> None:
+def _move_out(call: Branching, emit: Emitter) -> None:
     """Turn the constants of the bodies into operands of the fixed group."""
     stored: list[tuple[str, torch.Tensor, Node]] = []
     for body in call.bodies:
         for node in [n for n in body.graph.nodes if _is_tensor_constant(body, n)]:
-            _operand_for(call, body, node, stored, names)
+            _operand_for(call, body, node, stored, emit)
     for body in call.bodies:
         used = {str(n.target) for n in body.graph.nodes if n.op == "get_attr"}
         for name, _ in [*body.named_parameters(), *body.named_buffers()]:
@@ -143,7 +145,7 @@ def _operand_for(
     body: GraphModule,
     node: Node,
     stored: list[tuple[str, torch.Tensor, Node]],
-    names: Names,
+    emit: Emitter,
 ) -> None:
     target, value = str(node.target), get_constant(body, node)
     position = next(
@@ -152,7 +154,7 @@ def _operand_for(
     )
     if position is None:
         position = len(stored)
-        stored.append((target, value, _add_operand(call, target, value, node, names)))
+        stored.append((target, value, _add_operand(call, target, value, node, emit)))
     first = len(call.operands) - len(stored)
     inner = placeholders(body)[first + position]
     inner.meta = {**node.meta, **inner.meta}
@@ -167,39 +169,31 @@ def _same(known: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def _add_operand(
-    call: Branching, target: str, value: torch.Tensor, source: Node, names: Names
+    call: Branching, target: str, value: torch.Tensor, source: Node, emit: Emitter
 ) -> Node:
     """A constant of the owner, and a placeholder for it at the end of each body's inputs."""
-    name = _name_in(call.owner, target, value, names)
-    with call.owner.graph.inserting_before(call.node):
-        operand = call.owner.graph.create_node("get_attr", name)
-    copy_meta(operand, source, "pt2q.ir.control_flow")
+    name = _name_in(target, value, emit)
+    operand = emit.before(call.node, source).read(name)
     for body in call.bodies:
         known = placeholders(body)
-        first = next(iter(body.graph.nodes))
-        place = (
-            body.graph.inserting_after(known[-1]) if known else body.graph.inserting_before(first)
-        )
-        with place:
-            new = body.graph.placeholder(name.replace(".", "_"))
+        following = known[-1].next if known else next(iter(body.graph.nodes))
+        inner = Emitter(body, PASS_NAME).before(following, source)
+        new = inner.input(name.replace(".", "_"))
         if any(new.target == other.name for other in known):
             new.target = new.name  # generated code would overwrite the argument before it is read
-        copy_meta(new, source, "pt2q.ir.control_flow")
     call.set_group(call.layout.fixed, [*call.group(call.layout.fixed), operand])
     return operand
 
 
-def _name_in(owner: GraphModule, target: str, value: torch.Tensor, names: Names) -> str:
+def _name_in(target: str, value: torch.Tensor, emit: Emitter) -> str:
     """Where the owner keeps a constant: where it has it already, else under a fresh name."""
-    if target in names.taken:
+    if target in emit.names.taken:
         try:
-            if _same(get_constant(owner, target), value):
+            if _same(get_constant(emit.model, target), value):
                 return target
         except (AttributeError, TypeError):
             pass
-    name = names.fresh(target)
-    set_constant(owner, name, value)
-    return name
+    return emit.keep(target, value)
 
 
 def _delete(body: GraphModule, target: str) -> None:

@@ -15,16 +15,12 @@ from torch.fx.node import map_arg
 
 from pt2q.ir import ops
 from pt2q.ir.constants import Constants, ancestors, drop_assertions, erase_unread
+from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
-    Names,
-    copy_meta,
-    fake_constant,
-    get_constant,
     is_constant,
     is_float_tensor,
     is_parameter,
     is_persistent,
-    set_constant,
     value_of,
 )
 from pt2q.ir.module import QuantGraphModule
@@ -135,7 +131,7 @@ class _Folder:
     def __init__(self, model: QuantGraphModule) -> None:
         self.model = model
         self.constants = Constants(model)
-        self.names = Names.of(model)
+        self.emit = Emitter(model, PASS_NAME)
         self.stored: dict[int, str] = {}
         self.numbers: dict[Any, int] = {}
         self.number_of: dict[Node, int] = {}
@@ -146,22 +142,16 @@ class _Folder:
         number = self._number(node)
         if number not in self.stored:
             self.stored[number] = self._store(node)
-        with self.model.graph.inserting_before(node):
-            new = self.model.graph.get_attr(self.stored[number])
-        value = fake_constant(get_constant(self.model, new), value_of(node))
-        copy_meta(new, node, PASS_NAME, value)
-        node.replace_all_uses_with(new)
+        node.replace_all_uses_with(self.emit.before(node).read(self.stored[number]))
         return True
 
     def _store(self, node: Node) -> str:
         base = _first_constant(node)
-        target = self.names.fresh(f"{base or node.name}_computed")
         value = self.constants.value(node).detach().clone().contiguous()
         if base is not None and is_parameter(self.model, base):
             value = nn.Parameter(value)
         persistent = base is None or is_persistent(self.model, base)
-        set_constant(self.model, target, value, persistent=persistent)
-        return target
+        return self.emit.keep(f"{base or node.name}_computed", value, persistent=persistent)
 
     def _number(self, node: Node) -> int:
         """Equal for nodes that compute the same from the same constants."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.fx import Node
-
 from pt2q.ir import ops
-from pt2q.ir.graph import copy_meta, create_call
+from pt2q.ir.emit import Emitter
 from pt2q.ir.module import QuantGraphModule
 
 
@@ -22,15 +20,9 @@ class DuplicateDQPass:
     def __call__(self, model: QuantGraphModule) -> bool:
         """Copy; returns whether any dequantize had more than one user."""
         shared = [n for n in model.graph.nodes if ops.is_op(n, ops.DEQUANTIZE) and len(n.users) > 1]
+        emit = Emitter(model, "pt2q.duplicate_dq")
         for node in shared:
             for user in list(node.users)[1:]:
-                user.replace_input_with(node, _copy(model, node, user))
+                # Directly behind the original: later its input may be overwritten.
+                user.replace_input_with(node, emit.after(node).again(node))
         return bool(shared)
-
-
-def _copy(model: QuantGraphModule, node: Node, user: Node) -> Node:
-    # Directly behind the original: between it and the user its input may be overwritten.
-    with model.graph.inserting_after(node):
-        new = create_call(model.graph, node.target, node.args, dict(node.kwargs))
-    copy_meta(new, node, "pt2q.duplicate_dq")
-    return new

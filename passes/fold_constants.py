@@ -10,15 +10,8 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.constants import Constants, drop_assertions
-from pt2q.ir.graph import (
-    Names,
-    copy_meta,
-    fake_constant,
-    is_constant,
-    is_persistent,
-    set_constant,
-    value_of,
-)
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import is_constant, is_persistent
 from pt2q.ir.module import QuantGraphModule
 from pt2q.numerics.quantization import quantize
 from pt2q.spec.specs import CAST_DTYPES
@@ -64,7 +57,7 @@ class _Folder:
     def __init__(self, model: QuantGraphModule, constants: Constants) -> None:
         self.model = model
         self.constants = constants
-        self.names = Names.of(model)
+        self.emit = Emitter(model, "pt2q.fold_constants")
         self.stored: dict[Any, str] = {}
         self.readers: dict[str, int] = {}
         for node in model.graph.nodes:
@@ -74,14 +67,8 @@ class _Folder:
 
     def fold(self, node: Node) -> None:
         target = self._store(node)
-        with self.model.graph.inserting_before(node):
-            new = self.model.graph.create_node("get_attr", target)
         self.readers[target] = self.readers.get(target, 0) + 1
-        value = value_of(node)
-        if not isinstance(value, torch.Tensor):
-            value = fake_constant(self.constants.value(node), None)
-        copy_meta(new, node, "pt2q.fold_constants", value)
-        node.replace_all_uses_with(new)
+        node.replace_all_uses_with(self.emit.before(node).read(target))
         self._erase(node)
 
     def _store(self, node: Node) -> str:
@@ -89,10 +76,11 @@ class _Folder:
         key = self._key(node)
         if not self.readers.get(self.stored.get(key, "")):  # new, or quantized anew and dropped
             base = self._base_name(node)
-            self.stored[key] = self.names.fresh(f"{base.removesuffix('_quantized')}_quantized")
-            persistent = is_persistent(self.model, base)
-            value = self._quantized(node)
-            set_constant(self.model, self.stored[key], value, persistent=persistent)
+            self.stored[key] = self.emit.keep(
+                f"{base.removesuffix('_quantized')}_quantized",
+                self._quantized(node),
+                persistent=is_persistent(self.model, base),
+            )
         return self.stored[key]
 
     def _quantized(self, node: Node) -> torch.Tensor:

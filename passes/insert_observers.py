@@ -11,7 +11,8 @@ from torch.fx import Graph, Node
 
 from pt2q.errors import AnnotationError
 from pt2q.ir.control_flow import graph_modules
-from pt2q.ir.graph import Names, copy_meta, create_call, edge_name, get_constant, is_constant
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import edge_name, get_constant, is_constant
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
 from pt2q.observers.derived import DerivedObserver
@@ -121,7 +122,7 @@ class _Inserter:
         self.model = model
         self.graph: Graph = model.graph
         self.observers = observers
-        self.names = Names.of(model)
+        self.emit = Emitter(model, "pt2q.insert_observers")
         self.storage = StorageMap.of(model.graph)
         self.target: dict[int, str] = {}
         self.inputs_end = self._last_placeholder()
@@ -187,20 +188,20 @@ class _Inserter:
         before: Node | None = None,
     ) -> Node:
         target = self._register(observer, source)
-        with self._place(value, before):
-            new = create_call(self.graph, target, (value,))
         described = next((n for n in (source, *users) if "nn_module_stack" in n.meta), source)
-        copy_meta(new, described, "pt2q.insert_observers", source.meta.get("val"))
+        self._place(value, before, described)
+        new = self.emit.observe(target, value)
         if is_constant(source) and not (self.is_qat or self.storage.is_mutated(source)):
             self._watch_constant(observer, source)
         return new
 
-    def _place(self, value: Node, before: Node | None) -> Any:
+    def _place(self, value: Node, before: Node | None, origin: Node) -> None:
         if before is not None:
-            return self.graph.inserting_before(before)
-        if value.op == "placeholder" and self.inputs_end is not None:
-            return self.graph.inserting_after(self.inputs_end)
-        return self.graph.inserting_after(value)
+            self.emit.before(before, origin)
+        elif value.op == "placeholder" and self.inputs_end is not None:
+            self.emit.after(self.inputs_end, origin)
+        else:
+            self.emit.after(value, origin)
 
     def _register(self, observer: Any, source: Node) -> str:
         """The name of an observer; one that is shared has one name.
@@ -209,7 +210,7 @@ class _Inserter:
         beside these, each call has a name.
         """
         if self.name_calls or id(observer) not in self.target:
-            name = self.names.numbered(OBSERVER_NAME)
+            name = self.emit.names.numbered(OBSERVER_NAME)
             self.model.add_module(name, observer)
             observer.node_name = source.name
             observer.train(self.model.training)

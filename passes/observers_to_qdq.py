@@ -12,15 +12,8 @@ from pt2q.errors import AnnotationError, FlowError, NoDataError
 from pt2q.ir import ops
 from pt2q.ir.constants import Constants
 from pt2q.ir.control_flow import named_graph_modules
-from pt2q.ir.graph import (
-    Names,
-    copy_meta,
-    create_call,
-    fake_constant,
-    fake_like,
-    set_constant,
-    value_of,
-)
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import fake_like, value_of
 from pt2q.ir.module import QuantGraphModule
 from pt2q.observers.foreign import saw_data
 from pt2q.observers.standard import HistogramObserver, NoopObserver, batched_qparams
@@ -172,11 +165,10 @@ def _module_hint(node: Node) -> str:
 class _Writer:
     model: QuantGraphModule
     qparams: QParams
-    names: Names = field(init=False)
     buffers: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.names = Names.of(self.model)
+        self.emit = Emitter(self.model, PASS_NAME)
 
     def replace(self, node: Node, observer: Any) -> None:
         """Write the operators of one observer call in its place."""
@@ -189,83 +181,76 @@ class _Writer:
         if callable(convert):
             convert(self.model, node)
             return
-        with self.model.graph.inserting_before(node):
-            new = self._operators(node, value, observer)
-        node.replace_all_uses_with(new)
-        self.model.graph.erase_node(node)
+        self.emit.before(node)
+        self.emit.replace_by(self._operators(value, observer))
 
-    def _operators(self, node: Node, value: Node, observer: Any) -> Node:
+    def _operators(self, value: Node, observer: Any) -> Node:
         if isinstance(observer, NoopObserver):
             return value
         if observer.dtype in CAST_DTYPES:
-            return self._cast(node, value, observer)
+            return self._cast(value, observer)
         if getattr(observer, "is_dynamic", False):
             if getattr(observer, "per_token", False):
-                return self._per_token(node, value, observer)
-            return self._dynamic(node, value, observer)
+                return self._per_token(value, observer)
+            return self._dynamic(value, observer)
         if getattr(observer, "group_size", None):
-            return self._per_group(node, value, observer)
+            return self._per_group(value, observer)
         if observer.qscheme in PER_CHANNEL_SCHEMES:
-            return self._per_channel(node, value, observer)
-        return self._per_tensor(node, value, observer)
-
-    def _call(self, node: Node, target: Any, args: tuple[Any, ...], val: Any, **kw: Any) -> Node:
-        new = create_call(self.model.graph, target, args, kw)
-        copy_meta(new, node, PASS_NAME, val)
-        return new
+            return self._per_channel(value, observer)
+        return self._per_tensor(value, observer)
 
     def _qdq(
-        self, node: Node, value: Node, observer: Any, quantize: Any, dequantize: Any, *params: Any
+        self, value: Node, observer: Any, quantize: Any, dequantize: Any, *params: Any
     ) -> Node:
         """``quantize(value, *params)`` and its mirror image."""
         low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
         real = value_of(value)
         stored = fake_like(real, dtype)
-        q = self._call(node, quantize, (value, *params, low, high, dtype), stored)
+        q = self.emit.call_giving(stored, quantize, value, *params, low, high, dtype)
         args = (q, *params, low, high, dtype)
-        return self._call(node, dequantize, args, real, **_out_dtype(real))
+        return self.emit.call_giving(real, dequantize, *args, **_out_dtype(real))
 
-    def _per_tensor(self, node: Node, value: Node, observer: Any) -> Node:
+    def _per_tensor(self, value: Node, observer: Any) -> Node:
         scale, zero_point = self.qparams[id(observer)]
         if scale.numel() != 1:
             raise FlowError(
-                f"{node.name}: {type(observer).__name__} gave {scale.numel()} scales for the "
+                f"{value.name}: {type(observer).__name__} gave {scale.numel()} scales for the "
                 f"per-tensor scheme {observer.qscheme}"
             )
         params = (float(scale), int(zero_point))
         q, dq = ops.qd.quantize_per_tensor.default, ops.qd.dequantize_per_tensor.default
-        return self._qdq(node, value, observer, q, dq, *params)
+        return self._qdq(value, observer, q, dq, *params)
 
-    def _per_channel(self, node: Node, value: Node, observer: Any) -> Node:
-        scale = self._buffer(node, value, observer, "scale", 0)
-        zero_point = self._buffer(node, value, observer, "zero_point", 1)
+    def _per_channel(self, value: Node, observer: Any) -> Node:
+        scale = self._buffer(value, observer, "scale", 0)
+        zero_point = self._buffer(value, observer, "zero_point", 1)
         q, dq = ops.qd.quantize_per_channel.default, ops.qd.dequantize_per_channel.default
         axis = observer.ch_axis
-        return self._qdq(node, value, observer, q, dq, scale, zero_point, axis)
+        return self._qdq(value, observer, q, dq, scale, zero_point, axis)
 
-    def _per_group(self, node: Node, value: Node, observer: Any) -> Node:
-        scale = self._buffer(node, value, observer, "scale", 0)
-        zero_point = self._buffer(node, value, observer, "zero_point", 1)
+    def _per_group(self, value: Node, observer: Any) -> Node:
+        scale = self._buffer(value, observer, "scale", 0)
+        zero_point = self._buffer(value, observer, "zero_point", 1)
         low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
         common = (scale, zero_point, low, high, dtype, observer.group_size)
         real = value_of(value)
         quantize = ops.qd.quantize_per_channel_group.default
-        q = self._call(node, quantize, (value, *common), fake_like(real, dtype))
+        q = self.emit.call_giving(fake_like(real, dtype), quantize, value, *common)
         out = real.dtype if isinstance(real, torch.Tensor) else torch.float32
         dequantize = ops.qd.dequantize_per_channel_group.default
-        return self._call(node, dequantize, (q, *common, out), real)
+        return self.emit.call_giving(real, dequantize, q, *common, out)
 
-    def _dynamic(self, node: Node, value: Node, observer: Any) -> Node:
+    def _dynamic(self, value: Node, observer: Any) -> Node:
         symmetric = observer.qscheme == torch.per_tensor_symmetric
         packet = ops.qd.choose_qparams_symmetric if symmetric else ops.qd.choose_qparams
         eps = float(getattr(observer, "eps", torch.finfo(torch.float32).eps))
         low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
         args = (value, low, high, eps, dtype)
-        scale, zero_point = self._chosen(node, packet.tensor, args, (1,))
+        scale, zero_point = self._chosen(packet.tensor, args, (1,))
         q, dq = ops.qd.quantize_per_tensor.tensor, ops.qd.dequantize_per_tensor.tensor
-        return self._qdq(node, value, observer, q, dq, scale, zero_point)
+        return self._qdq(value, observer, q, dq, scale, zero_point)
 
-    def _per_token(self, node: Node, value: Node, observer: Any) -> Node:
+    def _per_token(self, value: Node, observer: Any) -> Node:
         real = value_of(value)
         shape = (*real.shape[:-1], 1) if isinstance(real, torch.Tensor) else (1,)
         low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
@@ -277,16 +262,16 @@ class _Writer:
                 f"{observer.qscheme}; ask for that, or leave per_token out"
             )
         chooser = ops.qd.choose_qparams_per_token_asymmetric.default
-        scale, zero_point = self._chosen(node, chooser, (value, observer.dtype), shape)
+        scale, zero_point = self._chosen(chooser, (value, observer.dtype), shape)
         params = (scale, zero_point, low, high, dtype)
         quantize = ops.qd.quantize_per_token.default
-        q = self._call(node, quantize, (value, *params), fake_like(real, dtype))
+        q = self.emit.call_giving(fake_like(real, dtype), quantize, value, *params)
         out = real.dtype if isinstance(real, torch.Tensor) else torch.float32
         dequantize = ops.qd.dequantize_per_token.default
-        return self._call(node, dequantize, (q, *params, out), real)
+        return self.emit.call_giving(real, dequantize, q, *params, out)
 
     def _chosen(
-        self, node: Node, chooser: Any, args: tuple[Any, ...], shape: tuple[Any, ...]
+        self, chooser: Any, args: tuple[Any, ...], shape: tuple[Any, ...]
     ) -> tuple[Node, Node]:
         """Scale (float64) and zero point (int64) computed in the graph, as two nodes."""
         real = value_of(args[0])
@@ -296,30 +281,30 @@ class _Writer:
                 scale = torch.empty(shape, dtype=torch.float64, device=real.device)
                 zero_point = torch.empty(shape, dtype=torch.int64, device=real.device)
             values = (scale, zero_point)
-        chosen = self._call(node, chooser, args, values)
-        scale_node = self._call(node, ops.GETITEM, (chosen, 0), values[0])
-        return scale_node, self._call(node, ops.GETITEM, (chosen, 1), values[1])
+        chosen = self.emit.call_giving(values, chooser, *args)
+        scale_node, zero_point_node = (
+            self.emit.call_giving(value, ops.GETITEM, chosen, index)
+            for index, value in enumerate(values)
+        )
+        return scale_node, zero_point_node
 
-    def _cast(self, node: Node, value: Node, observer: Any) -> Node:
+    def _cast(self, value: Node, observer: Any) -> Node:
         real = value_of(value)
         if isinstance(real, torch.Tensor) and real.dtype == observer.dtype:
             return value
         narrow = fake_like(real, observer.dtype)
-        cast = self._call(node, ops.TO_DTYPE, (value, observer.dtype), narrow)
+        cast = self.emit.call_giving(narrow, ops.TO_DTYPE, value, observer.dtype)
         back = real.dtype if isinstance(real, torch.Tensor) else torch.float32
-        return self._call(node, ops.TO_DTYPE, (cast, back), real)
+        return self.emit.call_giving(real, ops.TO_DTYPE, cast, back)
 
-    def _buffer(self, node: Node, value: Node, observer: Any, kind: str, which: int) -> Node:
+    def _buffer(self, value: Node, observer: Any, kind: str, which: int) -> Node:
         """A get_attr of the observer's scale or zero point; stored once per observer."""
         key = (id(observer), kind)
         tensor = self.qparams[id(observer)][which].detach()
         if key not in self.buffers:
             base = str(value.target) if value.op == "get_attr" else value.name
-            self.buffers[key] = self.names.fresh(f"{base}_{kind}")
-            set_constant(self.model, self.buffers[key], tensor)
-        new = self.model.graph.create_node("get_attr", self.buffers[key])
-        copy_meta(new, node, PASS_NAME, fake_constant(tensor, value_of(value)))
-        return new
+            self.buffers[key] = self.emit.keep(f"{base}_{kind}", tensor)
+        return self.emit.read(self.buffers[key])
 
 
 def _out_dtype(real: Any) -> dict[str, torch.dtype]:

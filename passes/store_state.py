@@ -9,9 +9,8 @@ import torch
 from torch.fx import Node
 
 from pt2q.ir import ops
+from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
-    copy_meta,
-    create_call,
     fake_like,
     get_constant,
     is_constant,
@@ -143,10 +142,8 @@ def _replace_read(model: QuantGraphModule, node: Node, storage: StorageMap) -> N
     source = ops.data_input(node)
     last_write = storage.last_write[storage.root[source]]
     if last_write > storage.position[node]:
-        with model.graph.inserting_before(node):
-            copied = create_call(model.graph, ops.aten.clone.default, (source,))
-        copy_meta(copied, node, PASS_NAME)
-        source = copied
+        emit = Emitter(model, PASS_NAME).before(node)
+        source = emit.call_giving(value_of(node), ops.aten.clone.default, source)
     node.replace_all_uses_with(source)
     model.graph.erase_node(node)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
 from pt2q.ir.batch_counter import counter_name
@@ -26,16 +26,13 @@ from pt2q.ir.batch_norm import (
     is_training,
     pair_reason,
 )
+from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
-    Names,
-    copy_meta,
     delete_constant,
-    fake_constant,
     get_constant,
     is_parameter,
     set_constant,
     stand_for,
-    value_of,
 )
 from pt2q.ir.module import QuantGraphModule
 
@@ -69,7 +66,7 @@ class _Folder:
         self.model = model
         self.norms = norms
         self.written = changing_constants(model, norms)
-        self.names = Names.of(model)
+        self.emit = Emitter(model, PASS)
         self.constants: dict[str, list[Node]] = {}
         for node in model.graph.find_nodes(op="get_attr"):
             self.constants.setdefault(str(node.target), []).append(node)
@@ -127,13 +124,10 @@ class _Folder:
         if old is not None and self.readers(str(old.target)) == {layer.node}:
             set_constant(self.model, str(old.target), value)
             return
-        target = self.names.fresh(folded_name(weight, old, name))
-        set_constant(self.model, target, value)
-        with self.model.graph.inserting_before(layer.node):
-            new = self.model.graph.create_node("get_attr", target)
-        copy_meta(new, weight if old is None else old, PASS, fake_constant(value, value_of(weight)))
+        self.emit.before(layer.node, origin=weight if old is None else old)
+        new = self.emit.constant(folded_name(weight, old, name), value)
         ops.set_argument(layer.node, name, new)
-        self.constants[target] = [new]
+        self.constants[str(new.target)] = [new]
 
     def readers(self, target: str) -> set[Node]:
         return {user for node in self.constants.get(target, ()) for user in node.users}
@@ -156,7 +150,7 @@ class _Folder:
 
 
 def factor_and_shift(
-    model: QuantGraphModule, bn: BatchNorm, bias: Node | None
+    model: GraphModule, bn: BatchNorm, bias: Node | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``s`` and the new bias, in float64: rounded once, when they are stored.
 

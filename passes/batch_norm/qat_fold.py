@@ -14,16 +14,8 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.batch_norm import BatchNorm, Layer, layer_of, read_batch_norm
-from pt2q.ir.graph import (
-    Names,
-    copy_meta,
-    fake_constant,
-    get_constant,
-    is_parameter,
-    set_constant,
-    stand_for,
-    value_of,
-)
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import get_constant, is_parameter, set_constant, stand_for
 from pt2q.ir.module import QuantGraphModule
 from pt2q.passes.batch_norm.fold import factor_and_shift, folded_name
 from pt2q.passes.batch_norm.qat_record import FACT, FusedPair, fused_pairs
@@ -51,20 +43,19 @@ class FoldConvBatchNormQAT:
         pairs = fused_pairs(model.record)
         if not pairs:
             return False
-        places = _Places.of(model)
+        places, emit = _Places.of(model), Emitter(model, PASS)
         for pair in pairs:
-            _Folding(model, pair, places).run()
+            _Folding(emit, pair, places).run()
         model.record.facts[FACT] = ()
         return True
 
 
 @dataclass
 class _Places:
-    """Nodes by name, reads of constants by target, free names: read once for all pairs."""
+    """Nodes by name and reads of constants by target: read once for all pairs."""
 
     nodes: dict[str, Node]
     reads: dict[str, list[Node]]
-    names: Names
 
     @classmethod
     def of(cls, model: QuantGraphModule) -> _Places:
@@ -73,7 +64,7 @@ class _Places:
         for node in nodes.values():
             if node.op == "get_attr":
                 reads.setdefault(str(node.target), []).append(node)
-        return cls(nodes, reads, Names.of(model))
+        return cls(nodes, reads)
 
     def is_sole_reader(self, constant: Node, reader: Node) -> bool:
         found = {user for node in self.reads[str(constant.target)] for user in node.users}
@@ -83,8 +74,8 @@ class _Places:
 class _Folding:
     """Folds one pair."""
 
-    def __init__(self, model: QuantGraphModule, pair: FusedPair, places: _Places) -> None:
-        self.model = model
+    def __init__(self, emit: Emitter, pair: FusedPair, places: _Places) -> None:
+        self.emit, self.model = emit, emit.model
         self.places = places
         nodes = places.nodes
         self.helpers = [nodes[name] for name in pair.helpers]
@@ -145,13 +136,11 @@ class _Folding:
         if is_parameter(self.model, str(weight.target)):
             value = torch.nn.Parameter(value, requires_grad=like.requires_grad)
         target = folded_name(weight, old, kind)
+        self.emit.before(self.scaled, origin=weight if old is None else old)
         if old is None or not self.places.is_sole_reader(old, next(iter(old.users))):
-            target = self.places.names.fresh(target)
+            return self.emit.constant(target, value)
         set_constant(self.model, target, value)
-        with self.model.graph.inserting_before(self.scaled):
-            new = self.model.graph.create_node("get_attr", target)
-        copy_meta(new, weight if old is None else old, PASS, fake_constant(value, value_of(weight)))
-        return new
+        return self.emit.read(target)
 
     def set_bias(self, own: Node | None, new: Node) -> None:
         """Give the layer the folded bias, through the fake quantizer of its own, if any."""

@@ -24,9 +24,9 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.batch_norm import BatchNorm, Layer, batch_norms, pair_reason
+from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
     annotation_of,
-    copy_meta,
     fake_constant,
     is_constant,
     mutated_constants,
@@ -117,18 +117,18 @@ class _Fusion:
     bn: BatchNorm
     fast: bool
     moved: dict[EdgeOrNode, EdgeOrNode] = field(default_factory=dict)
-    helpers: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.bias = self.layer.bias
+        self.emit = Emitter(self.model, PASS)
 
     def run(self) -> FusedPair:
         layer, conv = self.layer, self.layer.node
         weight, bias = layer.weight, self.bias
         self.hoist_constants()
-        with conv.graph.inserting_before(conv):
-            factor = self.factor()
-            scaled = self.add(ops.aten.mul.Tensor, weight, self.for_weight(factor), like=weight)
+        self.emit.before(conv)
+        factor = self.factor()
+        scaled = self.add(ops.aten.mul.Tensor, weight, self.for_weight(factor), like=weight)
         self.move((weight, conv), (scaled, conv))
         ops.set_argument(conv, "weight", scaled)
         if bias is not None:
@@ -141,7 +141,7 @@ class _Fusion:
             self.bn.node.name,
             scaled.name,
             "" if bias is None else reader.name,
-            tuple(node.name for node in self.helpers),
+            tuple(node.name for node in self.emit.made),
         )
 
     def hoist_constants(self) -> None:
@@ -154,12 +154,12 @@ class _Fusion:
     def rescale_output(self, factor: Node) -> Node:
         """Divide the layer's output by ``s``, add its bias; returns what reads the bias."""
         conv, bias, reader = self.layer.node, self.bias, self.bn.node
-        with conv.graph.inserting_before(self.bn.node):
-            shaped = self.reshape(factor, self.channel_shape())
-            output = self.add(ops.aten.div.Tensor, conv, shaped, like=conv)
-            if bias is not None:
-                reader = self.reshape(bias, self.channel_shape())
-                output = self.add(ops.aten.add.Tensor, output, reader, like=conv)
+        self.emit.before(self.bn.node, origin=conv)
+        shaped = self.reshape(factor, self.channel_shape())
+        output = self.add(ops.aten.div.Tensor, conv, shaped, like=conv)
+        if bias is not None:
+            reader = self.reshape(bias, self.channel_shape())
+            output = self.add(ops.aten.add.Tensor, output, reader, like=conv)
         ops.set_argument(self.bn.node, "input", output)
         return reader
 
@@ -170,7 +170,7 @@ class _Fusion:
         values = [ops.argument(norm, name) for name in kept]
         norm.target, norm.kwargs = ops.SCALED_BATCH_NORM, {}
         norm.args = (self.layer.node, factor, self.bias, *values)
-        for node in (*self.helpers, self.layer.node):
+        for node in (*self.emit.made, self.layer.node):
             stand_for(node, norm, PASS)  # the layer's own value is nowhere: it is scaled
         return norm
 
@@ -213,11 +213,8 @@ class _Fusion:
         self, target: Any, *args: Any, like: Node | None = None, shape: list[int] | None = None
     ) -> Node:
         """A new node with the value of ``like``, or a new value of ``shape``."""
-        new = self.layer.node.graph.call_function(target, args)
         value = value_of(like) if like is not None else self.fake_vector(shape or [])
-        copy_meta(new, self.layer.node, PASS, value)
-        self.helpers.append(new)
-        return new
+        return self.emit.call_giving(value, target, *args)
 
     def fake_vector(self, shape: list[int]) -> Any:
         assert self.bn.running_var is not None

@@ -14,9 +14,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
-from pt2q.ir.emit import Emitter, has_fake_values, note
+from pt2q.ir.emit import Emitter, has_fake_values
 from pt2q.ir.graph import value_of
 from pt2q.ir.modes import mode_record, set_mode_record
+from pt2q.ir.module import note
 from pt2q.ir.storage import StorageMap
 
 PASS_NAME = "pt2q.decompose_attention"
@@ -49,7 +50,7 @@ class DecomposeAttention:
                 note(model, ORIGIN, node, reason)
                 continue
             assert masks is not None
-            emit = Emitter(model.graph, node, PASS_NAME)
+            emit = Emitter(model, PASS_NAME).before(node)
             _Attention(emit, masks, _take_dropout(model, node)).write()
             changed = True
         return changed
@@ -111,7 +112,7 @@ class _Attention:
     dropout: _Dropout
 
     def write(self) -> None:
-        node = self.emit.node
+        node = self.emit.origin
         query, key, value = (ops.argument(node, name) for name in ("query", "key", "value"))
         if ops.argument(node, "enable_gqa"):
             key, value = self._repeated(key, query), self._repeated(value, query)
@@ -120,16 +121,16 @@ class _Attention:
         hidden = self._hidden(mask, query, key)
         if hidden is not None:
             least = torch.finfo(value_of(scores).dtype).min
-            scores = self.emit(ops.aten.masked_fill.Scalar, scores, hidden, least)
+            scores = self.emit.call(ops.aten.masked_fill.Scalar, scores, hidden, least)
         elif mask is not None:
             scores = self._with_mask(scores, mask)
-        weights = self.emit(ops.aten.softmax.int, scores, -1)
+        weights = self.emit.call(ops.aten.softmax.int, scores, -1)
         dead = hidden if mask is not None and hidden is not None else self._dead_rows(mask)
         if dead is not None:
-            weights = self.emit(ops.aten.masked_fill.Scalar, weights, dead, 0.0)
+            weights = self.emit.call(ops.aten.masked_fill.Scalar, weights, dead, 0.0)
         if self.dropout.p > 0:
-            weights = self.emit(ops.aten.dropout.default, weights, *self._dropout_arguments())
-        self.emit.replace_by(self.emit(ops.aten.matmul.default, weights, value))
+            weights = self.emit.call(ops.aten.dropout.default, weights, *self._dropout_arguments())
+        self.emit.replace_by(self.emit.call(ops.aten.matmul.default, weights, value))
 
     def _dropout_arguments(self) -> tuple[float, bool]:
         return self.dropout.p, self.dropout.train
@@ -139,10 +140,10 @@ class _Attention:
         times = value_of(query).shape[-3] // value_of(heads).shape[-3]
         if times == 1:
             return heads
-        return self.emit(ops.aten.repeat_interleave.self_int, heads, times, -3)
+        return self.emit.call(ops.aten.repeat_interleave.self_int, heads, times, -3)
 
     def _scores(self, query: Node, key: Node) -> Node:
-        scale = ops.argument(self.emit.node, "scale")
+        scale = ops.argument(self.emit.origin, "scale")
         if scale is None:
             scale = value_of(query).shape[-1] ** -0.5
         # A product of float16 may overflow before it is scaled. Otherwise the operand is better
@@ -150,33 +151,32 @@ class _Attention:
         early = value_of(query).dtype is torch.float16
         if early:
             query = self._scaled(query, scale)
-        transposed = self.emit(ops.aten.transpose.int, key, -2, -1)
-        scores = self.emit(ops.aten.matmul.default, query, transposed)
+        transposed = self.emit.call(ops.aten.transpose.int, key, -2, -1)
+        scores = self.emit.call(ops.aten.matmul.default, query, transposed)
         return scores if early else self._scaled(scores, scale)
 
     def _scaled(self, value: Node, scale: float) -> Node:
-        return value if scale == 1.0 else self.emit(ops.aten.mul.Tensor, value, scale)
+        return value if scale == 1.0 else self.emit.call(ops.aten.mul.Tensor, value, scale)
 
     # -------------------------------------------------------------- masks
 
     def _hidden(self, mask: Node | None, query: Node, key: Node) -> Node | None:
         """True where a boolean or causal mask forbids to look."""
         if mask is not None and value_of(mask).dtype is torch.bool:
-            return self.masks.get(mask, lambda: self.emit(ops.aten.logical_not.default, mask))
-        if not ops.argument(self.emit.node, "is_causal"):
+            return self.masks.get(mask, lambda: self.emit.call(ops.aten.logical_not.default, mask))
+        if not ops.argument(self.emit.origin, "is_causal"):
             return None
         asked = (value_of(query).shape[-2], value_of(key).shape[-2], value_of(query).device)
         return self.masks.get(tuple(map(str, asked)), lambda: self._causal(query, key))
 
     def _causal(self, query: Node, key: Node) -> Node:
         size = [self.emit.size(query, -2), self.emit.size(key, -2)]
-        ones = self.emit(ops.aten.new_ones.default, query, size, dtype=torch.bool)
-        return self.emit(ops.aten.triu.default, ones, 1)
+        ones = self.emit.call(ops.aten.new_ones.default, query, size, dtype=torch.bool)
+        return self.emit.call(ops.aten.triu.default, ones, 1)
 
     def _with_mask(self, scores: Node, mask: Node) -> Node:
-        added = self.emit(ops.aten.add.Tensor, scores, mask)
-        dtype = value_of(scores).dtype
-        return added if value_of(added).dtype is dtype else self.emit(ops.TO_DTYPE, added, dtype)
+        added = self.emit.call(ops.aten.add.Tensor, scores, mask)
+        return self.emit.cast(added, value_of(scores).dtype)
 
     def _dead_rows(self, mask: Node | None) -> Node | None:
         """True for the rows in which a mask of numbers forbids everything."""
@@ -184,7 +184,7 @@ class _Attention:
             return None
 
         def compute() -> Node:
-            forbidden = self.emit(ops.aten.eq.Scalar, mask, float("-inf"))
-            return self.emit(ops.aten.all.dim, forbidden, -1, True)
+            forbidden = self.emit.call(ops.aten.eq.Scalar, mask, float("-inf"))
+            return self.emit.call(ops.aten.all.dim, forbidden, -1, True)
 
         return self.masks.get(mask, compute)

@@ -14,8 +14,9 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
-from pt2q.ir.emit import Emitter, has_fake_values, note
+from pt2q.ir.emit import Emitter, has_fake_values
 from pt2q.ir.graph import stand_for, value_of
+from pt2q.ir.module import note
 
 PASS_NAME = "pt2q.decompose_recurrent"
 ORIGIN = "decompose_recurrent"
@@ -52,7 +53,7 @@ class DecomposeRecurrent:
             if reason is not None:
                 note(model, ORIGIN, node, reason)
                 continue
-            _write(Emitter(model.graph, node, PASS_NAME))
+            _write(Emitter(model, PASS_NAME).before(node))
             changed = True
         return changed
 
@@ -103,7 +104,7 @@ def _cells(node: Node, per_layer: int) -> list[_Cell]:
 
 
 def _write(emit: Emitter) -> None:
-    node = emit.node
+    node = emit.origin
     axis = _time_axis(node)
     directions = 2 if ops.argument(node, "bidirectional") else 1
     cells = _cells(node, directions)
@@ -114,15 +115,16 @@ def _write(emit: Emitter) -> None:
         outputs = []
         for direction in range(directions):
             index = layer + direction
-            state = tuple(emit(ops.aten.select.int, s, 0, index) for s in states)
+            state = tuple(emit.call(ops.aten.select.int, s, 0, index) for s in states)
             run = _Run(emit, cells[index], axis, reverse=direction == 1)
             output, state = run.over(sequence, state)
             outputs.append(output)
             final.append(state)
-        sequence = outputs[0] if directions == 1 else emit(ops.aten.cat.default, outputs, -1)
+        sequence = outputs[0] if directions == 1 else emit.call(ops.aten.cat.default, outputs, -1)
         if layer + directions < len(cells):
             sequence = _dropped(emit, sequence)
-    last = [emit(ops.aten.stack.default, list(column), 0) for column in zip(*final, strict=True)]
+    columns = zip(*final, strict=True)
+    last = [emit.call(ops.aten.stack.default, list(column), 0) for column in columns]
     _replace(node, [sequence, *last], emit)
 
 
@@ -132,8 +134,8 @@ def _initial_states(node: Node) -> list[Node]:
 
 
 def _dropped(emit: Emitter, sequence: Node) -> Node:
-    p, train = ops.argument(emit.node, "dropout"), ops.argument(emit.node, "train")
-    return sequence if p == 0 else emit(ops.aten.dropout.default, sequence, p, train)
+    p, train = ops.argument(emit.origin, "dropout"), ops.argument(emit.origin, "train")
+    return sequence if p == 0 else emit.call(ops.aten.dropout.default, sequence, p, train)
 
 
 def _replace(node: Node, results: list[Node], emit: Emitter) -> None:
@@ -161,24 +163,24 @@ class _Run:
         steps = range(value_of(sequence).shape[self.axis])
         outputs = {}
         for step in reversed(steps) if self.reverse else steps:
-            inputs = emit(ops.aten.select.int, projected, self.axis, step)
+            inputs = emit.call(ops.aten.select.int, projected, self.axis, step)
             state = self._step(inputs, state)
             outputs[step] = state[0]
-        stacked = emit(ops.aten.stack.default, [outputs[step] for step in steps], self.axis)
+        stacked = emit.call(ops.aten.stack.default, [outputs[step] for step in steps], self.axis)
         return stacked, state
 
     def _linear(self, value: Node, which: int) -> Node:
         weight, bias = self.cell.weights[which], self.cell.biases[which]
-        return self.emit(ops.aten.linear.default, value, weight, bias)
+        return self.emit.call(ops.aten.linear.default, value, weight, bias)
 
     def _step(self, inputs: Node, state: tuple[Node, ...]) -> tuple[Node, ...]:
         hidden = self._linear(state[0], 1)
-        if ops.is_op(self.emit.node, ops.LSTM):
+        if ops.is_op(self.emit.origin, ops.LSTM):
             return self._lstm(self._call("add.Tensor", inputs, hidden), state[1])
-        if ops.is_op(self.emit.node, ops.GRU):
+        if ops.is_op(self.emit.origin, ops.GRU):
             return (self._gru(inputs, hidden, state[0]),)
         total = self._call("add.Tensor", inputs, hidden)
-        return (self._call("relu" if ops.is_op(self.emit.node, ops.RNN_RELU) else "tanh", total),)
+        return (self._call("relu" if ops.is_op(self.emit.origin, ops.RNN_RELU) else "tanh", total),)
 
     def _lstm(self, gates: Node, cell: Node) -> tuple[Node, Node]:
         i, f, g, o = self._chunks(gates, 4)
@@ -187,7 +189,7 @@ class _Run:
         cell = self._call("add.Tensor", kept, new)
         hidden = self._call("mul.Tensor", self._call("sigmoid", o), self._call("tanh", cell))
         if self.cell.projection is not None:
-            hidden = self.emit(ops.aten.linear.default, hidden, self.cell.projection)
+            hidden = self.emit.call(ops.aten.linear.default, hidden, self.cell.projection)
         return hidden, cell
 
     def _gru(self, inputs: Node, hidden: Node, state: Node) -> Node:
@@ -200,12 +202,12 @@ class _Run:
         return self._call("add.Tensor", new, moved)
 
     def _chunks(self, gates: Node, count: int) -> list[Node]:
-        parts = self.emit(ops.aten.chunk.default, gates, count, -1)
+        parts = self.emit.call(ops.aten.chunk.default, gates, count, -1)
         return [self._take(parts, index) for index in range(count)]
 
     def _take(self, parts: Node, index: int) -> Node:
-        return self.emit(ops.GETITEM, parts, index)
+        return self.emit.call(ops.GETITEM, parts, index)
 
     def _call(self, name: str, *args: Any) -> Node:
         packet, _, overload = name.partition(".")
-        return self.emit(getattr(getattr(ops.aten, packet), overload or "default"), *args)
+        return self.emit.call(getattr(getattr(ops.aten, packet), overload or "default"), *args)

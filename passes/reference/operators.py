@@ -17,7 +17,7 @@ from torch.fx import Node
 from pt2q.ir import ops
 from pt2q.ir.constants import Constants
 from pt2q.ir.graph import is_constant, is_float_tensor, value_of
-from pt2q.passes.reference.emitter import Emitter
+from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.params import quantization_of
 from pt2q.passes.reference.values import (
     NoIntegerForm,
@@ -64,7 +64,7 @@ class Call:
     def __init__(
         self,
         node: Node,
-        emit: Emitter,
+        emit: Arithmetic,
         values: dict[Node, Value],
         constants: Constants,
     ) -> None:
@@ -169,7 +169,7 @@ class Call:
             return 0
         if params.group:
             raise NoIntegerForm("groups with zero points have no integer form")
-        return self.emit.constant(params.along(zero_point, rank).to(dtype), "zero_point")
+        return self.emit.buffer(params.along(zero_point, rank).to(dtype), "zero_point")
 
     @property
     def output(self) -> QParams:

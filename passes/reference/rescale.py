@@ -13,14 +13,14 @@ from torch.fx import Node
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
 from pt2q.numerics import quantization as numerics
-from pt2q.passes.reference.emitter import Emitter
+from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.fixed_point import FixedPoint, fixed_point, integer_bias
 from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum, Term
 
 aten = ops.aten
 
 
-def requantize(emit: Emitter, value: Sum, out: QParams) -> Quantized:
+def requantize(emit: Arithmetic, value: Sum, out: QParams) -> Quantized:
     """Write ``clamp(zero_point + round(value / scale))`` in 64-bit integers.
 
     The equations are those of `pt2q.passes.reference.fixed_point`. The bounds of a fused
@@ -55,7 +55,7 @@ def requantize(emit: Emitter, value: Sum, out: QParams) -> Quantized:
     return Quantized(emit.cast(clamped, out.dtype), out)
 
 
-def _with_integer_bias(emit: Emitter, value: Sum, scale: Tensor) -> Sum:
+def _with_integer_bias(emit: Arithmetic, value: Sum, scale: Tensor) -> Sum:
     if len(value.terms) != 1 or not bool(value.constant.any()):
         return value
     term = value.terms[0]
@@ -70,7 +70,7 @@ def _with_integer_bias(emit: Emitter, value: Sum, scale: Tensor) -> Sum:
     return replace(value, terms=(replace(term, node=node, bound=bound),), constant=zero)
 
 
-def _rounded(emit: Emitter, terms: tuple[Term, ...], numbers: FixedPoint) -> Node:
+def _rounded(emit: Arithmetic, terms: tuple[Term, ...], numbers: FixedPoint) -> Node:
     if numbers.is_identity:
         return terms[0].node
     total: Node | None = None
@@ -83,7 +83,7 @@ def _rounded(emit: Emitter, terms: tuple[Term, ...], numbers: FixedPoint) -> Nod
     return shift_right(emit, total, numbers.shift)
 
 
-def _product(emit: Emitter, term: Term, multiplier: Tensor) -> Node:
+def _product(emit: Arithmetic, term: Term, multiplier: Tensor) -> Node:
     wide = emit.cast(term.node, torch.int64)
     product = emit.multiply(wide, emit.number(multiplier.to(torch.int32), "multiplier"))
     if term.summed is None:
@@ -91,7 +91,7 @@ def _product(emit: Emitter, term: Term, multiplier: Tensor) -> Node:
     return emit.call(aten.sum.dim_IntList, product, [term.summed])
 
 
-def shift_right(emit: Emitter, value: Node, shift: Tensor) -> Node:
+def shift_right(emit: Arithmetic, value: Node, shift: Tensor) -> Node:
     """Write ``value / 2 ** shift`` rounded to the nearest integer, half to even.
 
     ``(value + 2 ** (shift - 1) - 1 + ((value >> shift) & 1)) >> shift``, shifts being arithmetic.
@@ -129,7 +129,7 @@ def _level(bound: float, out: QParams, unbounded: int) -> int:
 # ------------------------------------------------------------------ float in and out
 
 
-def to_float(emit: Emitter, value: Sum, dtype: torch.dtype) -> Node:
+def to_float(emit: Arithmetic, value: Sum, dtype: torch.dtype) -> Node:
     """Write the dequantization of accumulators: the only float arithmetic that is left.
 
     ``clamp(sum_i accumulator_i * scale_i + constant, low, high)``.
@@ -153,7 +153,7 @@ def to_float(emit: Emitter, value: Sum, dtype: torch.dtype) -> Node:
     return emit.cast(total, dtype)
 
 
-def _real(emit: Emitter, term: Term) -> Node:
+def _real(emit: Arithmetic, term: Term) -> Node:
     scale: Any = emit.number(term.scale.to(torch.float32), "scale")
     for factor in term.runtime:
         scale = emit.multiply(emit.cast(factor, torch.float32), scale)
@@ -163,7 +163,7 @@ def _real(emit: Emitter, term: Term) -> Node:
     return emit.call(aten.sum.dim_IntList, real, [term.summed])
 
 
-def quantize_float(emit: Emitter, node: Node, out: QParams) -> Node:
+def quantize_float(emit: Arithmetic, node: Node, out: QParams) -> Node:
     """Write ``clamp(round(x * (1 / scale)) + zero_point, low, high)``: the way in from float.
 
     Args:
@@ -180,7 +180,7 @@ def quantize_float(emit: Emitter, node: Node, out: QParams) -> Node:
     return emit.cast(clamped, out.dtype)
 
 
-def _inverse(emit: Emitter, out: QParams, rank: int) -> Node | int | float:
+def _inverse(emit: Arithmetic, out: QParams, rank: int) -> Node | int | float:
     if isinstance(out.scale, Node):
         scale = emit.cast(emit.along(out.scale, out, rank), torch.float32)
         return emit.call(aten.reciprocal.default, scale)
@@ -190,7 +190,7 @@ def _inverse(emit: Emitter, out: QParams, rank: int) -> Node | int | float:
     return emit.number(out.along(inverse, rank), "inverse_scale")
 
 
-def _offset(emit: Emitter, params: QParams, rank: int, dtype: torch.dtype) -> Node | int | float:
+def _offset(emit: Arithmetic, params: QParams, rank: int, dtype: torch.dtype) -> Node | int | float:
     zero_point = params.zero_point
     if isinstance(zero_point, Node):
         return emit.cast(emit.along(zero_point, params, rank), dtype)
@@ -199,7 +199,7 @@ def _offset(emit: Emitter, params: QParams, rank: int, dtype: torch.dtype) -> No
     return emit.number(params.along(zero_point, rank).to(dtype), "zero_point")
 
 
-def dequantize_float(emit: Emitter, value: Quantized, dtype: torch.dtype) -> Node:
+def dequantize_float(emit: Arithmetic, value: Quantized, dtype: torch.dtype) -> Node:
     """Write ``(q - zero_point) * scale``: the way out to float.
 
     Args:

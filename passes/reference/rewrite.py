@@ -17,7 +17,7 @@ from pt2q.ir.graph import handle_of, is_constant, is_float_tensor, origin_name, 
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
 from pt2q.passes.reference import RULES, Call, NoIntegerForm, QParams, Quantized, Sum, Value
-from pt2q.passes.reference.emitter import PASS_NAME, Emitter
+from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.params import quantization_of
 from pt2q.passes.reference.rescale import (
     dequantize_float,
@@ -25,6 +25,8 @@ from pt2q.passes.reference.rescale import (
     requantize,
     to_float,
 )
+
+PASS_NAME = "pt2q.reference"
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,13 @@ class RewriteToReference:
         model.record.facts["reference"] = report
         for item in report.left:
             model.record.note(PASS_NAME, item.node, item.reason)
-        return bool(rewriter.emit.written)
+        return bool(rewriter.emit.made)
 
 
 class _Rewriter:
     def __init__(self, model: QuantGraphModule) -> None:
         self.graph = model.graph
-        self.emit = Emitter(model)
+        self.emit = Arithmetic(model, PASS_NAME)
         self.constants = Constants(model)
         self.storage = StorageMap.of(model.graph)
         self.values: dict[Node, Value] = {}
@@ -117,7 +119,7 @@ class _Rewriter:
         """Walk once forwards, write the borders, walk once backwards to erase."""
         nodes = list(self.graph.nodes)
         for node in nodes:
-            self.emit.move(node)
+            self.emit.before(node)
             self._visit(node)
         for node in nodes:
             if ops.is_op(node, ops.QUANTIZE | ops.DEQUANTIZE):
@@ -153,7 +155,7 @@ class _Rewriter:
         if found is None or params is None or params.group is not None:
             self._materialize(node)
             return
-        self.emit.move(node, source)
+        self.emit.before(node).named_after(source)
         try:
             rounded = self._rounded(found, params)
         except NoIntegerForm:
@@ -221,13 +223,13 @@ class _Rewriter:
         """The float form of a value, written once, where the value is made."""
         if operand not in self.written:
             here = self.emit.at
-            self.emit.move(operand)
+            self.emit.before(operand)
             dtype = value_of(operand).dtype
             if isinstance(found, Sum):
                 self.written[operand] = to_float(self.emit, found, dtype)
             else:
                 self.written[operand] = dequantize_float(self.emit, found, dtype)
-            self.emit.move(here)
+            self.emit.before(here)
         return self.written[operand]
 
     def _size(self, node: Node) -> None:
@@ -251,7 +253,7 @@ class _Rewriter:
         if not node.users or params is None or params.group is not None:
             return
         assert isinstance(source, Node)
-        self.emit.move(node)
+        self.emit.before(node)
         if ops.is_op(node, ops.QUANTIZE):
             new = quantize_float(self.emit, source, params)
         else:
@@ -259,8 +261,9 @@ class _Rewriter:
         node.replace_all_uses_with(new)
 
     def _erase(self) -> None:
+        made = set(self.emit.made)
         for node in reversed(self.graph.nodes):
-            ours = node in self.values or node in self.emit.written or node.op == "get_attr"
+            ours = node in self.values or node in made or node.op == "get_attr"
             if not node.users and (ours or ops.is_op(node, ops.QUANTIZE | ops.DEQUANTIZE)):
                 self.graph.erase_node(node)
 

@@ -222,4 +222,4 @@ def _picked(call: Call, dim: int, before: Any, after: Any) -> Node:
     positions = torch.arange(before[dim], dtype=torch.float64).reshape(shape).expand(sizes)
     shown = call.node.target(positions.contiguous(), *call.node.args[1:])  # type: ignore[operator]
     line = shown.movedim(dim, 0).flatten(1)[:, 0]
-    return call.emit.constant(line.to(torch.int64), "positions")
+    return call.emit.buffer(line.to(torch.int64), "positions")

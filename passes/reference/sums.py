@@ -116,7 +116,7 @@ def _window_sums(call: Call, term: Term, dim: int, windows: Tensor) -> Term:
     if bound >= INT32_LIMIT:
         raise NoIntegerForm("its sums do not fit 32 bits")
     emit = call.emit
-    matrix = emit.constant(windows, "windows")
+    matrix = emit.buffer(windows, "windows")
     moved = emit.call(aten.transpose.int, term.node, dim, -1)
     summed = emit.call(aten.linear.default, moved, matrix)
     node = emit.call(aten.transpose.int, summed, dim, -1)

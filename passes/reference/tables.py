@@ -45,7 +45,7 @@ def look_up(call: Call, x: Quantized, table: Tensor, out: QParams) -> Quantized:
     """Read a table by the integers of ``x``."""
     emit = call.emit
     index = emit.subtract(emit.cast(x.node, torch.int64), x.params.low)
-    node = emit.call(aten.index.Tensor, emit.constant(table, "table"), [index])
+    node = emit.call(aten.index.Tensor, emit.buffer(table, "table"), [index])
     return Quantized(node, out)
 
 
@@ -111,7 +111,7 @@ def softmax(call: Call) -> Quantized:
     largest = emit.call(aten.amax.default, wide, [dim], True)
     index = emit.subtract(largest, wide)
     exponentials = _exponentials(scale, x.params.high - x.params.low + 1)
-    found = emit.call(aten.index.Tensor, emit.constant(exponentials, "table"), [index])
+    found = emit.call(aten.index.Tensor, emit.buffer(exponentials, "table"), [index])
     total = emit.call(aten.sum.dim_IntList, found, [dim], True)
     bits = _fraction_bits(1.0 / out.scale)
     factor = round(2.0**bits / out.scale)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from pt2q.debug.identity import Key, handles_of, value_nodes
@@ -20,7 +20,7 @@ from pt2q.debug.runner import own_copy
 from pt2q.debug.stats import mismatch
 from pt2q.errors import ComparisonError
 from pt2q.ir.control_flow import named_graph_modules
-from pt2q.ir.graph import Names, copy_meta, create_call
+from pt2q.ir.emit import Emitter
 from pt2q.ir.module import QuantGraphModule
 from pt2q.numerics.quantization import sqnr
 
@@ -76,24 +76,19 @@ def prepare_for_propagation_comparison(
     """
     result, _ = own_copy(model, evaluation=False)
     handles = handles_of(result)
-    names = {path: Names.of(module) for path, module in named_graph_modules(result)}
     modules = dict(named_graph_modules(result))
+    emitters = {path: Emitter(module, "pt2q.debug") for path, module in modules.items()}
     for (path, node), key in value_nodes(result, handles).items():
         if node.op != "call_function" or (handles and not isinstance(key, int)):
             continue
-        name = names[path].numbered(LOGGER_NAME)
+        emit = emitters[path].after(node)
+        name = emit.names.numbered(LOGGER_NAME)
         logger = OutputLogger(key, path + node.name, node.meta.get("nn_module_stack"))
         modules[path].add_module(name, logger)
-        _insert(node, name)
+        emit.observe(name, node)
     for module in modules.values():
         module.recompile()
     return result
-
-
-def _insert(node: Node, name: str) -> None:
-    with node.graph.inserting_after(node):
-        new = create_call(node.graph, name, (node,))
-    copy_meta(new, node, "pt2q.debug")
 
 
 def extract_results_from_loggers(model: GraphModule) -> dict[Key, Logged]:

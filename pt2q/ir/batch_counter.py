@@ -13,7 +13,8 @@ import operator
 from torch.fx import Graph, GraphModule, Node
 
 from pt2q.ir import ops
-from pt2q.ir.graph import copy_meta, get_constant
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import get_constant, value_of
 
 PASS = "train_eval"
 MEAN, COUNTER = "running_mean", "num_batches_tracked"
@@ -105,7 +106,7 @@ def _count(
     update = updates.pop(0) if updates else _insert_update(model, bn, name)
     if not _has_zero_momentum(bn) or bn.name in zero_momentum:
         return inserted
-    set_cumulative(bn, update)
+    set_cumulative(model, bn, update)
     return True
 
 
@@ -141,30 +142,23 @@ def switch_branch_counters(graph: Graph, train: bool) -> bool:
 
 
 def _insert_update(model: GraphModule, bn: Node, name: str) -> Node:
-    graph = model.graph
-    counter: Node | None = next(iter(graph.find_nodes(op="get_attr", target=name)), None)
-    with graph.inserting_before(bn):
-        if counter is None:
-            counter = graph.create_node("get_attr", name)
-            copy_meta(counter, bn, PASS, get_constant(model, name).to("meta"))
-        update = graph.create_node("call_function", ops.COUNT_ONE, (counter, 1), name="add_")
-    copy_meta(update, bn, PASS, counter.meta.get("val"))
-    return update
+    emit = Emitter(model, PASS).before(bn)
+    known = next(iter(model.graph.find_nodes(op="get_attr", target=name)), None)
+    counter: Node = known or emit.read(name)
+    return emit.call_giving(value_of(counter), ops.COUNT_ONE, counter, 1)
 
 
-def set_cumulative(bn: Node, update: Node) -> None:
+def set_cumulative(model: GraphModule, bn: Node, update: Node) -> None:
     """Give a batch norm the momentum ``1 / n``, n being the number of batches so far.
 
     Args:
+        model: the module that owns the graph.
         bn: the batch norm.
         update: the node that increments its counter.
     """
-    graph = bn.graph
-    with graph.inserting_before(bn):
-        count = graph.call_function(ops.ITEM, (update,))
-        momentum = graph.call_function(operator.truediv, (1.0, count))
-    copy_meta(count, bn, PASS, 1)
-    copy_meta(momentum, bn, PASS, 1.0)
+    emit = Emitter(model, PASS).before(bn)
+    count = emit.call_giving(1, ops.ITEM, update)
+    momentum = emit.call_giving(1.0, operator.truediv, 1.0, count)
     ops.set_argument(bn, "momentum", momentum)
 
 

@@ -213,25 +213,6 @@ def edge_name(edge_or_node: EdgeOrNode) -> str:
     return f"{edge_or_node[0].name} -> {edge_or_node[1].name}"
 
 
-def create_call(
-    graph: Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-) -> Node:
-    """A new call of an operator, or of a submodule if ``target`` is its name.
-
-    Args:
-        graph: the node goes to its insertion point.
-        target: an overload, or a submodule's qualified name.
-        args, kwargs: nodes and literals.
-    """
-    op = "call_module" if isinstance(target, str) else "call_function"
-    node = graph.create_node(op, target)
-    # Set afterwards: create_node searches given arguments for symbolic numbers, which is slow.
-    node.args = args
-    if kwargs:
-        node.kwargs = kwargs
-    return node
-
-
 # ------------------------------------------------------------------ constants
 
 

@@ -24,6 +24,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from pt2q.errors import FlowError, InputShapeError, NotExportedError
+from pt2q.ir.emit import copied, restored
 from pt2q.ir.graph import COPIED_META
 from pt2q.ir.shared_views import View, restore_views, views_among
 from pt2q.spec.specs import QUANT_ANNOTATION_KEY, QuantizationAnnotation
@@ -73,6 +74,12 @@ class FlowRecord:
     def note(self, origin: str, node: str, text: str) -> None:
         """Add a note."""
         self.notes.append(Note(origin, node, text))
+
+
+def note(model: GraphModule, origin: str, node: Node, reason: str) -> None:
+    """Put on record why a node stays as it is; a plain module keeps no record."""
+    if isinstance(model, QuantGraphModule):
+        model.record.note(origin, node.name, reason)
 
 
 _deferred: ContextVar[bool] = ContextVar("deferred", default=False)
@@ -190,12 +197,7 @@ def _copy_graph(graph: Graph, memo: dict[Any, Any]) -> Graph:
     result = Graph(tracer_cls=graph._tracer_cls)
     result._codegen = copy.copy(graph._codegen)
     for node in graph.nodes:
-        new = result.create_node(node.op, node.target, None, None, node.name, node.type)
-        # Arguments are set afterwards: create_node searches given ones for symbolic numbers.
-        new.args = map_arg(node.args, memo.__getitem__)
-        if node.kwargs:
-            new.kwargs = map_arg(node.kwargs, memo.__getitem__)
-        new.meta = node.meta.copy()
+        new = copied(node, result, memo.__getitem__)
         memo[node] = new
         annotation = new.meta.get(QUANT_ANNOTATION_KEY)
         if annotation is not None:
@@ -539,10 +541,8 @@ def _thaw_graph(codegen: Any, rows: list[Any]) -> Graph:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for op, name, target, args, kwargs, meta in rows:
         args, kwargs = pytree.tree_map_only(_Ref, lambda r: nodes[r.name], (args, kwargs))
-        node = graph.create_node(op, _thaw_target(target), args, kwargs, name)
         meta["val"] = _thaw_value(meta["val"], mode)
-        node.meta.update(meta)
-        nodes[name] = node
+        nodes[name] = restored(graph, op, _thaw_target(target), args, kwargs, name, meta)
     return graph
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 from torch.nn import Parameter
 
-from pt2q.ir.graph import Names, copy_meta, get_constant, is_constant, is_parameter, set_constant
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import get_constant, is_constant, is_parameter
 from pt2q.ir.ops import ADDMM, CONV, LINEAR, is_op, set_argument
 from pt2q.quantizers.toolkit.roles import roles_of
 
@@ -27,7 +28,7 @@ def untie_biases(model: GraphModule) -> int:
         How many copies were made.
     """
     seen: set[str] = set()
-    names: Names | None = None
+    emit = Emitter(model, "pt2q.untie_biases")
     copies = 0
     for node in list(model.graph.nodes):
         bias = roles_of(node).bias if is_op(node, WITH_BIAS) else None
@@ -36,21 +37,17 @@ def untie_biases(model: GraphModule) -> int:
         if str(bias.target) not in seen:
             seen.add(str(bias.target))
             continue
-        names = names or Names.of(model)
-        _copy_bias(model, node, bias, names)
+        _copy_bias(emit, node, bias)
         copies += 1
     if copies:
         model.recompile()
     return copies
 
 
-def _copy_bias(model: GraphModule, node: Node, bias: Node, names: Names) -> None:
+def _copy_bias(emit: Emitter, node: Node, bias: Node) -> None:
+    model = emit.model
     value = get_constant(model, bias).detach().clone()
     if is_parameter(model, str(bias.target)):
         value = Parameter(value, requires_grad=get_constant(model, bias).requires_grad)
-    target = names.numbered(str(bias.target))
-    set_constant(model, target, value)
-    with model.graph.inserting_after(bias):
-        copy = model.graph.create_node("get_attr", target)
-    copy_meta(copy, bias, "untie_biases")
+    copy = emit.after(bias).constant(str(bias.target), value)
     set_argument(node, "self" if is_op(node, ADDMM) else "bias", copy)

@@ -7,14 +7,14 @@ from torch.fx import GraphModule, Node
 
 from pt2q.errors import LoweringError
 from pt2q.ir import ops
-from pt2q.ir.graph import Names, copy_meta, fake_constant, get_constant, is_constant, set_constant
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import get_constant, is_constant
 from pt2q.ir.module import QuantGraphModule, copy_module
 
 _WEIGHTED = ops.CONV | ops.LINEAR | ops.ADDMM | ops.MM
 _PER_TENSOR = ops.overloads(ops.qd.dequantize_per_tensor)
 _PER_CHANNEL = ops.overloads(ops.qd.dequantize_per_channel)
 _STATIC = frozenset({ops.qd.dequantize_per_tensor.default})
-_PASS = "pt2q.for_inductor"
 
 
 def for_inductor(model: GraphModule) -> QuantGraphModule:
@@ -34,15 +34,15 @@ def for_inductor(model: GraphModule) -> QuantGraphModule:
     """
     record = model.record if isinstance(model, QuantGraphModule) else None
     result = copy_module(model, record)
-    names = Names.of(result)
+    emit = Emitter(result, "pt2q.for_inductor")
     seen: set[str] = set()
     for node in list(result.graph.nodes):
         if not ops.is_op(node, ops.DEQUANTIZE):
             continue
         source = ops.data_input(node)
         if is_constant(source):
-            _rewrite_constant(result, node, source, names)
-            _store_once_each(result, node, names, seen)
+            _rewrite_constant(emit, node, source)
+            _store_once_each(emit, node, seen)
         else:
             _refuse_int8(node)
     result.graph.eliminate_dead_code()
@@ -61,16 +61,16 @@ def _refuse_int8(node: Node) -> None:
         )
 
 
-def _rewrite_constant(model: QuantGraphModule, node: Node, source: Node, names: Names) -> None:
+def _rewrite_constant(emit: Emitter, node: Node, source: Node) -> None:
     if not ops.is_op(node, _PER_TENSOR | _PER_CHANNEL):
         return
     if all(ops.is_op(user, ops.ADD) for user in node.users):
-        _store_float(model, node, source, names)
-    elif ops.is_op(node, _STATIC) and get_constant(model, source).dim() > 1:
-        _spread_scale(model, node, source, names)
+        _store_float(emit, node, source)
+    elif ops.is_op(node, _STATIC) and get_constant(emit.model, source).dim() > 1:
+        _spread_scale(emit, node, source)
 
 
-def _store_once_each(model: QuantGraphModule, node: Node, names: Names, seen: set[str]) -> None:
+def _store_once_each(emit: Emitter, node: Node, seen: set[str]) -> None:
     """Inductor merges the dequantizes of a weight used twice, and matches neither use."""
     source = ops.data_input(node) if ops.is_op(node, _PER_CHANNEL) else None
     if source is None or not any(ops.is_op(user, _WEIGHTED) for user in node.users):
@@ -79,50 +79,29 @@ def _store_once_each(model: QuantGraphModule, node: Node, names: Names, seen: se
     if target not in seen:
         seen.add(target)
         return
-    copied = names.fresh(target)
-    set_constant(model, copied, get_constant(model, target).clone())
-    with model.graph.inserting_before(node):
-        new = model.graph.get_attr(copied)
-    copy_meta(new, source, _PASS)
-    node.replace_input_with(source, new)
+    own = get_constant(emit.model, target).clone()
+    node.replace_input_with(source, emit.before(node, origin=source).constant(target, own))
 
 
-def _store_float(model: QuantGraphModule, node: Node, source: Node, names: Names) -> None:
-    values = [get_constant(model, a) if isinstance(a, Node) else a for a in node.args]
+def _store_float(emit: Emitter, node: Node, source: Node) -> None:
+    values = [get_constant(emit.model, a) if isinstance(a, Node) else a for a in node.args]
     with torch.no_grad():
         value = node.target(*values, **node.kwargs)  # type: ignore[operator]
-    _replace(model, node, source, names.fresh(f"{source.target}_float"), value)
+    emit.before(node).replace_by(emit.constant(f"{source.target}_float", value))
 
 
-def _replace(
-    model: QuantGraphModule, node: Node, source: Node, target: str, value: torch.Tensor
-) -> None:
-    set_constant(model, target, value)
-    with model.graph.inserting_before(node):
-        new = model.graph.get_attr(target)
-    copy_meta(new, node, _PASS, fake_constant(value, source.meta.get("val")))
-    node.replace_all_uses_with(new)
-    model.graph.erase_node(node)
-
-
-def _spread_scale(model: QuantGraphModule, node: Node, source: Node, names: Names) -> None:
+def _spread_scale(emit: Emitter, node: Node, source: Node) -> None:
     """Write a weight's one scale once per output channel."""
     scale, zero_point = ops.argument(node, "scale"), ops.argument(node, "zero_point")
     axis = _channel_axis(node)
     if axis is None or ops.argument(node, "dtype") is not torch.int8:
         return
-    channels = get_constant(model, source).shape[axis]
-    base = str(source.target)
-    made = []
-    for kind, value in (
-        ("scale", torch.full((channels,), float(scale))),
-        ("zero_point", torch.full((channels,), int(zero_point))),
-    ):
-        name = names.fresh(f"{base}_{kind}")
-        set_constant(model, name, value)
-        with model.graph.inserting_before(node):
-            made.append(model.graph.get_attr(name))
-        copy_meta(made[-1], node, _PASS, fake_constant(value, source.meta.get("val")))
+    channels = get_constant(emit.model, source).shape[axis]
+    emit.before(node)
+    made = [
+        emit.constant(f"{source.target}_scale", torch.full((channels,), float(scale))),
+        emit.constant(f"{source.target}_zero_point", torch.full((channels,), int(zero_point))),
+    ]
     low, high = ops.argument(node, "quant_min"), ops.argument(node, "quant_max")
     node.target = ops.qd.dequantize_per_channel.default
     node.args = (source, *made, axis, low, high, torch.int8)

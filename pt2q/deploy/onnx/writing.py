@@ -29,7 +29,8 @@ from pt2q.deploy.library_output import quiet_python
 from pt2q.errors import DataError, InputShapeError, LoweringError, MissingDependencyError
 from pt2q.files import SaveError, ensure_writable
 from pt2q.ir import ops
-from pt2q.ir.graph import copy_meta, fake_constant, get_constant, is_constant, set_constant
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import get_constant, is_constant, set_constant
 from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.spec.specs import FLOAT8_DTYPES
 
@@ -189,14 +190,7 @@ def _retype(model: QuantGraphModule, node: Node, name: str, dtype: torch.dtype) 
     if value.dtype is dtype:
         return
     set_constant(model, target, value.detach().to(dtype))
-    with model.graph.inserting_before(node):
-        new = model.graph.get_attr(target)
-    copy_meta(
-        new,
-        source,
-        "pt2q.for_onnx",
-        fake_constant(get_constant(model, target), source.meta.get("val")),
-    )
+    new = Emitter(model, "pt2q.for_onnx").before(node, origin=source).read(target)
     node.replace_input_with(source, new)
 
 

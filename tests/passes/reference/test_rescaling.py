@@ -12,7 +12,7 @@ from support import integer_reference as integers
 from support.quantized_programs import program
 
 from pt2q.ir.module import import_exported
-from pt2q.passes.reference.emitter import Emitter
+from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.fixed_point import fixed_point
 from pt2q.passes.reference.rescale import shift_right
 
@@ -43,8 +43,7 @@ def shifter():
     """A graph that shifts 62 integers by 1 to 62."""
     model = import_exported(program(lambda x: x + 0, (torch.zeros(62, dtype=torch.int64),)))
     source, *_, output = model.graph.nodes
-    emit = Emitter(model)
-    emit.move(output)
+    emit = Arithmetic(model, "test").before(output)
     output.args = ((shift_right(emit, source, torch.arange(1, 63)),),)
     model.recompile()
     return model
