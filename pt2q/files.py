@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -16,18 +17,15 @@ class SaveError(Pt2qError, OSError):
     """A file could not be written where it was asked for."""
 
 
-def write_bytes(path: str | PathLike[str], data: bytes) -> Path:
-    """Write a file whole or not at all.
+@contextmanager
+def replacing(path: str | PathLike[str]) -> Iterator[Path]:
+    """A name to write to, in a folder of its own; at the end of the block it becomes `path`.
 
-    The bytes go to a temporary name in the same folder, reach the disk, and take the place of
-    `path` in one step; an old file stays until then.
+    An old file stays until then, and for good when the block raises. Whatever else stands in the
+    folder by then comes along under its own name, before the file itself.
 
     Args:
         path: the file to write; its folder is made when missing.
-        data: its content.
-
-    Returns:
-        The path written.
 
     Raises:
         SaveError: the folder or the file cannot be written.
@@ -35,8 +33,33 @@ def write_bytes(path: str | PathLike[str], data: bytes) -> Path:
     path = Path(path)
     with _named(path):
         _prepare(path)
-        _replace(path, data)
-    return path
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield folder / path.name
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+                os.replace(file, path.with_name(file.name))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_bytes(path: str | PathLike[str], data: bytes) -> Path:
+    """Write a file whole or not at all; see `replacing`.
+
+    Args:
+        path: the file to write; its folder is made when missing.
+        data: its content, on the disk before the name is given.
+
+    Returns:
+        The path written.
+
+    Raises:
+        SaveError: the folder or the file cannot be written.
+    """
+    with replacing(path) as draft, open(draft, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(path)
 
 
 def ensure_writable(path: str | PathLike[str]) -> None:
@@ -66,24 +89,3 @@ def _prepare(path: Path) -> None:
     if path.parent.is_file():
         raise NotADirectoryError(None, f"{path.parent} is a file, not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0o600
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

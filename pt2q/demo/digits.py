@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pt2q.demo.net import IMAGE
-from pt2q.errors import MissingDependencyError
+from pt2q.deploy.optional import optional_modules
 
 _TRAIN = 1000
 
@@ -30,13 +30,8 @@ def load_digits() -> Digits:
     Raises:
         MissingDependencyError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as sklearn_digits
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'the digits come with scikit-learn ({error}): pip install "pt2q[demo]"'
-        ) from error
-    data = sklearn_digits()
+    (datasets,) = optional_modules("sklearn.datasets", extra="demo")
+    data = datasets.load_digits()
     small = torch.from_numpy(data.images).float()[:, None] / 8.0 - 1.0
     labels = torch.from_numpy(data.target).long()
     images = warp(small, torch.eye(2, 3).expand(len(small), 2, 3))

@@ -1,11 +1,17 @@
-"""What every road asks of a model before anything else."""
+"""What every target asks of a model before anything else, and its export in the target's form."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from pt2q.errors import FlowError, NotExportedError
+from pt2q.deploy.library_output import first_line, quiet_python
+from pt2q.errors import FlowError, LoweringError, NotExportedError, Pt2qError
 from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage
 
 
@@ -41,3 +47,36 @@ def require_graph(model: object) -> None:
             f"{type(model).__name__} was never captured with torch.export; {EXPORT_HINT}"
         )
     refuse_prepared(model)
+
+
+def export_rewritten(
+    model: nn.Module | ExportedProgram,
+    rewrite: Callable[[Any], nn.Module],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """Export a model once more, in the form that a target takes.
+
+    Args:
+        model: a module that ``torch.export`` takes, or a program that is exported already.
+        rewrite: gives the module to export; must leave the one that it is given as it is.
+        args, kwargs: example inputs.
+        dynamic_shapes: as for ``torch.export.export``.
+
+    Raises:
+        LoweringError: the model cannot be exported with these inputs, or `rewrite` says why it
+            cannot be deployed.
+    """
+    module = model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
+    try:
+        with quiet_python(), torch.no_grad():
+            return torch.export.export(
+                rewrite(module), tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes
+            )
+    except Pt2qError:
+        raise
+    except Exception as error:
+        raise LoweringError(
+            f"torch.export could not capture the model with the given inputs: {first_line(error)}"
+        ) from error

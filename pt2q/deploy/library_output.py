@@ -1,4 +1,4 @@
-"""Keep what other libraries print away from the user's terminal, without losing it.
+"""What other libraries print and raise, kept away from the user's terminal without losing it.
 
 ExecuTorch logs from C++ to standard error, and importing it sets up the root logger. Both are
 turned around here: the native log becomes text that an error message can carry.
@@ -88,11 +88,18 @@ def _descriptor_to(target: int) -> Iterator[None]:
         os.close(saved)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An exception of another library as one line: its type and the start of its message.
 
-    A start that ends in a colon says nothing without the line after it.
+    A start that ends in a colon says nothing without the line after it; an exception that only
+    carries another one says nothing without that one.
     """
+    error = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     start = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {start}"
+
+
+def cause_line(error: BaseException) -> str:
+    """As `first_line`, of the exception that this one was raised from, if there is one."""
+    return first_line(error.__cause__ or error)

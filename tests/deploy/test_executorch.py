@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pt2q import convert_pt2e, prepare_pt2e, sqnr
-from pt2q.deploy.executorch import Delegation, Program, load, lower, lowering, measure_latency
+from pt2q.deploy.executorch import Delegation, Program, load, lower, measure_latency
 from pt2q.deploy.executorch.delegation import delegation_of
+from pt2q.deploy.optional import optional_modules
 from pt2q.errors import DataError, InputShapeError, LoweringError, MissingDependencyError
 from pt2q.files import SaveError, ensure_writable
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -162,7 +163,7 @@ def test_what_is_left_to_portable_kernels_is_named() -> None:
 
 def test_quantized_compute_that_is_left_is_named(small: Lowered) -> None:
     exported = torch.export.export(small.converted, small.inputs)
-    exir, _ = lowering._exir()
+    (exir,) = optional_modules("executorch.exir", extra="executorch")
     edge = exir.to_edge_transform_and_lower(exported)  # no partitioner: nothing is delegated
     got = delegation_of(edge.exported_program().graph_module)
     assert (got.delegated, got.blobs) == (0, 0)

@@ -5,8 +5,9 @@ the rest with portable kernels. `Program.delegation` says which is which.
 """
 
 from pt2q.deploy.executorch.delegation import Delegation
+from pt2q.deploy.executorch.latency import measure_latency
 from pt2q.deploy.executorch.lowering import Program, lower
-from pt2q.deploy.executorch.runtime import LoadedMethod, LoadedProgram, load, measure_latency
+from pt2q.deploy.executorch.runtime import LoadedMethod, LoadedProgram, load
 
 __all__ = [
     "Delegation",

@@ -1,8 +1,4 @@
-"""Lower a converted program to an ExecuTorch `.pte` with XNNPACK, save it, run it.
-
-`lower` exports the converted module again, gives what XNNPACK can run to its delegate and packs
-the rest with portable kernels. `Program.delegation` says which is which.
-"""
+"""From a converted model to the bytes of a `.pte`."""
 
 from __future__ import annotations
 
@@ -18,30 +14,17 @@ from torch.export import ExportedProgram
 from torch.fx import Graph
 
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of
-from pt2q.deploy.executorch.runtime import (
-    LoadedMethod,
-    LoadedProgram,
-    load,
-    measure_latency,
-    missing_executorch,
-)
-from pt2q.deploy.export import refuse_prepared
+from pt2q.deploy.executorch.runtime import LoadedProgram, load
+from pt2q.deploy.export import export_rewritten, refuse_prepared
 from pt2q.deploy.library_output import first_line, quiet_python
+from pt2q.deploy.optional import optional_modules
 from pt2q.errors import LoweringError
 from pt2q.files import write_bytes
 from pt2q.ir import ops
 from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.quantizers.toolkit.shared_biases import untie_biases
 
-__all__ = [
-    "Delegation",
-    "LoadedMethod",
-    "LoadedProgram",
-    "Program",
-    "load",
-    "lower",
-    "measure_latency",
-]
+_MODULES = ("executorch.exir", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
 
 
 @dataclass(frozen=True)
@@ -96,14 +79,17 @@ def lower(
         MissingDependencyError: executorch is not installed.
     """
     refuse_prepared(converted)
-    exir, partitioner = _exir()
-    program = _exported(converted, args, kwargs, dynamic_shapes)
+    exir, partitioning = optional_modules(*_MODULES, extra="executorch")
+    program = converted
+    if not isinstance(program, ExportedProgram):
+        program = export_rewritten(program, _with_own_biases, args, kwargs, dynamic_shapes)
     _refuse_uint8(program.graph)
     _refuse_weight_only(program.graph)
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
         with quiet_python(), torch.no_grad():
-            edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner()])
+            partitioner = partitioning.XnnpackPartitioner()
+            edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
             # Before packing, which rewrites the graph into allocations and out variants.
             delegation = delegation_of(edge.exported_program().graph_module)
             buffer = bytes(edge.to_executorch(_with_initial_values(exir, edge)).buffer)
@@ -112,26 +98,13 @@ def lower(
     return Program(buffer, delegation)
 
 
-def _exir() -> tuple[Any, Any]:
-    try:
-        with quiet_python():
-            from executorch import exir
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
-                XnnpackPartitioner,
-            )
-    except ImportError as error:
-        raise missing_executorch(error) from error
-    return exir, XnnpackPartitioner
-
-
 def _with_initial_values(exir: Any, edge: Any) -> Any:
     """Have the program carry the values that written buffers start from.
 
     ExecuTorch allocates such buffers and leaves them at that. Zeros, which a cache starts from,
     need not be carried: the runtime's memory is zero.
     """
-    from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
-
+    (initial,) = optional_modules("executorch.exir.passes.init_mutable_pass", extra="executorch")
     program = edge.exported_program()
     signature = program.graph_signature
     written = set(signature.buffers_to_mutate.values())
@@ -140,7 +113,7 @@ def _with_initial_values(exir: Any, edge: Any) -> Any:
         for name, buffer in signature.inputs_to_buffers.items()
         if buffer in written and bool(_initial_value(program, buffer).any())
     ]
-    passes = [InitializedMutableBufferPass(names)] if names else []
+    passes = [initial.InitializedMutableBufferPass(names)] if names else []
     return exir.ExecutorchBackendConfig(passes=passes)
 
 
@@ -150,26 +123,13 @@ def _initial_value(program: Any, buffer: str) -> torch.Tensor:
     return value
 
 
-def _exported(
-    model: nn.Module | ExportedProgram,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None,
-    dynamic_shapes: Any,
-) -> ExportedProgram:
-    if isinstance(model, ExportedProgram):
+def _with_own_biases(model: nn.Module) -> nn.Module:
+    """Trained models come with biases still tied."""
+    if not isinstance(model, QuantGraphModule):
         return model
-    if isinstance(model, QuantGraphModule):
-        model = copy_module(model)  # trained models come with biases still tied
-        untie_biases(model)
-    try:
-        with quiet_python():
-            return torch.export.export(
-                model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes
-            )
-    except Exception as error:
-        raise LoweringError(
-            f"torch.export could not capture the model with the given inputs: {first_line(error)}"
-        ) from error
+    model = copy_module(model)
+    untie_biases(model)
+    return model
 
 
 def _refuse_uint8(graph: Graph) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import statistics
-import time
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.deploy.library_output import captured_stderr, quiet_python
-from pt2q.errors import DataError, InputShapeError, LoweringError, MissingDependencyError
+from pt2q.deploy.library_output import captured_stderr
+from pt2q.deploy.optional import optional_modules
+from pt2q.errors import DataError, InputShapeError, LoweringError
 
 logger = logging.getLogger(__name__)
 
@@ -144,41 +143,10 @@ def load(source: str | PathLike[str] | bytes) -> LoadedProgram:
         raise DataError(f"{source}: {error}") from error
 
 
-def measure_latency(
-    a: LoadedProgram, b: LoadedProgram, inputs: Sequence[Tensor], repeats: int = 50
-) -> tuple[float, float]:
-    """Median time of one run of each program, in milliseconds.
-
-    The runs alternate, and so does which program goes first, so that a busy machine slows both
-    alike. Trust the ratio more than the times.
-
-    Args:
-        a: the first program.
-        b: the second program; it takes the same inputs.
-        inputs: what both are called with.
-        repeats: runs of each program, after a few that are not counted.
-    """
-    pair = (a.method(), b.method())
-    for _ in range(3):
-        for method in pair:
-            method(*inputs)
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats):
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            start = time.perf_counter()
-            pair[which](*inputs)
-            times[which].append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[0]), 1e3 * statistics.median(times[1])
-
-
 def _runtime() -> Any:
-    try:
-        with quiet_python(), captured_stderr():
-            from executorch.runtime import Runtime
-
-            return Runtime.get()
-    except ImportError as error:
-        raise missing_executorch(error) from error
+    with captured_stderr():
+        (runtime,) = optional_modules("executorch.runtime", extra="executorch")
+        return runtime.Runtime.get()
 
 
 def _load_native(runtime: Any, data: bytes) -> Any:
@@ -227,10 +195,3 @@ _DTYPES = {
     11: torch.bool,
     15: torch.bfloat16,
 }
-
-
-def missing_executorch(error: ImportError) -> MissingDependencyError:
-    """The error to raise where an import of executorch failed."""
-    return MissingDependencyError(
-        f'ExecuTorch is not installed ({error}): pip install "pt2q[executorch]"'
-    )

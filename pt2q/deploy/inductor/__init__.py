@@ -7,14 +7,9 @@ of ``y``, which is wrong where ``y`` is the caller's tensor or a parameter. `fus
 which operators became int8 kernels, and why the others did not.
 """
 
-from pt2q.deploy.inductor.compiled import (
-    CompiledModel,
-    LoadedPackage,
-    compile,
-    fusion_report,
-    load_package,
-    package,
-)
+from pt2q.deploy.inductor.ahead_of_time import LoadedPackage, load_package, package
+from pt2q.deploy.inductor.compiled import CompiledModel, compile
+from pt2q.deploy.inductor.dry_run import fusion_report
 from pt2q.deploy.inductor.fusion import FusionReport, FusionRow
 
 __all__ = [

@@ -9,7 +9,7 @@ from pt2q.errors import LoweringError
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import get_constant, is_constant
-from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.ir.module import InputCheck, QuantGraphModule, copy_module
 
 _WEIGHTED = ops.CONV | ops.LINEAR | ops.ADDMM | ops.MM
 _PER_TENSOR = ops.overloads(ops.qd.dequantize_per_tensor)
@@ -48,6 +48,21 @@ def for_inductor(model: GraphModule) -> QuantGraphModule:
     result.graph.eliminate_dead_code()
     result.recompile()
     return copy_module(result, record)  # leaves behind what nothing reads
+
+
+def take_input_checks(model: QuantGraphModule) -> tuple[InputCheck, ...]:
+    """Remove the shape checks of a model, to be run before its compiled code.
+
+    Traced into the code they would cost guards on every call.
+
+    Args:
+        model: what `for_inductor` gave; changed in place.
+    """
+    found = {k: h for k, h in model._forward_pre_hooks.items() if isinstance(h, InputCheck)}
+    for key in found:
+        del model._forward_pre_hooks[key]
+        model._forward_pre_hooks_with_kwargs.pop(key, None)
+    return tuple(found.values())
 
 
 def _refuse_int8(node: Node) -> None:

@@ -5,6 +5,8 @@ stored in the integers they have. `export` checks and writes the file whole or n
 opens it in ONNX Runtime.
 """
 
-from pt2q.deploy.onnx.writing import OnnxProgramInfo, OnnxSession, export, load
+from pt2q.deploy.onnx.file_info import OnnxProgramInfo
+from pt2q.deploy.onnx.session import OnnxSession, load
+from pt2q.deploy.onnx.writing import export
 
 __all__ = ["OnnxProgramInfo", "OnnxSession", "export", "load"]

@@ -1,0 +1,141 @@
+"""A converted model compiled into a file, and the file in use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export._tree_utils import reorder_kwargs
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from pt2q.deploy.export import export_rewritten, require_graph
+from pt2q.deploy.inductor import package_inputs
+from pt2q.deploy.inductor.graph import for_inductor
+from pt2q.deploy.inductor.settings import aoti_compile_and_package, aoti_load_package, compiling
+from pt2q.deploy.library_output import first_line, quiet_python
+from pt2q.errors import DataError, InputShapeError, LoweringError
+from pt2q.files import SaveError, ensure_writable, replacing
+
+
+def package(
+    model: GraphModule | ExportedProgram,
+    args: tuple[Any, ...],
+    path: str | PathLike[str],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Path:
+    """Compile ahead of time into a package that runs without Python code of the model.
+
+    Args:
+        model: what `pt2q.convert_pt2e` gave.
+        args, kwargs: example inputs. The package reads memory in the order that they have; calls
+            with another are copied.
+        path: the file to write, ending in ``.pt2``; written whole or not at all.
+        dynamic_shapes: as for ``torch.export.export``.
+
+    Returns:
+        The path written.
+
+    Raises:
+        LoweringError: the model cannot be exported or compiled.
+        SaveError: the file cannot be written there.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise SaveError(f"a package is a .pt2 file: write {path.with_suffix('.pt2')}, not {path}")
+    require_graph(model)
+    ensure_writable(path)
+    args, kwargs = pytree.tree_map(package_inputs.dense, (tuple(args), dict(kwargs or {})))
+    program = export_rewritten(model, for_inductor, args, kwargs, dynamic_shapes)
+    with replacing(path) as draft, compiling():
+        _compile(program, draft)
+    return path
+
+
+def _compile(program: ExportedProgram, path: Path) -> None:
+    try:
+        aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={
+                "freezing": True,
+                "aot_inductor.metadata": {package_inputs.KEY: package_inputs.described(program)},
+            },
+        )
+    except Exception as error:
+        raise LoweringError(f"Inductor could not compile: {first_line(error)}") from error
+
+
+class LoadedPackage:
+    """A package in this process, called like the model it was made from."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise DataError(f"cannot read {path}: no such file")
+        try:
+            with quiet_python():
+                self._run: Any = aoti_load_package(str(path))
+        except Exception as error:
+            raise DataError(
+                f"{path} is no complete Inductor package: {first_line(error)}. Write it again with "
+                "pt2q.deploy.inductor.package()"
+            ) from error
+
+        # By torch alone, without what this module writes, a package has no account of its inputs.
+        self.inputs = package_inputs.read(self._run.get_metadata())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the packaged model.
+
+        Raises:
+            InputShapeError: the number, type or shape of the inputs is not what was compiled.
+        """
+        with torch.no_grad():
+            if self.inputs is None:
+                return self._run(*args, **kwargs)
+            return self._checked(self.inputs, args, kwargs)
+
+    def _checked(
+        self,
+        inputs: tuple[package_inputs.PackageInput, ...],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        expected = pytree.treespec_loads(self._run.loader.get_call_spec()[0])
+        try:
+            ordered = (args, reorder_kwargs(dict(kwargs), expected))
+        except (ValueError, KeyError) as error:
+            raise InputShapeError(f"the package takes other keyword inputs: {error}") from error
+        given, found = pytree.tree_flatten(ordered)
+        if found != expected:
+            names = ", ".join(item.name for item in inputs)
+            raise InputShapeError(
+                f"the package takes {len(inputs)} input(s), nested as exported ({names}); "
+                f"got {len(given)}"
+            )
+        seen: dict[str, int] = {}
+        fitted = [item.fitted(x, seen) for item, x in zip(inputs, given, strict=True)]
+        args, kwargs = pytree.tree_unflatten(fitted, found)
+        result = self._run(*args, **kwargs)
+        for item, x, used in zip(inputs, given, fitted, strict=True):
+            if item.written and used is not x:
+                x.copy_(used)
+        return result
+
+
+def load_package(path: str | PathLike[str]) -> LoadedPackage:
+    """Load what `package` wrote.
+
+    Args:
+        path: the file. It holds machine code: load only what you trust.
+
+    Raises:
+        DataError: the file is missing or no package.
+    """
+    return LoadedPackage(Path(path))

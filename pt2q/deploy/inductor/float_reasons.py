@@ -1,0 +1,88 @@
+"""Why Inductor computes a quantized operator in float."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from pt2q.ir import ops
+from pt2q.ir.graph import is_constant
+
+_STATIC = frozenset({ops.qd.dequantize_per_tensor.default})
+_PER_TOKEN = frozenset({ops.qd.dequantize_per_token.default})
+_PER_GROUP = frozenset({ops.qd.dequantize_per_channel_group.default})
+
+_SMALL = 16
+"""Inductor writes a product of one row with a matrix of at most this size as a sum."""
+
+_REASONS = (
+    (ops.CONV_TRANSPOSE, "Inductor has no int8 transposed convolution"),
+    (ops.CONV3D, "Inductor has no int8 3d convolution"),
+)
+
+
+def why_float(node: Node, weight: Node | None) -> str:
+    """Why a convolution or matrix product that is quantized computes in float.
+
+    Args:
+        node: the operator, in the converted graph.
+        weight: what `weight_dequantize` says of it.
+    """
+    for targets, reason in _REASONS:
+        if ops.is_op(node, targets):
+            return reason
+    if weight is None:
+        return "both factors are computed: Inductor multiplies two activations in float"
+    if ops.is_op(weight, _PER_GROUP):
+        return "Inductor has no int8 kernel for weights in groups"
+    if ops.argument(weight, "dtype") is not torch.int8:
+        return f"its weight is {str(ops.argument(weight, 'dtype')).removeprefix('torch.')}"
+    return _why_shape(node) or _why_input(_input_dequantize(node), ops.is_op(node, ops.CONV))
+
+
+def _why_shape(node: Node) -> str:
+    value, result = node.all_input_nodes[0].meta.get("val"), node.meta.get("val")
+    if not ops.is_op(node, ops.LINEAR) or value is None or result is None:
+        return ""
+    if value.dim() < 2:
+        return "its input has no batch dimension"
+    sizes = (value.shape[-1], result.shape[-1])
+    one_row = all(size == 1 for size in value.shape[:-1])
+    if one_row and all(isinstance(size, int) and size <= _SMALL for size in sizes):
+        return "one row times so small a weight: Inductor writes it as a sum, without a kernel"
+    return ""
+
+
+def _input_dequantize(node: Node) -> Node | None:
+    name = next(n for n in ("input", "mat1", "self") if ops.has_argument(node, n))
+    source = ops.argument(node, name)
+    return source if ops.is_op(source, ops.DEQUANTIZE) else None
+
+
+def _why_input(dequantize: Node | None, is_conv: bool) -> str:
+    if dequantize is None:
+        return "its input is in float: only its weight is quantized"
+    if ops.is_op(dequantize, _PER_TOKEN):
+        return "its input is quantized per token; Inductor's kernels take one scale per tensor"
+    if is_conv and not ops.is_op(dequantize, _STATIC):
+        return "Inductor quantizes no convolution dynamically"
+    return (
+        "none of Inductor's patterns matched; X86InductorQuantizer quantizes as they want it, for "
+        "the shapes that the model was exported with"
+    )
+
+
+def weight_dequantize(node: Node) -> Node | None:
+    """The dequantize of an operator's constant weight, or None if it has none.
+
+    Args:
+        node: a convolution or a matrix product.
+    """
+    name = next((n for n in ("weight", "mat2", "other") if ops.has_argument(node, n)), None)
+    found = ops.argument(node, name) if name is not None else None
+    if not isinstance(found, Node) or not ops.is_op(found, ops.DEQUANTIZE):
+        return None
+    source = ops.data_input(found)
+    if ops.is_op(source, ops.QUANTIZE):  # converted with fold_quantize=False
+        source = ops.data_input(source)
+    return found if is_constant(source) else None

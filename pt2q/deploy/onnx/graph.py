@@ -1,0 +1,47 @@
+"""The graph that the exporter gets: a converted model with the types that ONNX asks for."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from pt2q.ir import ops
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import get_constant, is_constant, set_constant
+from pt2q.ir.module import QuantGraphModule, copy_module
+
+_CHANNELWISE = frozenset(
+    {
+        ops.qd.quantize_per_channel.default,
+        ops.qd.dequantize_per_channel.default,
+        ops.qd.dequantize_per_channel_group.default,
+    }
+)
+
+
+def for_onnx(model: GraphModule) -> QuantGraphModule:
+    """A copy whose scales are float32 and whose zero points have the type of their tensor.
+
+    Args:
+        model: a converted model; it shares its other tensors with the copy.
+    """
+    result = copy_module(model, model.record if isinstance(model, QuantGraphModule) else None)
+    for node in list(result.graph.nodes):
+        if not ops.is_op(node, _CHANNELWISE):
+            continue
+        _retype(result, node, "scales", torch.float32)
+        _retype(result, node, "zero_points", ops.argument(node, "dtype"))
+    return copy_module(result, result.record)
+
+
+def _retype(model: QuantGraphModule, node: Node, name: str, dtype: torch.dtype) -> None:
+    source = ops.argument(node, name)
+    if not is_constant(source):
+        return
+    target = f"{source.target}_{str(dtype).removeprefix('torch.')}"
+    value = get_constant(model, source)
+    if value.dtype is dtype:
+        return
+    set_constant(model, target, value.detach().to(dtype))
+    new = Emitter(model, "pt2q.for_onnx").before(node, origin=source).read(target)
+    node.replace_input_with(source, new)
