@@ -12,13 +12,13 @@ from contextvars import ContextVar
 from typing import Protocol
 
 from torch.fx import GraphModule
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pt2q.errors import GraphLawError
 from pt2q.ir.control_flow import graph_modules
 from pt2q.ir.graph import dump
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.verify import ALWAYS, verify
+from pt2q.ir.torch_private import disable_current_modes
+from pt2q.ir.verify import lasting_laws, verify
 
 _verify: ContextVar[bool] = ContextVar("verify", default=False)
 
@@ -93,8 +93,8 @@ def _run_verified(model: QuantGraphModule, step: Pass) -> bool:
         model.graph.lint()
     except Exception as error:
         raise GraphLawError(f"{step} left a graph that does not lint: {error}") from error
-    with _disable_current_modes():  # looking is not part of what a test may be measuring
-        report = verify(model, laws=ALWAYS)
+    with disable_current_modes():  # looking is not part of what a test may be measuring
+        report = verify(model, laws=lasting_laws())
     if not report.ok:
         raise GraphLawError(f"{step} broke a law; {report}")
     return modified

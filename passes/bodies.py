@@ -15,7 +15,14 @@ from torch.fx import GraphModule, Node
 
 from pt2q.ir.control_flow import Branching, branchings, graph_modules, placeholders
 from pt2q.ir.emit import Emitter
-from pt2q.ir.graph import get_constant, is_constant, set_constant
+from pt2q.ir.graph import (
+    delete_constant,
+    find_attribute,
+    get_constant,
+    holds_tensor,
+    is_constant,
+    set_constant,
+)
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
 
@@ -67,11 +74,7 @@ def _move_in(call: Branching, storage: StorageMap) -> None:
 def _is_movable(owner: GraphModule, operand: Any, storage: StorageMap) -> bool:
     if not is_constant(operand) or storage.is_mutated(operand):
         return False
-    try:
-        get_constant(owner, operand)
-    except TypeError:
-        return False
-    return True
+    return holds_tensor(owner, operand)
 
 
 def _constant_for(body: GraphModule, position: int, owner: GraphModule, operand: Node) -> None:
@@ -127,17 +130,11 @@ def _move_out(call: Branching, emit: Emitter) -> None:
         used = {str(n.target) for n in body.graph.nodes if n.op == "get_attr"}
         for name, _ in [*body.named_parameters(), *body.named_buffers()]:
             if name not in used and not any(name.startswith(f"{u}.") for u in used):
-                _delete(body, name)
+                delete_constant(body, name)
 
 
 def _is_tensor_constant(body: GraphModule, node: Node) -> bool:
-    if not is_constant(node):
-        return False
-    try:
-        get_constant(body, node)
-    except TypeError:
-        return False
-    return True
+    return is_constant(node) and holds_tensor(body, node)
 
 
 def _operand_for(
@@ -188,16 +185,7 @@ def _add_operand(
 def _name_in(target: str, value: torch.Tensor, emit: Emitter) -> str:
     """Where the owner keeps a constant: where it has it already, else under a fresh name."""
     if target in emit.names.taken:
-        try:
-            if _same(get_constant(emit.model, target), value):
-                return target
-        except (AttributeError, TypeError):
-            pass
+        known = find_attribute(emit.model, target)
+        if isinstance(known, torch.Tensor) and _same(known, value):
+            return target
     return emit.keep(target, value)
-
-
-def _delete(body: GraphModule, target: str) -> None:
-    path, _, name = target.rpartition(".")
-    owner = body.get_submodule(path)
-    owner._parameters.pop(name, None)
-    owner._buffers.pop(name, None)

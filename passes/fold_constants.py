@@ -11,8 +11,9 @@ from torch.fx import Node
 from pt2q.ir import ops
 from pt2q.ir.constants import Constants, drop_assertions
 from pt2q.ir.emit import Emitter
-from pt2q.ir.graph import is_constant, is_persistent
+from pt2q.ir.graph import delete_constant, is_constant, is_persistent
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.torch_private import storage_address
 from pt2q.numerics.quantization import quantize
 from pt2q.spec.specs import CAST_DTYPES
 
@@ -112,7 +113,7 @@ class _Folder:
         if tensor.numel() <= 1 << 16 and tensor.dim() <= 1:
             # Scales are small: equal numbers are the same parameters.
             return str(tensor.dtype), tuple(tensor.reshape(-1).tolist()), tensor.dim()
-        place = (tensor.untyped_storage()._cdata, tensor.storage_offset())
+        place = (storage_address(tensor), tensor.storage_offset())
         return place, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
 
     def _base_name(self, node: Node) -> str:
@@ -139,8 +140,4 @@ class _Folder:
         self.readers[target] = self.readers.get(target, 1) - 1
         if self.readers[target] > 0:
             return
-        *path, name = target.split(".")
-        owner = self.model.get_submodule(".".join(path))
-        for store in (owner._parameters, owner._buffers):
-            store.pop(name, None)
-        owner.__dict__.pop(name, None)
+        delete_constant(self.model, target)

@@ -13,7 +13,7 @@ from pt2q.ir import ops
 from pt2q.ir.constants import Constants
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.emit import Emitter
-from pt2q.ir.graph import fake_like, value_of
+from pt2q.ir.graph import fake_like, is_observer, module_path, value_of
 from pt2q.ir.module import QuantGraphModule
 from pt2q.observers.foreign import saw_data
 from pt2q.observers.standard import HistogramObserver, NoopObserver, batched_qparams
@@ -23,11 +23,6 @@ PASS_NAME = "pt2q.observers_to_qdq"
 
 QParams: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Scale and zero point by the identity of the observer."""
-
-
-def is_observer(module: object) -> bool:
-    """Whether a submodule observes or fake-quantizes: it can say scale and zero point."""
-    return isinstance(module, torch.nn.Module) and hasattr(module, "calculate_qparams")
 
 
 def observer_nodes(model: QuantGraphModule) -> list[tuple[Node, Any]]:
@@ -153,8 +148,6 @@ def _require_data(found: list[tuple[str, Node, Any]]) -> None:
 
 
 def _module_hint(node: Node) -> str:
-    from pt2q.ir.graph import module_path
-
     return module_path(node) or "name.of.module"
 
 

@@ -15,6 +15,7 @@ from pt2q.ir.graph import (
     get_constant,
     is_constant,
     is_float_tensor,
+    replace_tensor,
     value_of,
 )
 from pt2q.ir.module import QuantGraphModule
@@ -130,7 +131,7 @@ def _rewrite(model: QuantGraphModule, buffer: _Buffer, storage: StorageMap) -> N
     target = str(buffer.aliases[0].target)
     with torch.no_grad():
         stored = quantize(get_constant(model, target), scale, zero_point, low, high, dtype)
-    _replace_buffer(model, target, stored)
+    replace_tensor(model, target, stored)
     text = (
         f"stored as {str(dtype).removeprefix('torch.')}, scale {scale:g}, zero point {zero_point}"
     )
@@ -146,11 +147,6 @@ def _replace_read(model: QuantGraphModule, node: Node, storage: StorageMap) -> N
         source = emit.call_giving(value_of(node), ops.aten.clone.default, source)
     node.replace_all_uses_with(source)
     model.graph.erase_node(node)
-
-
-def _replace_buffer(model: QuantGraphModule, target: str, value: torch.Tensor) -> None:
-    path, _, name = target.rpartition(".")
-    model.get_submodule(path)._buffers[name] = value
 
 
 def _erase_unused(model: QuantGraphModule, node: Node) -> None:

@@ -18,18 +18,18 @@ from pt2q.errors import (
     NothingQuantizedWarning,
     ReferenceIncompleteWarning,
 )
-from pt2q.ir.control_flow import annotated_apart, boundary_links, graph_modules, named_graph_modules
+from pt2q.ir.control_flow import boundary_links, graph_modules, named_graph_modules
 from pt2q.ir.model_state import keep_state, restore_state
 from pt2q.ir.modes import switch_mode
 from pt2q.ir.module import (
     EXPORT_HINT,
-    FlowRecord,
     QuantGraphModule,
     Stage,
     copy_module,
     deferred_code,
     import_exported,
 )
+from pt2q.ir.record import stage_of
 from pt2q.observers.foreign import adopt_annotations
 from pt2q.passes.base import Pass, run_passes
 from pt2q.passes.batch_norm.fold import FoldConvBatchNorm
@@ -43,8 +43,9 @@ from pt2q.passes.observers_to_qdq import ObserversToQDQ
 from pt2q.passes.own_tensors import OwnTensors
 from pt2q.passes.port_metadata import PortNodeMetaForQDQ
 from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
-from pt2q.passes.reference.rewrite import RewriteToReference
+from pt2q.passes.reference.rewrite import ReferenceReport, RewriteToReference
 from pt2q.passes.size_learned import SizeLearnedScales
+from pt2q.spec.annotations import annotated_apart
 from pt2q.spec.plan import Plan, build_plan
 from pt2q.spec.specs import Quantizer
 
@@ -264,7 +265,7 @@ def convert_pt2e(
     _check_prepared(model)
     assert isinstance(model, QuantGraphModule)
     with deferred_code(), paused_collection():
-        converted = copy_module(model, _next_record(model))
+        converted = copy_module(model, model.record.at_stage(Stage.CONVERTED))
         restore_state(converted)
         if model.record.stage is Stage.PREPARED_QAT:
             switch_mode(converted, False)
@@ -314,7 +315,8 @@ def _warn_of_float(model: QuantGraphModule) -> None:
     left = [
         f"{path}{item}"
         for path, module in _named_own_modules(model)
-        for item in getattr(module.record.facts.get("reference"), "left", ())
+        if (report := module.record.get(ReferenceReport)) is not None
+        for item in report.left
         if item.between
     ]
     if left:
@@ -333,7 +335,7 @@ def _check_prepared(model: object) -> None:
         raise NotExportedError(
             f"{type(model).__name__} was never captured with torch.export; {EXPORT_HINT}"
         )
-    stage = model.record.stage if isinstance(model, QuantGraphModule) else Stage.FLOAT
+    stage = stage_of(model)
     if stage is Stage.CONVERTED:
         raise FlowError("this model is already converted; use it as it is")
     if stage is Stage.FLOAT:
@@ -341,8 +343,3 @@ def _check_prepared(model: object) -> None:
             "this model was never prepared; call prepare_pt2e(exported, quantizer), calibrate "
             "the result, and convert that"
         )
-
-
-def _next_record(model: QuantGraphModule) -> FlowRecord:
-    old = model.record
-    return FlowRecord(Stage.CONVERTED, list(old.notes), dict(old.facts))

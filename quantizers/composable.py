@@ -10,9 +10,10 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from pt2q.errors import AnnotationError
-from pt2q.ir.control_flow import annotated_apart, graph_modules, named_graph_modules
-from pt2q.ir.graph import annotation_of, module_path
+from pt2q.ir.control_flow import graph_modules, named_graph_modules
+from pt2q.ir.graph import module_path
 from pt2q.quantizers.toolkit.report import Report, Row
+from pt2q.spec.annotations import annotated_apart, annotation_of
 from pt2q.spec.specs import EdgeOrNode, QuantizationAnnotation, Quantizer
 
 _CALLS = ("transform_for_annotation", "annotate", "validate")

@@ -8,10 +8,11 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from pt2q.ir.control_flow import graph_modules
-from pt2q.ir.graph import annotation_of, is_constant, is_float_tensor
+from pt2q.ir.graph import is_constant, is_float_tensor
 from pt2q.ir.ops import is_mutating
 from pt2q.ir.storage import StorageMap
 from pt2q.observers.standard import MinMaxObserver
+from pt2q.spec.annotations import annotation_of
 from pt2q.spec.specs import (
     QUANT_ANNOTATION_KEY,
     EdgeOrNode,

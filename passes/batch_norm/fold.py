@@ -16,7 +16,6 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
-from pt2q.ir.batch_counter import counter_name
 from pt2q.ir.batch_norm import (
     BatchNorm,
     Layer,
@@ -28,12 +27,14 @@ from pt2q.ir.batch_norm import (
 )
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
+    beside,
     delete_constant,
     get_constant,
     is_parameter,
     set_constant,
     stand_for,
 )
+from pt2q.ir.modes import counter_name
 from pt2q.ir.module import QuantGraphModule
 
 PASS = "conv_bn_fold"
@@ -193,8 +194,7 @@ def folded_name(weight: Node, old: Node | None, kind: str) -> str:
     """
     if old is not None:
         return str(old.target)
-    path = str(weight.target).rpartition(".")[0]
-    return f"{path}.{kind}" if path else kind
+    return beside(str(weight.target), kind)
 
 
 def _all_finite(value: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import get_constant, is_parameter, set_constant, stand_for
 from pt2q.ir.module import QuantGraphModule
 from pt2q.passes.batch_norm.fold import factor_and_shift, folded_name
-from pt2q.passes.batch_norm.qat_record import FACT, FusedPair, fused_pairs
+from pt2q.passes.batch_norm.qat_record import FusedPair, FusedPairs, fused_pairs
 
 PASS = "conv_bn_qat_fold"
 
@@ -46,7 +46,7 @@ class FoldConvBatchNormQAT:
         places, emit = _Places.of(model), Emitter(model, PASS)
         for pair in pairs:
             _Folding(emit, pair, places).run()
-        model.record.facts[FACT] = ()
+        model.record.take(FusedPairs)
         return True
 
 

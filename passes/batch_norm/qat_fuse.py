@@ -25,16 +25,11 @@ from torch.fx import Node
 from pt2q.ir import ops
 from pt2q.ir.batch_norm import BatchNorm, Layer, batch_norms, pair_reason
 from pt2q.ir.emit import Emitter
-from pt2q.ir.graph import (
-    annotation_of,
-    fake_constant,
-    is_constant,
-    mutated_constants,
-    stand_for,
-    value_of,
-)
+from pt2q.ir.graph import fake_constant, is_constant, stand_for, value_of
 from pt2q.ir.module import QuantGraphModule
-from pt2q.passes.batch_norm.qat_record import FACT, FusedPair
+from pt2q.ir.storage import written_constants
+from pt2q.passes.batch_norm.qat_record import FusedPair, FusedPairs
+from pt2q.spec.annotations import annotation_of
 from pt2q.spec.moved_edges import move_edges
 from pt2q.spec.specs import QUANT_ANNOTATION_KEY, EdgeOrNode, QuantizationAnnotation
 from pt2q.training import scaled_batch_norm  # noqa: F401 - registers the operator
@@ -65,7 +60,7 @@ class FuseConvBatchNormQAT:
         Returns:
             Whether something was fused.
         """
-        mutated = mutated_constants(model.graph)
+        mutated = written_constants(model.graph)
         pairs, moved = [], {}
         for bn in batch_norms(model):
             layer, reason = _match(bn, mutated)
@@ -76,7 +71,7 @@ class FuseConvBatchNormQAT:
                 pairs.append(fusion.run())
                 moved.update(fusion.moved)
         move_edges(model.graph, moved)
-        model.record.facts[FACT] = tuple(pairs)
+        model.record.put(FusedPairs(tuple(pairs)))
         return bool(pairs)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pt2q.ir.module import FlowRecord
-
-FACT = "conv_bn_qat"
+from pt2q.ir.record import FlowRecord
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,14 @@ class FusedPair:
     helpers: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class FusedPairs:
+    """All pairs of a module, as its record keeps them."""
+
+    pairs: tuple[FusedPair, ...]
+
+
 def fused_pairs(record: FlowRecord) -> tuple[FusedPair, ...]:
     """The pairs that were fused in a module, by its record."""
-    found: tuple[FusedPair, ...] = record.facts.get(FACT, ())
-    return found
+    found = record.get(FusedPairs)
+    return () if found is None else found.pairs

@@ -14,6 +14,7 @@ from pt2q.passes.reference import shapes as shapes
 from pt2q.passes.reference import sums as sums
 from pt2q.passes.reference import tables as tables
 from pt2q.passes.reference.operators import RULES, Call, reference_rule
+from pt2q.passes.reference.rewrite import ReferenceReport
 from pt2q.passes.reference.values import (
     NoIntegerForm,
     QParams,
@@ -29,6 +30,7 @@ __all__ = [
     "NoIntegerForm",
     "QParams",
     "Quantized",
+    "ReferenceReport",
     "Sum",
     "Term",
     "Value",

@@ -16,8 +16,8 @@ from pt2q.ir.constants import Constants
 from pt2q.ir.graph import handle_of, is_constant, is_float_tensor, origin_name, value_of
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
-from pt2q.passes.reference import RULES, Call, NoIntegerForm, QParams, Quantized, Sum, Value
 from pt2q.passes.reference.arithmetic import Arithmetic
+from pt2q.passes.reference.operators import RULES, Call
 from pt2q.passes.reference.params import quantization_of
 from pt2q.passes.reference.rescale import (
     dequantize_float,
@@ -25,6 +25,7 @@ from pt2q.passes.reference.rescale import (
     requantize,
     to_float,
 )
+from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum, Value
 
 PASS_NAME = "pt2q.reference"
 
@@ -68,7 +69,7 @@ class StoredValue:
 
 @dataclass(frozen=True)
 class ReferenceReport:
-    """What `RewriteToReference` did; kept at ``record.facts["reference"]``.
+    """What `RewriteToReference` did; kept in the module's record.
 
     Args:
         integer: the names of the calls that are integer arithmetic now.
@@ -97,7 +98,7 @@ class RewriteToReference:
         """Rewrite; the report is left in the model's record."""
         rewriter = _Rewriter(model)
         report = rewriter.run()
-        model.record.facts["reference"] = report
+        model.record.put(report)
         for item in report.left:
             model.record.note(PASS_NAME, item.node, item.reason)
         return bool(rewriter.emit.made)

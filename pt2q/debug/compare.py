@@ -259,8 +259,8 @@ class _Comparison:
         found: dict[Key, tuple[Place, QParams]] = {}
         for path, module in named_graph_modules(self.quantized):
             assert isinstance(module, QuantGraphModule)  # own_copy made it
-            record = module.record.facts.get("reference")
-            if not isinstance(record, ReferenceReport):
+            record = module.record.get(ReferenceReport)
+            if record is None:
                 continue
             nodes = {node.name: node for node in module.graph.nodes}
             for value in record.stored:
@@ -425,7 +425,7 @@ class _Comparison:
         ]
 
     def _integer_weights(self) -> list[str]:
-        if not any(m.record.facts.get("reference") for m in _own_modules(self.quantized)):
+        if not any(m.record.get(ReferenceReport) for m in _own_modules(self.quantized)):
             return []
         return [
             "in the reference representation weights are part of integer arithmetic: they are "

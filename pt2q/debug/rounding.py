@@ -13,9 +13,8 @@ from torch.fx import GraphModule, Node
 
 from pt2q.debug.runner import moving_nodes
 from pt2q.ir import ops
-from pt2q.ir.graph import get_constant, is_constant
+from pt2q.ir.graph import get_constant, is_constant, is_observer
 from pt2q.ir.storage import StorageMap
-from pt2q.passes.observers_to_qdq import is_observer
 from pt2q.passes.reference.values import QParams
 
 Rounding = Callable[[Tensor], Tensor]

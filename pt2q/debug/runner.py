@@ -16,12 +16,11 @@ from torch.utils import _pytree as pytree
 
 from pt2q.errors import NotExportedError
 from pt2q.ir.control_flow import graph_modules, named_graph_modules
-from pt2q.ir.graph import get_constant
+from pt2q.ir.graph import find_attribute, find_owner, get_constant
 from pt2q.ir.model_state import keep_state
 from pt2q.ir.modes import switch_mode
 from pt2q.ir.module import (
     EXPORT_HINT,
-    FlowRecord,
     QuantGraphModule,
     copy_module,
     deferred_code,
@@ -69,16 +68,14 @@ def own_copy(
 def _copied(model: ExportedProgram | GraphModule) -> QuantGraphModule:
     if not isinstance(model, QuantGraphModule):
         return import_exported(model)
-    old = model.record
-    return copy_module(model, FlowRecord(old.stage, list(old.notes), dict(old.facts)))
+    return copy_module(model, model.record.at_stage(model.record.stage))
 
 
 def _copy_observers(model: QuantGraphModule) -> None:
     memo: dict[int, Any] = {}  # an observer that several graphs call stays one
     for module in graph_modules(model):
         for target in {str(n.target) for n in module.graph.nodes if n.op == "call_module"}:
-            path, _, name = target.rpartition(".")
-            owner = module.get_submodule(path)
+            owner, name = find_owner(module, target)
             owner._modules[name] = copy.deepcopy(owner._modules[name], memo)
 
 
@@ -171,9 +168,7 @@ class Runner:
         raise AssertionError("a graph ends with its output")
 
     def _attribute(self, module: GraphModule, target: str, visit: Visit) -> Any:
-        found: Any = module
-        for part in target.split("."):
-            found = getattr(found, part)
+        found = find_attribute(module, target)
         path = self._paths.get(id(found))
         return found if path is None else partial(self._graph, path, found, visit)
 

@@ -11,10 +11,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
-from pt2q.ir.graph import get_constant, is_constant, mutated_constants
-
-STATISTICS = ("running_mean", "running_var")
-AFFINE = ("weight", "bias")
+from pt2q.ir.graph import get_constant, is_constant
+from pt2q.ir.storage import written_constants
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def changing_constants(model: GraphModule, norms: list[BatchNorm]) -> set[str]:
         model: the module that owns the graph.
         norms: its batch norms; their schema does not say that training updates statistics.
     """
-    written = mutated_constants(model.graph)
+    written = written_constants(model.graph)
     for bn in norms:
         if is_training(bn):
             stats = (bn.running_mean, bn.running_var)

@@ -9,9 +9,10 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from pt2q.ir import ops
-from pt2q.ir.graph import get_constant
+from pt2q.ir.graph import get_constant, holds_tensor
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
+from pt2q.ir.torch_private import is_erased, schema_of
 
 
 class Constants:
@@ -31,19 +32,12 @@ class Constants:
 
     def _is_known(self, node: Node, storage: StorageMap) -> bool:
         if node.op == "get_attr":
-            return not storage.is_mutated(node) and self._is_tensor(node)
+            return not storage.is_mutated(node) and holds_tensor(self.model, node)
         if node.op != "call_function" or storage.is_mutated(node) or not _is_pure(node):
             return False
         if not node.all_input_nodes:
             return ops.is_op(node, ops.FILLED)
         return all(n in self._known for n in node.all_input_nodes)
-
-    def _is_tensor(self, node: Node) -> bool:
-        try:
-            get_constant(self.model, node)
-        except TypeError:  # a submodule of a control-flow operator
-            return False
-        return True
 
     def is_constant(self, node: Node) -> bool:
         """Whether the node's value is the same in every call."""
@@ -89,7 +83,7 @@ def ancestors(node: Node) -> list[Node]:
 
 
 def _is_pure(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     if schema is None:
         return getattr(node.target, "__module__", "") == "_operator"
     if schema.is_mutable and node.target not in ops.WRITES_NOTHING:
@@ -132,7 +126,7 @@ def erase_unread(nodes: list[Node]) -> None:
     waiting = list(nodes)
     while waiting:
         at = waiting.pop()
-        if at.op != "call_function" or at.users or at._erased:
+        if at.op != "call_function" or at.users or is_erased(at):
             continue
         waiting.extend(at.all_input_nodes)
         at.graph.erase_node(at)

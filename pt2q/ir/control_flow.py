@@ -207,14 +207,3 @@ def _links(call: Branching) -> Iterator[tuple[Any, Any]]:
         if call.layout.carried is not None:
             count = len(call.group(call.layout.carried))
             yield from zip(inner[:count], placeholders(body), strict=False)
-
-
-def annotated_apart(quantizer: Any, model: GraphModule) -> list[GraphModule]:
-    """The modules to call ``quantizer.annotate`` with.
-
-    Quantizers that go into control flow themselves (``annotates_bodies`` is true) are given the
-    outermost module; others, which know one graph only, each module in turn.
-    """
-    if getattr(quantizer, "annotates_bodies", False):
-        return [model]
-    return list(graph_modules(model))

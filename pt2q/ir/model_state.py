@@ -9,17 +9,28 @@ it. Weights and all that is only read stay shared with the float model.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from pt2q.ir import ops
-from pt2q.ir.graph import is_constant
+from pt2q.ir.graph import is_constant, named_tensors, replace_tensor
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
+from pt2q.ir.torch_private import storage_address
 
-FACT = "state"
+
+@dataclass(frozen=True)
+class KeptState:
+    """The values that written tensors had when the model was prepared, by name."""
+
+    values: dict[str, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """The values, in the order of their names."""
+        return [self.values[name] for name in sorted(self.values)]
 
 
 def keep_state(model: QuantGraphModule) -> tuple[str, ...]:
@@ -34,7 +45,7 @@ def keep_state(model: QuantGraphModule) -> tuple[str, ...]:
     found = _written(model)
     if found:
         _store(model, copies(found))
-        model.record.facts[FACT] = copies(found)
+        model.record.put(KeptState(copies(found)))
     return tuple(found)
 
 
@@ -44,9 +55,9 @@ def restore_state(model: QuantGraphModule) -> None:
     Args:
         model: a copy of a prepared model, which is left as it is; the note is dropped here.
     """
-    noted = model.record.facts.pop(FACT, None)
+    noted = model.record.take(KeptState)
     if noted is not None:
-        _store(model, copies(noted))
+        _store(model, copies(noted.values))
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,7 +79,7 @@ def _copy(tensor: Tensor, storages: dict[int, Tensor]) -> Tensor:
     if type(value) is not Tensor or value.layout is not torch.strided:
         copied = value.clone()  # a subclass knows best what its copy is
     else:
-        key = _storage(value)
+        key = storage_address(value)
         if key not in storages:
             whole = torch.empty(0, dtype=torch.uint8, device=value.device)
             storages[key] = whole.set_(value.untyped_storage().clone())
@@ -80,10 +91,6 @@ def _copy(tensor: Tensor, storages: dict[int, Tensor]) -> Tensor:
     return copied
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
 def _written(model: QuantGraphModule) -> dict[str, Tensor]:
     """Tensors that the graph writes into, and all that share storage with one of them."""
     storage = StorageMap.of(model.graph)
@@ -92,8 +99,7 @@ def _written(model: QuantGraphModule) -> dict[str, Tensor]:
     targets |= {str(node.target) for node in _moving_statistics(model)}
     if not targets:
         return {}
-    tensors = dict(model.named_buffers(remove_duplicate=False))
-    tensors.update(model.named_parameters(remove_duplicate=False))
+    tensors = named_tensors(model)
     roots = {_key(tensors[name]) for name in targets if name in tensors}
     return {name: tensor for name, tensor in tensors.items() if _key(tensor) in roots}
 
@@ -110,14 +116,10 @@ def _moving_statistics(model: QuantGraphModule) -> list[Node]:
 
 def _key(tensor: Tensor) -> int:
     strided = tensor.layout is torch.strided and type(tensor) in (Tensor, nn.Parameter)
-    return _storage(tensor) if strided else id(tensor)
+    return storage_address(tensor) if strided else id(tensor)
 
 
 def _store(model: QuantGraphModule, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors in their places, as what was there: buffers keep their persistence."""
+    """Put tensors in their places; a pass may have taken one out with all that read it."""
     for name, tensor in tensors.items():
-        path, _, own = name.rpartition(".")
-        owner = model.get_submodule(path)
-        place = owner._parameters if own in owner._parameters else owner._buffers
-        if own in place:  # a pass may have taken it out with all that read it
-            place[own] = tensor  # type: ignore[assignment]
+        replace_tensor(model, name, tensor)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pt2q.ir.torch_private import storage_address
+
 
 @dataclass(frozen=True)
 class View:
@@ -44,7 +46,7 @@ def views_among(tensors: Sequence[Tensor]) -> tuple[View, ...]:
         if id(tensor) in seen or not _has_storage(tensor):
             continue
         seen.add(id(tensor))
-        owner = owners.setdefault(int(tensor.untyped_storage()._cdata), at)
+        owner = owners.setdefault(storage_address(tensor), at)
         if owner != at:
             shape, stride = tuple(tensor.shape), tuple(tensor.stride())
             found.append(View(at, owner, int(tensor.storage_offset()), shape, stride))

@@ -12,10 +12,12 @@ import torch
 from torch.fx import Graph, Node
 
 from pt2q.ir import ops
+from pt2q.ir.graph import find_attribute
+from pt2q.ir.torch_private import schema_of, storage_address
 
 
 def _written_arguments(node: Node) -> list[Node]:
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
     if node.target in ops.WRITES_NOTHING:
@@ -30,7 +32,7 @@ def _written_arguments(node: Node) -> list[Node]:
 
 def _aliased_input(node: Node) -> Node | None:
     """The input whose storage the output may share, by the operator's schema."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     if node.op != "call_function":
         return None
     if schema is None:  # getitem of a list of views, and the like
@@ -61,7 +63,7 @@ def _constant_roots(graph: Graph) -> dict[str, Node]:
         tensor = _constant(graph, target)
         if tensor is not None and tensor.layout is torch.strided and tensor.numel() > 0:
             span = (*_span(tensor), target)
-            spans.setdefault(tensor.untyped_storage()._cdata, []).append(span)
+            spans.setdefault(storage_address(tensor), []).append(span)
     for overlapping in spans.values():
         reach, first = -1, ""
         for start, end, target in sorted(overlapping):
@@ -72,9 +74,8 @@ def _constant_roots(graph: Graph) -> dict[str, Node]:
 
 
 def _constant(graph: Graph, target: str) -> torch.Tensor | None:
-    found: object = graph.owning_module
-    for part in target.split("."):
-        found = getattr(found, part, None)
+    owner = graph.owning_module
+    found = None if owner is None else find_attribute(owner, target)
     return found if isinstance(found, torch.Tensor) else None
 
 
@@ -140,3 +141,10 @@ class StorageMap:
             made_here = self.root[producer] is producer and not self.is_external(producer)
             return not made_here or len(producer.users) > 1
         return _aliased_input(consumer) is producer and self.written_later(consumer)
+
+
+def written_constants(graph: Graph) -> set[str]:
+    """Names of constants that the graph writes into, or into what shares their storage."""
+    storage = StorageMap.of(graph)
+    constants = (node for node in graph.find_nodes(op="get_attr") if storage.is_mutated(node))
+    return {str(node.target) for node in constants}

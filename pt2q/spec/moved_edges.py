@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch.fx import Graph, Node
 
-from pt2q.ir.graph import annotation_of
+from pt2q.spec.annotations import annotation_of
 from pt2q.spec.specs import (
     DerivedQuantizationSpec,
     EdgeOrNode,

@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
 from pt2q.errors import AnnotationError, SharingError
-from pt2q.ir.graph import annotation_of, edge_name, is_float_tensor
+from pt2q.ir.graph import edge_name, is_float_tensor
 from pt2q.ir.storage import StorageMap
+from pt2q.spec.annotations import annotation_of
 from pt2q.spec.specs import (
     DerivedQuantizationSpec,
     EdgeOrNode,

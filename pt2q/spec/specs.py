@@ -15,12 +15,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.errors import SpecError
+from pt2q.ir.graph import EdgeOrNode as EdgeOrNode
 
 if TYPE_CHECKING:
     from pt2q.observers.standard import ObserverBase
-
-EdgeOrNode: TypeAlias = tuple[Node, Node] | Node
-"""A tensor in the graph: the output of a node, or what a consumer reads from its producer."""
 
 ObserverCtr: TypeAlias = Callable[..., Any]
 """An observer or fake-quantize class, or what its ``with_args`` returned."""

@@ -13,10 +13,9 @@ from torch.fx import Node
 
 from pt2q.errors import FlowError
 from pt2q.ir import ops
-from pt2q.ir.batch_counter import count_batches
 from pt2q.ir.batch_norm import BatchNorm, read_batch_norm
 from pt2q.ir.graph import get_constant
-from pt2q.ir.modes import mode_record, set_mode_record
+from pt2q.ir.modes import count_batches, mode_record, set_mode_record
 from pt2q.ir.module import QuantGraphModule
 from pt2q.observers.fake_quantize import disable_fake_quant, disable_observer, enable_fake_quant
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from pt2q.ir.graph import annotation_of, is_float_tensor
+from pt2q.ir.graph import is_float_tensor
 from pt2q.quantizers.toolkit.config import QuantizationConfig
 from pt2q.quantizers.toolkit.roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.rules import Match
+from pt2q.spec.annotations import annotation_of
 from pt2q.spec.specs import (
     QUANT_ANNOTATION_KEY,
     QuantizationAnnotation,

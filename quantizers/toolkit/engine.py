@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from pt2q.errors import SpecError
 from pt2q.ir.control_flow import is_control_flow, named_graph_modules
-from pt2q.ir.graph import annotation_of, is_float_tensor, module_path
+from pt2q.ir.graph import is_float_tensor, module_path
 from pt2q.ir.ops import DROPOUT, GETITEM, SHAPE, is_mutating, is_op
 from pt2q.passes.computed_weights import ComposeLinear, FoldComputedWeights
 from pt2q.quantizers.toolkit.annotate import carried_from
@@ -24,6 +24,7 @@ from pt2q.quantizers.toolkit.report import Report, Row
 from pt2q.quantizers.toolkit.roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.rules import Context, Kind, Match, Rule, RuleTable, follow_chain
 from pt2q.quantizers.toolkit.selection import Choice, NodeFilter, Selection
+from pt2q.spec.annotations import annotation_of
 from pt2q.spec.specs import QuantizationSpec, Quantizer
 
 

@@ -28,7 +28,7 @@ from support.stateful_models import (
 from torch import Tensor, nn
 
 from pt2q import QuantGraphModule, convert_pt2e, prepare_pt2e, prepare_qat_pt2e, sqnr
-from pt2q.ir.model_state import copies
+from pt2q.ir.model_state import KeptState, copies
 from pt2q.passes import StoreStateQuantized, run_passes, verified_passes
 from pt2q.quantizers import StateQuantizer, XNNPACKQuantizer, get_symmetric_quantization_config
 
@@ -121,7 +121,7 @@ def test_the_state_noted_at_prepare_survives_copies_and_files(tmp_path: Any) -> 
     for other in (copy.deepcopy(ready), torch.load(tmp_path / "ready.pt", weights_only=False)):
         done = convert_pt2e(other)
         assert_same(kept(done), start)
-        assert "state" not in done.record.facts
+        assert done.record.get(KeptState) is None
 
 
 def test_the_float_model_may_move_on_after_prepare() -> None:

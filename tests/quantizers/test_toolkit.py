@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from pt2q import convert_pt2e, prepare_pt2e
 from pt2q.errors import AnnotationError
-from pt2q.ir.graph import annotation_of
 from pt2q.ir.module import QuantGraphModule, import_exported
 from pt2q.ir.ops import ADD, ADDMM, CAT, CONV2D, LINEAR, RELU, is_op
 from pt2q.observers.standard import MinMaxObserver
@@ -27,6 +26,7 @@ from pt2q.quantizers.toolkit.annotate import set_annotation
 from pt2q.quantizers.toolkit.profit import NO_READER
 from pt2q.quantizers.toolkit.report import Row
 from pt2q.quantizers.toolkit.rules import follow_chain
+from pt2q.spec.annotations import annotation_of
 from pt2q.spec.specs import QuantizationSpec, Quantizer
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from pt2q.flow import reference_passes
 from pt2q.ir.module import import_exported
 from pt2q.passes import run_passes, verified_passes
+from pt2q.passes.reference import ReferenceReport
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 
 qd = torch.ops.quantized_decomposed
@@ -62,7 +63,7 @@ def both(function, inputs, tensors=()):
 
 def assert_integer(model) -> None:
     """Nothing but integers is computed in it."""
-    report = model.record.facts["reference"]
+    report = model.record.get(ReferenceReport)
     assert not report.left, str(report)
     for node in model.graph.nodes:
         if node.op == "call_function":

@@ -26,7 +26,7 @@ from pt2q import QuantizationAnnotation, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.errors import ReferenceIncompleteWarning
 from pt2q.ir import ops
 from pt2q.ir.graph import dump
-from pt2q.passes.reference import RULES, NoIntegerForm, Quantized, reference_rule
+from pt2q.passes.reference import RULES, NoIntegerForm, Quantized, ReferenceReport, reference_rule
 
 qd = torch.ops.quantized_decomposed
 
@@ -118,7 +118,7 @@ def test_the_user_adds_a_rule():
         assert_integer(model)
         assert_close(expected, found)
         _, _, model = both(lambda x: q(dq(x, 0.1, 3).cumsum(1), 0.3, 0), (x,))
-        assert "only along dimension 0" in str(model.record.facts["reference"])
+        assert "only along dimension 0" in str(model.record.get(ReferenceReport))
     finally:
         del RULES[target]
     assert isinstance(Quantized, type)

@@ -18,6 +18,7 @@ from pt2q import convert_pt2e, prepare_pt2e, sqnr
 from pt2q.errors import ReferenceIncompleteWarning
 from pt2q.ir import ops
 from pt2q.ir.graph import dump
+from pt2q.passes.reference import ReferenceReport
 
 
 class Recorder(torch.fx.Interpreter):
@@ -97,7 +98,7 @@ def test_a_batch_of_any_size():
     prepared(x)
     expected = convert_pt2e(prepared)
     model = convert_pt2e(prepared, use_reference_representation=True)
-    assert not model.record.facts["reference"].left
+    assert not model.record.get(ReferenceReport).left
     many = torch.randn(5, 3, 8, 8)
     scale = float((expected(many) - model(many)).abs().max())
     assert scale < 0.05

@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
-from pt2q.ir.graph import get_constant, value_of
+from pt2q.ir.graph import beside, holds_tensor, split_name, value_of
 
 PASS = "train_eval"
 MEAN, COUNTER = "running_mean", "num_batches_tracked"
@@ -25,11 +25,10 @@ def counter_name(bn: Node) -> str | None:
     mean = ops.argument(bn, MEAN)
     if not isinstance(mean, Node) or mean.op != "get_attr":
         return None
-    path, _, name = str(mean.target).rpartition(".")
+    _, name = split_name(str(mean.target))
     if not name.endswith(MEAN):
         return None
-    counter = name.removesuffix(MEAN) + COUNTER
-    return f"{path}.{counter}" if path else counter
+    return beside(str(mean.target), name.removesuffix(MEAN) + COUNTER)
 
 
 def _batch_norms(graph: Graph) -> list[Node]:
@@ -66,14 +65,6 @@ def _has_zero_momentum(bn: Node) -> bool:
     return not isinstance(momentum, Node) and momentum == 0.0
 
 
-def _has_counter(model: GraphModule, name: str) -> bool:
-    try:
-        get_constant(model, name)
-    except (AttributeError, TypeError):
-        return False
-    return True
-
-
 def count_batches(model: GraphModule, zero_momentum: frozenset[str]) -> bool:
     """Make the batch norms in training mode, and only those, count their batches.
 
@@ -91,7 +82,7 @@ def count_batches(model: GraphModule, zero_momentum: frozenset[str]) -> bool:
     for bn, name in names.items():
         if not ops.argument(bn, "training"):
             changed |= unset_cumulative(bn)
-        elif name is not None and _has_counter(model, name):
+        elif name is not None and holds_tensor(model, name):
             changed |= _count(model, bn, name, updates.get(name, []), zero_momentum)
     leftover = [update for rest in updates.values() for update in rest]
     for update in leftover:

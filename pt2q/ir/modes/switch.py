@@ -10,24 +10,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from pt2q.errors import NotExportedError
 from pt2q.ir import ops
-from pt2q.ir.batch_counter import (
+from pt2q.ir.modes.batch_counter import (
     count_batches,
     switch_branch_counters,
     zero_momentum_nodes,
 )
-from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.record import record_of
+from pt2q.ir.torch_private import schema_of
 
-FACT = "train_eval"
+META_KEY = "pt2q.mode_record"
+"""Where a module without a record of its own keeps it: its deep copies keep their ``meta``."""
+
 MODE_ARGUMENTS = ("training", "train", "use_input_stats")
-
-ModelT = TypeVar("ModelT", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -48,31 +48,31 @@ class ModeRecord:
 
 def mode_record(model: GraphModule) -> ModeRecord:
     """The record of a module, empty if it was never switched."""
-    found: ModeRecord = _store(model).get(FACT, ModeRecord())
-    return found
+    record = record_of(model)
+    found = model.meta.get(META_KEY) if record is None else record.get(ModeRecord)
+    return ModeRecord() if found is None else found
 
 
-def set_mode_record(model: GraphModule, record: ModeRecord) -> None:
+def set_mode_record(model: GraphModule, found: ModeRecord) -> None:
     """Keep a record with the module: it travels with copies."""
-    _store(model)[FACT] = record
-
-
-def _store(model: GraphModule) -> dict[str, Any]:
-    # The meta of a plain GraphModule is what its deep copies keep.
-    return model.record.facts if isinstance(model, QuantGraphModule) else model.meta
+    record = record_of(model)
+    if record is None:
+        model.meta[META_KEY] = found
+    else:
+        record.put(found)
 
 
 @lru_cache(maxsize=4096)
 def _mode_argument(target: Any) -> str | None:
     """The name of the argument with which an operator is told the mode."""
-    schema = getattr(target, "_schema", None)
+    schema = schema_of(target)
     names = [a.name for a in schema.arguments] if schema is not None else []
     return next((name for name in MODE_ARGUMENTS if name in names), None)
 
 
 @lru_cache(maxsize=4096)
 def _has_dropout_p(target: Any) -> bool:
-    schema = getattr(target, "_schema", None)
+    schema = schema_of(target)
     return schema is not None and any(a.name == "dropout_p" for a in schema.arguments)
 
 
@@ -106,7 +106,16 @@ def _switch_attention(node: Node, train: bool, known: dict[str, float]) -> bool:
     return False
 
 
-def _switch_graph(model: GraphModule, train: bool) -> bool:
+def switch_graph(model: GraphModule, train: bool) -> bool:
+    """Switch one graph, not those that its control flow runs.
+
+    Args:
+        model: the module that owns it.
+        train: True for training, False for evaluation.
+
+    Returns:
+        Whether the graph changed.
+    """
     record = mode_record(model)
     dropout = dict(record.attention_dropout)
     # Asked before anything is switched: in training mode, a 0 is what the user wrote.
@@ -140,81 +149,4 @@ def switch_mode(model: torch.nn.Module, train: bool) -> bool:
     """
     graphs = [m for m in model.modules() if isinstance(m, GraphModule)]
     # A list, not a generator: every graph is switched, whatever the first one answers.
-    return any([_switch_graph(graph, train) for graph in graphs])
-
-
-def _move(model: ModelT, train: bool) -> ModelT:
-    if not any(isinstance(m, GraphModule) for m in model.modules()):
-        raise NotExportedError(
-            f"{type(model).__name__} contains no exported graph; call .train() or .eval() on it, "
-            "or capture it first with torch.export.export(model, args).module()"
-        )
-    switch_mode(model, train)
-    for module in model.modules():
-        module.training = train
-    return model
-
-
-def move_exported_model_to_eval(model: ModelT) -> ModelT:
-    """Make an exported model compute what the eager model computes after ``.eval()``.
-
-    Args:
-        model: an exported module, or one that contains exported modules
-            (``DistributedDataParallel`` or a module of your own).
-
-    Returns:
-        The same model, switched in place.
-
-    Raises:
-        NotExportedError: there is no exported graph in it.
-    """
-    return _move(model, False)
-
-
-def move_exported_model_to_train(model: ModelT) -> ModelT:
-    """Make an exported model compute what the eager model computes after ``.train()``.
-
-    A value that export dropped cannot come back: an attention exported in evaluation mode has no
-    dropout in training either.
-
-    Args:
-        model: as in `move_exported_model_to_eval`.
-
-    Returns:
-        The same model, switched in place.
-
-    Raises:
-        NotExportedError: there is no exported graph in it.
-    """
-    return _move(model, True)
-
-
-def _train(self: GraphModule, mode: bool = True) -> GraphModule:
-    torch.nn.Module.train(self, mode)
-    _switch_graph(self, mode)
-    return self
-
-
-def _eval(self: GraphModule) -> GraphModule:
-    return _train(self, False)
-
-
-def allow_exported_model_train_eval(model: ModelT) -> ModelT:
-    """Let ``model.train()`` and ``model.eval()`` switch exported graphs, as users expect.
-
-    Args:
-        model: as in `move_exported_model_to_eval`.
-
-    Returns:
-        The same model.
-    """
-    for module in model.modules():
-        if not isinstance(module, GraphModule) or isinstance(module, QuantGraphModule):
-            continue
-        # Every GraphModule has a class of its own. Functions on the class, unlike bound methods
-        # on the instance, do not keep a module alive that nobody else refers to.
-        kind: Any = type(module)
-        kind.train, kind.eval = _train, _eval
-        module.__dict__.pop("train", None)
-        module.__dict__.pop("eval", None)
-    return model
+    return any([switch_graph(graph, train) for graph in graphs])
