@@ -1,21 +1,18 @@
-"""Switching exported graphs between training and evaluation."""
+"""Switching between training and evaluation loses nothing."""
 
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import re
-import weakref
 
 import pytest
 import torch
+from support.switching import assert_same_state, exported, run_seeded
 from torch import nn
-from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import pt2q
-from pt2q.errors import NotExportedError
 from pt2q.ir.graph import dump
 from pt2q.ir.modes import switch_mode
 from pt2q.ir.module import import_exported
@@ -48,21 +45,6 @@ class Everything(nn.Module):
         x = self.gru(x)[0]
         p = 0.31 if self.training else 0.0
         return F.scaled_dot_product_attention(x, x, x, dropout_p=p)
-
-
-def exported(model: nn.Module, *inputs: torch.Tensor, train: bool = False) -> GraphModule:
-    return torch.export.export(model.train(train), inputs).module(check_guards=False)
-
-
-def run_seeded(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return model(x)
-
-
-def assert_same_state(model: nn.Module, reference: nn.Module) -> None:
-    for name, value in reference.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value, msg=name)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -146,75 +128,3 @@ def test_a_norm_called_twice_counts_twice() -> None:
             switch_mode(model, mode)
         model(torch.randn(IMAGE))
         assert model.bn.num_batches_tracked == 2
-
-
-def test_nothing_to_switch_is_not_recompiled() -> None:
-    model = exported(nn.BatchNorm2d(4), torch.randn(IMAGE), train=True)
-    code = model.forward.__code__
-    assert switch_mode(model, True) is False
-    assert model.forward.__code__ is code
-    assert switch_mode(model, False) is True
-    assert switch_mode(model, False) is False
-
-
-def test_branches_of_control_flow() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bn = nn.BatchNorm2d(4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                y = F.dropout(self.bn(x), 0.5, self.training)
-            return y * 2
-
-    x = torch.randn(IMAGE)
-    eager = Model()
-    model = exported(copy.deepcopy(eager), x, train=True)
-    for mode in (False, True, False):
-        eager.train(mode)
-        switch_mode(model, mode)
-        torch.testing.assert_close(run_seeded(model, x), run_seeded(eager, x))
-    assert_same_state(model, eager)
-
-
-def test_train_and_eval_methods_when_allowed() -> None:
-    x = torch.randn(IMAGE)
-    inner = exported(nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(0.5)), x)
-    outer = nn.Sequential(inner, nn.Dropout(0.5))
-    with pytest.raises(NotImplementedError):
-        outer.train()
-    assert pt2q.allow_exported_model_train_eval(outer) is outer
-    outer.train()
-    assert inner.training and "True" in dump(inner)
-    assert not torch.equal(outer(x), outer(x))
-    outer.eval()
-    assert torch.equal(outer(x), outer(x))
-
-
-def test_allowing_does_not_keep_a_module_alive() -> None:
-    model = pt2q.allow_exported_model_train_eval(exported(nn.Dropout(0.5), torch.randn(2)))
-    gone = weakref.ref(model)
-    del model
-    gc.collect()
-    assert gone() is None
-
-
-def test_inside_distributed_data_parallel(tmp_path) -> None:
-    inner = exported(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), torch.randn(2, 4))
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
-        parallel = nn.parallel.DistributedDataParallel(inner)
-        pt2q.move_exported_model_to_train(parallel)
-        assert "True" in dump(inner) and parallel.training
-        pt2q.move_exported_model_to_eval(parallel)
-        assert "True" not in dump(inner) and not parallel.training
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_a_module_without_graph_is_refused() -> None:
-    with pytest.raises(NotExportedError, match="no exported graph"):
-        pt2q.move_exported_model_to_eval(nn.Linear(2, 2))

@@ -1,43 +1,42 @@
-"""Fake quantizers alone: numbers, gradients, switches, persistence."""
+"""Fake quantizers have the bits of the operators."""
 
 from __future__ import annotations
-
-import copy
-import pickle
 
 import pytest
 import torch
 import torch.ao.quantization as tq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import pt2q
-from pt2q.errors import NoDataError, NonFiniteActivationError, SpecError
+from pt2q.errors import NonFiniteActivationError
 from pt2q.numerics import quantization as numerics
-from pt2q.numerics.straight_through import fake_quantize, fake_quantize_groups
+from pt2q.numerics.straight_through import fake_quantize
 from pt2q.observers.fake_quantize import (
     FakeQuantize,
-    FixedQParamsFakeQuantize,
     FusedMovingAvgObsFakeQuantize,
 )
-from pt2q.observers.learnable import GroupFakeQuantize, LearnableFakeQuantize, learned_step
 from pt2q.observers.standard import (
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
-    PerChannelMinMaxObserver,
 )
 
 AFFINE = {"qscheme": torch.per_tensor_affine, "quant_min": -128, "quant_max": 127}
+
+
 SYMMETRIC = {"qscheme": torch.per_tensor_symmetric, "quant_min": -127, "quant_max": 127}
+
+
 CHANNEL = {
     "qscheme": torch.per_channel_symmetric,
     "ch_axis": 0,
     "quant_min": -127,
     "quant_max": 127,
 }
+
+
 FOUR_BITS = {**CHANNEL, "quant_min": -8, "quant_max": 7}
 
 
@@ -46,9 +45,6 @@ def pull(module, x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, 
     y = module(x)
     y.backward(weights)
     return y.detach(), x.grad
-
-
-# ------------------------------------------------------------------ numbers
 
 
 @given(
@@ -199,200 +195,3 @@ def test_masks_and_nan() -> None:
     fake.node_name = "softmax"
     with pytest.raises(NonFiniteActivationError, match="softmax"):
         fake(torch.tensor([torch.nan]))
-
-
-# ------------------------------------------------------------------ switches
-
-
-@pytest.mark.parametrize("kind", [FakeQuantize, FusedMovingAvgObsFakeQuantize])
-def test_switches(kind: type) -> None:
-    fake = kind(**AFFINE)
-    x = torch.randn(50)
-    fake.apply(pt2q.disable_observer)
-    assert fake(x) is x  # nothing is known yet
-    fake.apply(pt2q.enable_observer).apply(pt2q.disable_fake_quant)
-    assert fake(x) is x
-    scale = fake.scale.clone()
-    assert scale != 1
-    fake.apply(pt2q.enable_fake_quant).apply(pt2q.disable_observer)
-    assert not torch.equal(fake(x * 2), x * 2)
-    assert torch.equal(fake.scale, scale)
-    assert fake.observer_enabled == 0 and fake.fake_quant_enabled == 1
-
-
-def test_no_data_is_an_error_that_names_the_node() -> None:
-    fake = FusedMovingAvgObsFakeQuantize(**AFFINE)
-    fake.node_name = "relu_3"
-    assert not fake.has_data
-    with pytest.raises(NoDataError, match="relu_3"):
-        fake.calculate_qparams()
-
-
-def test_constructors_are_hashable_and_comparable() -> None:
-    one = FakeQuantize.with_args(observer=MinMaxObserver, eps=2**-12)
-    assert one == FakeQuantize.with_args(eps=2**-12, observer=MinMaxObserver)
-    assert hash(one) == hash(FakeQuantize.with_args(eps=2**-12, observer=MinMaxObserver))
-    assert one != FakeQuantize.with_args(observer=MinMaxObserver)
-    assert isinstance(one(**AFFINE), FakeQuantize)
-
-
-def test_wrong_observers_are_refused() -> None:
-    with pytest.raises(SpecError, match="moving-average"):
-        FusedMovingAvgObsFakeQuantize(observer=MinMaxObserver, **AFFINE)
-    with pytest.raises(SpecError, match="learned"):
-        LearnableFakeQuantize(is_dynamic=True, **AFFINE)
-
-
-def test_fixed_parameters_stay() -> None:
-    fake = FixedQParamsFakeQuantize(
-        scale=1 / 256, zero_point=0, quant_min=0, quant_max=255, dtype=torch.uint8
-    )
-    x = torch.rand(100)
-    assert torch.equal(fake(x), numerics.fake_quantize(x, 1 / 256, 0, 0, 255, torch.uint8))
-    assert float(fake.calculate_qparams()[0]) == 1 / 256
-
-
-# ------------------------------------------------------------------ persistence
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: FusedMovingAvgObsFakeQuantize(MovingAveragePerChannelMinMaxObserver, **CHANNEL),
-        lambda: FusedMovingAvgObsFakeQuantize(**AFFINE),
-        lambda: FakeQuantize(PerChannelMinMaxObserver, **CHANNEL),
-        lambda: LearnableFakeQuantize(PerChannelMinMaxObserver, channels=5, **CHANNEL),
-        lambda: GroupFakeQuantize(4),
-    ],
-)
-def test_checkpoints_and_copies_continue(make) -> None:
-    fake = make()
-    fake(torch.randn(5, 8))
-    keys = {"scale", "zero_point", "fake_quant_enabled", "observer_enabled"}
-    assert keys <= set(fake.state_dict())
-    fresh = make()
-    fresh.load_state_dict(fake.state_dict())
-    others = [fresh, copy.deepcopy(fake), pickle.loads(pickle.dumps(fake))]
-    x = torch.randn(5, 8)
-    expected = fake(x)
-    for other in others:
-        assert torch.equal(other(x), expected)
-        assert torch.equal(other.scale, fake.scale)
-    fake.apply(pt2q.disable_fake_quant)
-    fresh.load_state_dict(fake.state_dict())
-    assert fresh(x) is x
-
-
-# ------------------------------------------------------------------ learned steps
-
-
-def lsq_by_autograd(x, scale, zero_point, low, high, shape) -> torch.Tensor:
-    """The formula of the paper, with `detach` for what has no gradient."""
-    share = 1 / (x.numel() / scale.numel() * high) ** 0.5
-    s = (scale * share + (scale - scale * share).detach()).reshape(shape)
-    z = (zero_point * share + (zero_point - zero_point * share).detach()).reshape(shape)
-    z = z + (z.round().clamp(low, high) - z).detach()
-    v = x / s + z
-    v = v.clamp(low, high)
-    v = v + (v.round() - v).detach()
-    return (v - z) * s
-
-
-@pytest.mark.parametrize("axis", [None, 0, 1])
-def test_learned_step_gradients(axis: int | None) -> None:
-    count, shape = (1, [1, 1]) if axis is None else (6, [6, 1] if axis == 0 else [1, 6])
-    x = torch.randn(6, 6, dtype=torch.float64) * 3
-    scale = torch.rand(count, dtype=torch.float64) * 0.2 + 0.05
-    zero_point = torch.randint(-3, 4, (count,)).double()
-    weights = torch.randn(6, 6, dtype=torch.float64)
-    grads = []
-    for function in (
-        lambda *a: learned_step(*a, -8, 7, axis),
-        lambda *a: lsq_by_autograd(*a, -8, 7, shape),
-    ):
-        leaves = [t.clone().requires_grad_() for t in (x, scale, zero_point)]
-        y = function(*leaves)
-        y.backward(weights)
-        grads.append([y.detach(), *(leaf.grad for leaf in leaves)])
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
-
-
-def test_learned_step_against_the_operator_of_torch() -> None:
-    x, scale, zero_point = torch.randn(500) * 3, torch.tensor([0.1]), torch.tensor([2.0])
-    share = 1 / (500 * 7) ** 0.5
-    grads = []
-    for function in (
-        lambda x, s, z: learned_step(x, s, z, -8, 7),
-        lambda x, s, z: torch._fake_quantize_learnable_per_tensor_affine(x, s, z, -8, 7, share),
-    ):
-        leaves = [t.clone().requires_grad_() for t in (x, scale, zero_point)]
-        function(*leaves).square().sum().backward()
-        grads.append([leaf.grad for leaf in leaves])
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_learning_starts_from_the_observed_range_and_lowers_the_error() -> None:
-    torch.manual_seed(1)
-    x = torch.randn(4096)
-    fake = LearnableFakeQuantize(MinMaxObserver, **{**SYMMETRIC, "quant_min": -8, "quant_max": 7})
-    fake(x)
-    start = fake.scale.detach().clone()
-    torch.testing.assert_close(start, x.abs().amax().reshape(1) / 7.5)
-    before = pt2q.sqnr(x, fake(x))
-    fake.apply(pt2q.enable_learning)
-    optimizer = torch.optim.SGD([fake.scale], lr=5.0)
-    for _ in range(100):
-        optimizer.zero_grad()
-        (fake(x) - x).square().mean().backward()
-        optimizer.step()
-    assert fake.scale < start
-    assert pt2q.sqnr(x, fake(x)) > before + 1
-
-
-# ------------------------------------------------------------------ groups
-
-
-def test_groups_have_parameters_of_their_own() -> None:
-    fake = GroupFakeQuantize(4, scale_dtype=torch.bfloat16)
-    x = torch.randn(3, 12, requires_grad=True)
-    y = fake(x)
-    scale, zero_point = fake.calculate_qparams()
-    assert scale.shape == zero_point.shape == (3, 3)
-    assert torch.equal(scale, scale.bfloat16().float())
-    expected = torch.cat(
-        [
-            numerics.fake_quantize(
-                x[:, 4 * i : 4 * i + 4], scale[:, i], zero_point[:, i], -8, 7, torch.int8, 0
-            )
-            for i in range(3)
-        ],
-        1,
-    )
-    assert torch.equal(y, expected)
-    y.sum().backward()
-    assert x.grad.min() >= 0 and x.grad.max() == 1
-    with pytest.raises(SpecError, match="multiple of 4"):
-        fake(torch.randn(3, 10))
-
-
-def test_groups_with_zero_points() -> None:
-    x = torch.randn(2, 8)
-    scale, zero_point = torch.rand(2, 2) + 0.1, torch.randint(-2, 3, (2, 2))
-    y = fake_quantize_groups(x, scale, zero_point, -8, 7, 4)
-    assert y.shape == x.shape and not torch.equal(y, x)
-
-
-def test_derived_observers_are_switched_too() -> None:
-    from support.qat_quantizer import QATQuantizer, prepare
-
-    from pt2q.observers.derived import DerivedObserver
-
-    model = nn.Conv2d(3, 4, 3)
-    prepared = prepare(model, torch.randn(2, 3, 5, 5), quantizer=QATQuantizer(bias=True))
-    (derived,) = (m for m in prepared.modules() if isinstance(m, DerivedObserver))
-    prepared.apply(pt2q.disable_fake_quant)
-    x = torch.randn(2, 3, 5, 5)
-    assert not derived.fake_quant
-    assert torch.equal(prepared(x), model(x))

@@ -1,4 +1,4 @@
-"""Folding for inference: the function stays, or the batch norm does."""
+"""Batch norms fold into convolutions and linears of any kind."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batch_norms import assert_folds, count, fold, imported, settle
 from torch import nn
 
 from pt2q.ir.graph import dump
-from pt2q.ir.module import QuantGraphModule, import_exported
-from pt2q.passes import FoldConvBatchNorm, run_passes, verified_passes
+from pt2q.ir.module import import_exported
 
 CONVS = {
     "conv1d": (nn.Conv1d, nn.BatchNorm1d, (8,)),
@@ -22,54 +22,6 @@ CONVS = {
     "transposed2d": (nn.ConvTranspose2d, nn.BatchNorm2d, (5, 6)),
     "transposed3d": (nn.ConvTranspose3d, nn.BatchNorm3d, (3, 4, 3)),
 }
-
-
-def settle(model: nn.Module) -> nn.Module:
-    """Statistics and affine parameters that are not the initial ones."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.running_mean is not None:
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.2, 3.0)
-            if module.affine:
-                nn.init.uniform_(module.weight, -2.0, 2.0)
-                nn.init.normal_(module.bias)
-    return model.eval()
-
-
-def imported(model: nn.Module, *inputs: torch.Tensor, decompose: bool = False) -> QuantGraphModule:
-    program = torch.export.export(model, inputs)
-    return import_exported(program.run_decompositions() if decompose else program)
-
-
-def fold(model: QuantGraphModule) -> QuantGraphModule:
-    with verified_passes():
-        return run_passes(model, [FoldConvBatchNorm()])
-
-
-def count(model: QuantGraphModule) -> int:
-    return sum("batch_norm" in str(n.target) for n in model.graph.nodes)
-
-
-def reasons(model: QuantGraphModule) -> str:
-    return "\n".join(map(str, model.record.notes))
-
-
-def assert_folds(model: nn.Module, x: torch.Tensor, **kwargs: bool) -> QuantGraphModule:
-    expected = model(x)
-    graph = imported(model, x, **kwargs)
-    fold(graph)
-    assert count(graph) == 0, reasons(graph)
-    torch.testing.assert_close(graph(x), expected, rtol=1e-5, atol=1e-5)
-    return graph
-
-
-def assert_stays(model: nn.Module, x: torch.Tensor, reason: str) -> None:
-    graph = imported(model, x)
-    before = dump(graph)
-    fold(graph)
-    assert dump(graph) == before
-    assert reason in reasons(graph)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -149,111 +101,3 @@ def test_requires_grad_is_kept() -> None:
     model[0].weight.requires_grad_(False)
     graph = fold(imported(model, torch.randn(1, 3, 5, 5)))
     assert not any(p.requires_grad for p in graph.parameters())
-
-
-class SharedWeight(nn.Module):
-    """One convolution under two batch norms, and once without."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.one, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.one(self.conv(x)) + 2 * self.other(self.conv(x)) + 3 * self.conv(x)
-
-
-def test_shared_weight_is_folded_into_copies() -> None:
-    model = settle(SharedWeight())
-    graph = assert_folds(model, torch.randn(2, 3, 6, 6))
-    assert torch.equal(graph.conv.weight, model.conv.weight)
-    assert sorted(dict(graph.named_parameters())) == [
-        "conv.bias",
-        "conv.bias_1",
-        "conv.bias_2",
-        "conv.weight",
-        "conv.weight_1",
-        "conv.weight_2",
-    ]
-
-
-def test_shared_batch_norm_is_folded_into_each() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(2))
-            self.bn = nn.BatchNorm2d(3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for conv in self.convs:
-                x = self.bn(conv(x))
-            return x
-
-    assert_folds(settle(Model()), torch.randn(2, 3, 4, 4))
-
-
-def test_tied_tensors_stay_tied_elsewhere() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = (nn.Conv2d(3, 3, 1, bias=False) for _ in range(3))
-            self.b.weight = self.c.weight = self.a.weight
-            self.bn = nn.BatchNorm2d(3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.c(self.b(self.bn(self.a(x))))
-
-    assert_folds(settle(Model()), torch.randn(2, 3, 4, 4))
-
-
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv(x)
-        return self.bn(y) + y
-
-
-class Computed(Twice):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn(torch.conv2d(x, self.conv.weight.tanh()))
-
-
-class Mutated(Twice):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("w", torch.randn(4, 3, 3, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.bn(torch.conv2d(x, self.w))
-        self.w.mul_(0.5)
-        return y
-
-
-def test_what_is_not_the_same_function_stays() -> None:
-    image = torch.randn(2, 3, 6, 6)
-    assert_stays(settle(Twice()), image, "is also read by add")
-    assert_stays(settle(Computed()), image, "is computed by tanh")
-    assert_stays(settle(Mutated()), image, "written in the forward pass")
-    assert_stays(settle(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))), image, "not a convolution")
-    no_stats = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
-    assert_stays(settle(no_stats), image, "no running statistics")
-    training = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    assert_stays(training.train(), image, "training mode")
-    sequence = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(3))
-    assert_stays(settle(sequence), torch.randn(2, 3, 5), "dimension")
-    unbatched = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(6))
-    assert_stays(settle(unbatched), torch.randn(3, 6), "dimension")
-
-
-def test_numbers_that_overflow_stay() -> None:
-    model = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.0)))
-    model[1].running_var[1] = 0.0
-    assert_stays(model, torch.randn(2, 3, 6, 6), "not be finite")
-
-
-def test_nothing_to_do() -> None:
-    graph = imported(nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 6, 6))
-    assert FoldConvBatchNorm()(graph) is False

@@ -1,8 +1,7 @@
-"""XNNPACKQuantizer: decisions on small graphs, and what the runtime makes of them."""
+"""What the XNNPACK quantizer decides, and why the rest stays in float."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.applied_functions import SEQUENCE, Apply, Encoder, conv, image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pt2q import convert_pt2e, prepare_pt2e
 from pt2q.errors import AnnotationError
 from pt2q.ir.graph import get_constant
 from pt2q.ir.module import import_exported
@@ -21,27 +20,13 @@ from pt2q.ir.ops import LINEAR, is_op
 from pt2q.quantizers import Report, XNNPACKQuantizer, get_symmetric_quantization_config, roles_of
 from pt2q.spec.plan import build_plan
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 STATIC = get_symmetric_quantization_config(is_per_channel=True)
+
+
 DYNAMIC = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
 
 
-class Apply(nn.Module):
-    def __init__(self, fn: Callable[..., Any], *layers: nn.Module) -> None:
-        super().__init__()
-        self.fn = fn
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, *args: Tensor) -> Any:
-        return self.fn(self.layers, *args)
-
-
-def conv(c_in: int = 4, c_out: int = 4, **kwargs: Any) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 3, padding=1, **kwargs)
-
-
-def image(*lead: int) -> Tensor:
-    return torch.randn(*(lead or (2, 4)), 8, 8)
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def decide(
@@ -58,9 +43,6 @@ def decide(
 
 def reasons(report: Report) -> dict[str, str]:
     return {row.node: row.how.removeprefix("float: ") for row in report.left_float}
-
-
-# ------------------------------------------------------------------ decisions
 
 
 class Branches(nn.Module):
@@ -168,28 +150,6 @@ def test_a_follower_that_shall_stay_in_float_is_not_fused() -> None:
     assert split["relu"].how == "float: module name '1' is set to None"
 
 
-class Encoder(nn.Module):
-    """A transformer block with the normalization after the additions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(8, 24)
-        self.out = nn.Linear(8, 8)
-        self.up = nn.Linear(8, 16)
-        self.down = nn.Linear(16, 8)
-        self.norm1 = nn.LayerNorm(8)
-        self.norm2 = nn.LayerNorm(8)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        scores = q @ k.transpose(1, 2) + torch.where(mask, 0.0, float("-inf"))
-        x = self.norm1(x + F.dropout(self.out(scores.softmax(-1) @ v), 0.1, self.training))
-        return self.norm2(x + self.down(F.gelu(self.up(x))))
-
-
-SEQUENCE = torch.randn(2, 5, 8), torch.ones(5, 5, dtype=torch.bool).tril()
-
-
 def test_residual_projections_are_dynamic() -> None:
     report, _ = decide(Encoder(), *SEQUENCE)
     how = {row.module: row.how for row in report.quantized}
@@ -245,106 +205,3 @@ def test_calls_that_share_a_bias_get_copies_of_it() -> None:
     qat = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_qat=True))
     model = qat.transform_for_annotation(import_exported(exported))
     assert len({r.bias for n in model.graph.nodes if is_op(n, LINEAR) for r in [roles_of(n)]}) == 1
-
-
-# ------------------------------------------------------------------ the runtime
-
-
-def decibels(found: Tensor, expected: Tensor) -> float:
-    noise = (found - expected).pow(2).sum()
-    return float(10 * torch.log10(expected.pow(2).sum() / noise.clamp_min(1e-30)))
-
-
-def run_in_runtime(converted: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, Counter[str]]:
-    """The first output in ExecuTorch, and the operators that were not delegated."""
-    pytest.importorskip("executorch")
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-    from executorch.runtime import Runtime
-
-    edge = to_edge_transform_and_lower(
-        torch.export.export(converted, args), partitioner=[XnnpackPartitioner()]
-    )
-    names = Counter(
-        getattr(n.target, "__name__", "")
-        for n in edge.exported_program().graph.nodes
-        if n.op == "call_function"
-    )
-    program = Runtime.get().load_program(edge.to_executorch().buffer)
-    method = program.load_method("forward")
-    assert method is not None
-    result = method.execute(list(args))[0].clone()
-    for name in ("executorch_call_delegate", "getitem"):
-        names.pop(name, None)
-    return result, names
-
-
-LOWERED: dict[str, tuple[Callable[..., Any], tuple[nn.Module, ...], Tensor]] = {
-    "depthwise": (lambda m, x: F.relu6(m[0](x)), (conv(groups=4),), image()),
-    "bounds": (lambda m, x: m[0](F.relu(m[0](x)).clamp(0, 1)), (conv(),), image()),
-    "transposed": (
-        lambda m, x: m[1](F.relu(m[0](x))),
-        (nn.ConvTranspose2d(4, 4, 2, 2, groups=2), nn.ConvTranspose2d(4, 3, 3)),
-        image(),
-    ),
-    "one dimension": (
-        lambda m, x: m[1](F.relu(m[0](x))),
-        (nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 2, 3)),
-        torch.randn(2, 4, 9),
-    ),
-    "concatenation": (
-        lambda m, x: m[2](torch.cat([m[0](x), m[1](x), x], 1)),
-        (conv(), conv(), conv(12)),
-        image(),
-    ),
-    "arithmetic": (
-        lambda m, x: m[0]((y := m[0](x)) * m[1](x) - F.relu(y + x)),
-        (conv(), conv()),
-        image(),
-    ),
-    "gate": (
-        lambda m, x: m[2]((y := m[0](x)) * torch.sigmoid(m[1](F.adaptive_avg_pool2d(y, 1)))),
-        (conv(), nn.Conv2d(4, 4, 1), conv()),
-        image(),
-    ),
-    "shuffle": (lambda m, x: m[1](F.channel_shuffle(m[0](x), 2)), (conv(), conv()), image()),
-    "addmm": (
-        lambda m, x: F.relu(torch.addmm(m[0].bias, x, m[0].weight)) @ m[0].weight,
-        (nn.Linear(8, 8),),
-        torch.randn(3, 8),
-    ),
-    "shared layer": (lambda m, x: m[0](F.gelu(m[0](x))), (nn.Linear(8, 8),), torch.randn(3, 8)),
-    "shared bias": (lambda m, x: m[0](m[0](m[0](x))), (conv(),), image()),
-}
-
-
-def quantize(module: nn.Module, args: tuple[Tensor, ...], quantizer: XNNPACKQuantizer) -> nn.Module:
-    prepared = prepare_pt2e(torch.export.export(module.eval(), args).module(), quantizer)
-    with torch.no_grad():
-        prepared(*args)
-    return convert_pt2e(prepared)
-
-
-@pytest.mark.filterwarnings("ignore")  # of the lowering
-@pytest.mark.parametrize("name", LOWERED)
-def test_everything_annotated_is_delegated_and_right(name: str) -> None:
-    fn, layers, x = LOWERED[name]
-    net = Apply(fn, *layers)
-    converted = quantize(net, (x,), XNNPACKQuantizer())
-    found, not_delegated = run_in_runtime(converted, (x,))
-    assert not not_delegated
-    with torch.no_grad():
-        expected, eager = net(x), converted(x)
-    # One step of an int8 output is about 40 dB down; kernels may round a tie the other way.
-    assert decibels(eager, expected) > 28
-    assert decibels(found, expected) > decibels(eager, expected) - 1
-
-
-@pytest.mark.filterwarnings("ignore")  # of the lowering
-def test_static_and_dynamic_layers_run_in_one_model() -> None:
-    net = Encoder()
-    converted = quantize(net, SEQUENCE, XNNPACKQuantizer())
-    found, not_delegated = run_in_runtime(converted, SEQUENCE)
-    assert not any("linear" in name or "quantize" in name for name in not_delegated)
-    with torch.no_grad():
-        assert decibels(found, net(*SEQUENCE)) > 28

@@ -107,3 +107,10 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 def kept(model: nn.Module) -> dict[str, Tensor]:
     return {name: b.clone() for name, b in state_of(model).items()}
+
+
+def written(program: torch.export.ExportedProgram) -> set[str]:
+    """The buffers that a program writes into; known once it is functional."""
+    found = set(program.run_decompositions({}).graph_signature.buffers_to_mutate.values())
+    assert found
+    return found

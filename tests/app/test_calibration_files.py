@@ -1,0 +1,123 @@
+"""Calibration files in all their forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.command_line import Run, Small, fails
+
+from pt2q.app.calibration import read_batches, read_program, signature_of
+from pt2q.deploy.executorch import load
+from pt2q.errors import DataError
+
+IMAGES = np.zeros((8, 3, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "pattern"),
+    [
+        ({}, r"takes 1 input\(s\) \['image'\], got 0"),
+        ({"a": IMAGES, "b": IMAGES}, r"takes 1 input\(s\) \['image'\], got 2"),
+        ({"a": IMAGES.astype(np.float64)}, r"expected image: torch.float32.*got torch.float64"),
+        ({"a": IMAGES[:, :1]}, r"expected image: torch.float32 \(\?, 3, 8, 8\), got .*8, 1, 8, 8"),
+        ({"a": IMAGES[0]}, r"got torch.float32 \(3, 8, 8\)"),
+        ({"a": IMAGES[:1]}, r"empty, not one batch of 2"),
+        ({"a": IMAGES[:0]}, r"empty, not one batch of 2"),
+        ({"a": IMAGES[:3]}, r"at least two batches"),
+        ({"a": np.where(IMAGES == 0, np.nan, IMAGES)}, r"float32|NaN"),
+        ({"a": IMAGES + np.float32(np.nan)}, r"NaN or infinity in input image"),
+        ({"a": np.array([{}])}, r"not readable"),
+    ],
+)
+def test_bad_arrays(
+    run: Run, folder: Path, tmp_path: Path, arrays: dict[str, np.ndarray], pattern: str
+) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, **arrays)
+    call = ("quantize", folder / "small.pt2", "--calibration", data, "-o", tmp_path / "x.pte")
+    fails(run(*call), 1, pattern)
+    assert [p.name for p in tmp_path.iterdir()] == ["data.npz"]
+
+
+def test_bad_calibration_files(run: Run, folder: Path, tmp_path: Path) -> None:
+    def call(data: Path) -> tuple[int, str, str]:
+        return run(
+            *("quantize", folder / "small.pt2", "--calibration", data),
+            *("-o", tmp_path / "x.pte"),
+        )
+
+    fails(call(tmp_path / "missing.npz"), 1, "missing.npz: no such file or folder")
+    (tmp_path / "empty").mkdir()
+    fails(call(tmp_path / "empty"), 1, "no .npz and no .pt")
+    for name in ("cut.npz", "cut.pt", "text.csv"):
+        (tmp_path / name).write_bytes((folder / "images.npz").read_bytes()[:100])
+        fails(call(tmp_path / name), 1, name)
+    torch.save([[1, 2]], tmp_path / "list.pt")
+    fails(call(tmp_path / "list.pt"), 1, "expected tensors, got list")
+
+
+def test_forms_of_data_mean_the_same(folder: Path, tmp_path: Path) -> None:
+    signature = signature_of(read_program(folder / "masked.pt2"))
+    assert [str(item) for item in signature.inputs] == [
+        "x: torch.float32 (3, 6)",
+        "mask: torch.float32 (3, 4)",
+    ]
+    x, mask = torch.randn(9, 6), torch.rand(9, 4)
+    np.savez(tmp_path / "names.npz", mask=mask.numpy(), x=x.numpy())
+    np.savez(tmp_path / "order.npz", x.numpy(), mask.numpy())
+    torch.save((x, mask), tmp_path / "tuple.pt")
+    torch.save({"mask": mask, "x": x}, tmp_path / "dict.pt")
+    torch.save([(x[:3], mask[:3]), (x[3:], mask[3:])], tmp_path / "list.pt")
+    parts = tmp_path / "folder"
+    parts.mkdir()
+    torch.save((x[:6], mask[:6]), parts / "0.pt")
+    np.savez(parts / "1.npz", x[6:].numpy(), mask[6:].numpy())
+    (parts / "notes.txt").write_text("not data")
+    names = ("names.npz", "order.npz", "tuple.pt", "dict.pt", "list.pt", "folder")
+    for name in names:
+        batches = read_batches(tmp_path / name, signature)
+        assert len(batches) == 3, name
+        assert torch.equal(torch.cat([b[0] for b in batches]), x)
+        assert torch.equal(torch.cat([b[1] for b in batches]), mask)
+
+
+def test_constants_go_back_to_their_places(folder: Path) -> None:
+    program = read_program(folder / "masked.pt2")
+    signature = signature_of(program)
+    x, mask = torch.randn(3, 6), torch.rand(3, 4)
+    assert signature.constants == ((1, 0.5),)
+    args, kwargs = signature.call((x, mask))
+    assert args[1] == 0.5
+    torch.testing.assert_close(
+        program.module()(*args, **kwargs)[0],
+        kwargs["mask"] * 0 + mask * (program.module()(*args, **kwargs)[1]),
+    )
+
+
+def test_wrong_names_and_lengths(folder: Path, tmp_path: Path) -> None:
+    signature = signature_of(read_program(folder / "masked.pt2"))
+    torch.save({"x": torch.randn(3, 6), "msk": torch.rand(3, 4)}, tmp_path / "names.pt")
+    with pytest.raises(DataError, match=r"inputs are \['x', 'mask'\], got \['msk', 'x'\]"):
+        read_batches(tmp_path / "names.pt", signature)
+    torch.save((torch.randn(3, 6), torch.rand(6, 4)), tmp_path / "lengths.pt")
+    with pytest.raises(DataError, match=r"different lengths \[3, 6\]"):
+        read_batches(tmp_path / "lengths.pt", signature)
+
+
+def test_a_dynamic_batch(run: Run, folder: Path, tmp_path: Path) -> None:
+    shapes = {"image": {0: torch.export.Dim("n", min=1, max=8)}}
+    exported = torch.export.export(
+        Small().eval(), (torch.randn(4, 3, 8, 8),), dynamic_shapes=shapes
+    )
+    torch.export.save(exported, tmp_path / "dynamic.pt2")
+    assert signature_of(read_program(tmp_path / "dynamic.pt2")).batch == 4
+    out = tmp_path / "dynamic.pte"
+    code, _, err = run(
+        "quantize", tmp_path / "dynamic.pt2", "--calibration", folder / "images.npz", "-o", out
+    )
+    assert (code, err) == (0, "")
+    loaded = load(out)
+    assert [loaded(torch.randn(n, 3, 8, 8))[0].shape[0] for n in (1, 4, 8)] == [1, 4, 8]

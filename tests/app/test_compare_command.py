@@ -1,0 +1,46 @@
+"""pt2q compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from support.command_line import Run, fails
+
+from pt2q.app.calibration import read_batches, read_program, signature_of
+
+
+def test_compare(run: Run, folder: Path, tmp_path: Path) -> None:
+    from pt2q import convert_pt2e, debug, prepare_pt2e
+    from pt2q.quantizers import XNNPACKQuantizer
+
+    code, out, err = run(
+        "compare", folder / "small.pt2", "--calibration", folder / "images.npz",
+        "--json", tmp_path / "report.json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    program = read_program(folder / "small.pt2")
+    batches = read_batches(folder / "images.npz", signature_of(program))
+    prepared = prepare_pt2e(program, XNNPACKQuantizer())
+    for batch in batches[:-1]:
+        prepared(*batch)
+    expected = debug.compare(program, convert_pt2e(prepared), batches[-1:])
+    assert out == f"{expected}\n"
+    assert (tmp_path / "report.json").read_text() == f"{expected.to_json()}\n"
+    short = run(
+        "compare", folder / "small.pt2", "--calibration", folder / "images.npz", "--worst", 2
+    )
+    assert short[:2] == (0, f"{expected.worst(2)}\n")
+
+
+def test_compare_takes_constants_and_keywords(run: Run, folder: Path, tmp_path: Path) -> None:
+    data = {"x": torch.randn(12, 6), "mask": torch.rand(12, 4)}
+    torch.save(data, tmp_path / "data.pt")
+    code, out, err = run(
+        "compare", folder / "masked.pt2", "--calibration", tmp_path / "data.pt",
+        "--backend", "onnxruntime",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "linear" in out and "outputs over 1 batch: " in out
+    missing = folder / "none.pt2"
+    fails(run("compare", missing, "--calibration", tmp_path / "data.pt"), 1, "no such file")

@@ -1,0 +1,115 @@
+"""Mistakes in a recipe are named with the way out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pt2q.app import recipe
+from pt2q.app.recipe import Recipe, parse, template
+from pt2q.app.targets import backend_named
+from pt2q.errors import DataError, RecipeError
+from pt2q.ir import ops
+
+MISTAKES = [
+    ("backend = 'tpu'", r"line 1, backend: expected one of \"xnnpack\", \"x86\".*; found 'tpu'"),
+    ("\nbackends = 'x86'", "line 2, backends: there is no such key; choose from backend, default"),
+    ("[default]\n\nmode = 'dyn'", r'line 3, \[default\] mode: .*"static", "dynamic", "float"'),
+    ("[default]\nmod = 'dynamic'", r"line 2, \[default\] mod: there is no such key; .*mode"),
+    ("backend='tensorrt'\n[default]\nmode='dynamic'", r'\[default\] mode: .*"static", "float"'),
+    ("[default]\nweight_scales = 'row'", 'weight_scales: .*"channel", "tensor"'),
+    ("[default]\nactivation_dtype = 'uint8'", 'activation_dtype: expected one of "int8"'),
+    ("backend='x86'\n[default]\nactivation_dtype = 'int8'", 'expected one of "uint8"'),
+    ("[default]\nactivation_observer = 'entropy'", '"histogram", "minmax", "moving-average"'),
+    ("[default]\nactivation_range = [0, 255]", r"two whole numbers .* within \[-128, 127\]"),
+    ("[default]\nweight_range = [7, -8]", "low first"),
+    ("[default]\nweight_range = [-7.0, 8]", "two whole numbers"),
+    ("[default]\nweight_range = [1, 7]", "line 2.*a range that holds 0"),
+    ("backend='tensorrt'\n[default]\nactivation_range = [10, 90]", "a range that holds 0"),
+    ("backend='x86'\n[default]\nweight_scales = 'tensor'", 'expected one of "channel"; found'),
+    (
+        "[default]\nmode = 'float'\n[[override]]\nmodule = 'a'\nweight_range = [-8, 7]",
+        r"line 3, \[\[override\]\] 1: it needs a mode, or 'a' stays in float",
+    ),
+    ("[default]\nweight_range = 'int4'", "line 2.*two whole numbers"),
+    ("default = 'int8'", r"line 1, default: expected a table that begins with \[default\]"),
+    ("[skip]\nmodules = 'head'", r"line 2, \[skip\] modules: expected a list of names"),
+    ("[skip]\nmodules = [3]", "list of names"),
+    ("[skip]\nmodules = ['']", "expected a name; found ''"),
+    ("[skip]\nlayers = ['a']", r"\[skip\] layers: there is no such key; choose from modules"),
+    ("[skip]\noperators = ['aten.ad']", r"operators: expected an operator, such as \"aten.add\""),
+    ("[override]\nmodule = 'a'", r"line 1, override: .*begin with \[\[override\]\]"),
+    ("[[override]]\nmode = 'float'", r"line 1, \[\[override\]\] 1: name what it is for"),
+    ("[[override]]\nmodule = 'a'\noperator = 'aten.add'", "found module, operator"),
+    (
+        "[[override]]\nmodule = 'a'\n[[override]]\nmodule = 'b'\nmode = 'x'",
+        r"line 5, \[\[override\]\] 2 mode",
+    ),
+    ("[[override]]\nmodule = 'a'\nskip = true", "no such key; choose from module, module_type"),
+    ("[skip]\nmodules = ['a']\n[[override]]\nmodule = 'a'", "line 4.*say it once"),
+    ("[calibration]\nlimit = 0", r"line 2, \[calibration\] limit: expected a whole number"),
+    ("[calibration]\nlimit = true", "whole number"),
+    ("mode = ", "no valid TOML: Invalid value"),
+]
+
+
+@pytest.mark.parametrize("text, message", MISTAKES)
+def test_mistakes(text, message) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse(text, "my.toml")
+    assert str(caught.value).startswith("my.toml")
+
+
+def test_files(tmp_path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.toml: cannot be read"):
+        recipe.load(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        recipe.load(tmp_path)
+    path = tmp_path / "odd.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        recipe.load(path)
+    path.write_text(template("x86"))
+    assert recipe.load(path) == parse(template("x86"))
+    path.write_text(template("x86"), encoding="utf-8-sig")
+    assert recipe.load(path) == parse(template("x86"))
+
+
+def test_affine_ranges_need_not_hold_0() -> None:
+    found = parse("backend = 'x86'\n[default]\nactivation_range = [10, 90]")
+    assert found.default.activation_range == (10, 90)
+
+
+def test_a_mode_the_backend_lacks() -> None:
+    with pytest.raises(RecipeError, match=r"openvino does not run mode 'dynamic'.*static, float"):
+        Recipe("openvino").changed(mode="dynamic").quantizer()
+
+
+def test_scales_the_backend_lacks() -> None:
+    with pytest.raises(RecipeError, match="x86 does not run weights with a scale per tensor"):
+        Recipe("x86").changed(weight_scales="tensor").quantizer()
+
+
+def test_unknown_backends() -> None:
+    with pytest.raises(DataError, match="unknown backend 'tpu': choose from xnnpack, x86"):
+        backend_named("tpu")
+    with pytest.raises(DataError, match="choose from"):
+        template("tpu")
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [
+        ("aten.add.Tensor", torch.ops.aten.add.Tensor),
+        ("aten.add", torch.ops.aten.add),
+        ("aten::add", torch.ops.aten.add),
+        ("linear", torch.ops.aten.linear),
+        ("aten.nothing", None),
+        ("aten.add.Nothing", None),
+        ("nowhere.add", None),
+        ("a.b.c.d", None),
+        ("", None),
+    ],
+)
+def test_operators_by_name(name, found) -> None:
+    assert ops.operator_named(name) == found

@@ -1,0 +1,78 @@
+"""The quantizers that ship with ExecuTorch, unchanged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.foreign_quantizer import Conv, counts
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e as peer_convert
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e as peer_prepare
+
+import pt2q
+from pt2q.ir.graph import is_float_tensor
+
+
+def test_pt2q_alone_does_not_import_the_peer() -> None:
+    code = (
+        "import sys, torch, pt2q; from pt2q.quantizers import XNNPACKQuantizer\n"
+        "m = torch.export.export(torch.nn.Linear(4, 4).eval(), (torch.randn(2, 4),))\n"
+        "p = pt2q.prepare_pt2e(m, XNNPACKQuantizer()); p(torch.randn(2, 4))\n"
+        "pt2q.convert_pt2e(p)\n"
+        "assert not [n for n in sys.modules if n.startswith('torchao')]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def _xnnpack():
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as module
+
+    config = module.get_symmetric_quantization_config(is_per_channel=True)
+    return module.XNNPACKQuantizer().set_global(config)
+
+
+def _vulkan():
+    from executorch.backends.vulkan.quantizer import vulkan_quantizer as module
+
+    config = module.get_symmetric_quantization_config()
+    return module.VulkanQuantizer().set_global(config)
+
+
+def _samsung():
+    from executorch.backends.samsung.quantizer.quantizer import EnnQuantizer
+
+    return EnnQuantizer()
+
+
+def _cortex_m():
+    from executorch.backends.cortex_m.quantizer.quantizer import CortexMQuantizer
+
+    return CortexMQuantizer()
+
+
+@pytest.mark.parametrize("make", [_xnnpack, _vulkan, _samsung, _cortex_m])
+def test_quantizers_of_executorch(make) -> None:
+    torch.manual_seed(0)
+    net = Conv().eval()
+    batches = [(torch.randn(8, 4, 8, 8).to(memory_format=torch.channels_last),) for _ in range(3)]
+    outputs, dequantizes = [], []
+    for prepare, convert in (
+        (pt2q.prepare_pt2e, pt2q.convert_pt2e),
+        (peer_prepare, peer_convert),
+    ):
+        exported = torch.export.export(net, batches[0]).module(check_guards=False)
+        prepared = prepare(exported, make())
+        for batch in batches:
+            prepared(*batch)
+        converted = convert(prepared)
+        outputs.append(torch.cat([converted(*batch) for batch in batches]))
+        dequantizes.append(counts(converted)[1])
+    float_output = torch.cat([net(*batch) for batch in batches])
+    assert dequantizes[0] > 0
+    assert dequantizes[0] == dequantizes[1]
+    ours, theirs = (float(pt2q.sqnr(float_output, o)) for o in outputs)
+    assert ours > 20
+    assert ours > theirs - 3
+    assert is_float_tensor(next(n for n in converted.graph.nodes if n.op == "placeholder"))

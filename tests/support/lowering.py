@@ -1,0 +1,33 @@
+"""A network quantized for XNNPACK, in float and lowered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pt2q import convert_pt2e, prepare_pt2e
+from pt2q.deploy.executorch import Program
+from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
+
+
+def quantized(
+    model: nn.Module, *batches: tuple[Tensor, ...], dynamic: bool = False, **export: object
+) -> nn.Module:
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
+    exported = torch.export.export(model, batches[0], **export)
+    prepared = prepare_pt2e(exported, XNNPACKQuantizer().set_global(config))
+    with torch.no_grad():
+        for batch in batches:
+            prepared(*batch)
+    return convert_pt2e(prepared)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    model: nn.Module
+    converted: nn.Module
+    inputs: tuple[Tensor, ...]
+    floating: Program
+    program: Program

@@ -1,0 +1,32 @@
+"""Imported and calibrated models for tests of single passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pt2q import QuantGraphModule, prepare_pt2e
+from pt2q.ir.module import copy_module, import_exported
+
+
+def imported(model: nn.Module, *inputs: Any) -> QuantGraphModule:
+    return import_exported(torch.export.export(model.eval(), inputs))
+
+
+class Fork(nn.Module):
+    """One value with three readers, one of which reads it twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + torch.tanh(x) * (x * x)
+
+
+def calibrated(model: nn.Module, quantizer: Any, *inputs: Any) -> QuantGraphModule:
+    ready = prepare_pt2e(torch.export.export(model.eval(), inputs), quantizer)
+    ready(*inputs)
+    return copy_module(ready, ready.record)
