@@ -78,11 +78,11 @@ def test_observers_that_need_no_data() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16])
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("name", ["MinMaxObserver", "MovingAverageMinMaxObserver"])
-def test_per_tensor_agrees_with_the_peer(name, dtype, symmetric) -> None:
+@pytest.mark.parametrize("cls", [MinMaxObserver, MovingAverageMinMaxObserver])
+def test_per_tensor_agrees_with_the_peer(cls, dtype, symmetric) -> None:
     scheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
-    ours = globals()[name](dtype=dtype, qscheme=scheme)
-    peer = getattr(peers, name)(dtype=dtype, qscheme=scheme)
+    ours = cls(dtype=dtype, qscheme=scheme)
+    peer = getattr(peers, cls.__name__)(dtype=dtype, qscheme=scheme)
     for index in range(5):
         x = torch.randn(4, 5) * (index + 1)
         ours(x), peer(x)
@@ -91,12 +91,12 @@ def test_per_tensor_agrees_with_the_peer(name, dtype, symmetric) -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
-@pytest.mark.parametrize("name", [cls.__name__ for cls in PER_CHANNEL])
-def test_per_channel_agrees_with_the_peer(name, axis) -> None:
+@pytest.mark.parametrize("cls", PER_CHANNEL)
+def test_per_channel_agrees_with_the_peer(cls, axis) -> None:
     for scheme in (torch.per_channel_symmetric, torch.per_channel_affine):
         arguments = {"qscheme": scheme, "quant_min": -127, "quant_max": 127, "dtype": torch.int8}
-        ours = globals()[name](**arguments, ch_axis=axis)
-        peer = getattr(peers, name)(**arguments, ch_axis=axis % 3)
+        ours = cls(**arguments, ch_axis=axis)
+        peer = getattr(peers, cls.__name__)(**arguments, ch_axis=axis % 3)
         for _ in range(3):
             x = torch.randn(3, 4, 5)
             ours(x), peer(x)
