@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch.fx import Graph, Node
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from pt2q.ir.emit import copied
 from pt2q.ir.torch_private import codegen_of, set_codegen, tracer_class
@@ -55,30 +56,23 @@ def move_metadata(graphs: Iterable[Graph], memo: Mapping[Node, Node]) -> None:
 def _moved(value: Any, memo: Mapping[Node, Node]) -> Any:
     if isinstance(value, Node):
         return memo.get(value, value)
-    if isinstance(value, tuple | frozenset):
-        return _moved_items(value, memo)
-    if isinstance(value, dict | list | set):
-        return _moved_container(value, memo)
+    if isinstance(value, dict):
+        moved = {_moved(key, memo): _moved(item, memo) for key, item in value.items()}
+        return _of_kind(value, moved)
+    if isinstance(value, list | tuple | set | frozenset):
+        return _of_kind(value, [_moved(item, memo) for item in value])
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _moved_object(value, memo)
     return value
 
 
-def _moved_items(value: Any, memo: Mapping[Node, Node]) -> Any:
-    items = [_moved(item, memo) for item in value]
-    if all(one is other for one, other in zip(items, value, strict=True)):
-        return value
-    return value._make(items) if hasattr(value, "_make") else type(value)(items)
-
-
-def _moved_container(value: Any, memo: Mapping[Node, Node]) -> Any:
-    result = copy.copy(value)
+def _of_kind(value: Any, items: Any) -> Any:
+    """A container of the class of another one, with other items."""
+    if isinstance(value, tuple | frozenset | immutable_dict | immutable_list):
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    result = copy.copy(value)  # with all that a subclass keeps besides
     result.clear()
-    if isinstance(value, dict):
-        result.update({_moved(key, memo): _moved(item, memo) for key, item in value.items()})
-    else:
-        add = result.extend if isinstance(value, list) else result.update
-        add(_moved(item, memo) for item in value)
+    (result.extend if isinstance(value, list) else result.update)(items)
     return result
 
 
