@@ -37,8 +37,9 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torchao.quantization.pt2e.observer import HistogramObserver as PeerObserver  # noqa: E402
 
-from pt2q.numerics.quantization import fake_quantize, sqnr  # noqa: E402
-from pt2q.observers.standard import HistogramObserver, batched_qparams  # noqa: E402
+from pt2q.numerics.rounding import round_trip  # noqa: E402
+from pt2q.numerics.sqnr import sqnr  # noqa: E402
+from pt2q.observers import HistogramObserver, batched_qparams  # noqa: E402
 
 RESULT = HERE / "results" / "observers.json"
 SIZES = ((64, 1), (64, 8), (1000, 1), (4096, 3), (20_000, 1), (100_000, 1), (100_000, 4),
@@ -153,7 +154,7 @@ def quality_case(data: str, size: int, batches: int) -> list[dict[str, Any]]:
             for batch in seen:
                 observer(batch)
             scale, point, row[f"{side}_ms"] = _search(observer)
-            row[side] = float(sqnr(x, fake_quantize(x, scale, point, low, high, dtype)))
+            row[side] = float(sqnr(x, round_trip(x, scale, point, low, high, dtype)))
         symmetric = qscheme == torch.per_tensor_symmetric
         key = (high - low, symmetric)
         if key not in optima:

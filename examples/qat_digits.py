@@ -26,7 +26,7 @@ import pt2q
 from pt2q.demo.digits import Digits, load_digits
 from pt2q.demo.net import load_checkpoint
 from pt2q.demo.train import jitter
-from pt2q.observers.standard import PerChannelMinMaxObserver
+from pt2q.observers import PerChannelMinMaxObserver
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 from pt2q.training.schedule import QATSchedule
 

@@ -10,12 +10,12 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.constants import Constants, drop_assertions
+from pt2q.ir.dtypes import CAST_DTYPES
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import delete_constant, is_constant, is_persistent
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.torch_private import storage_address
-from pt2q.numerics.quantization import quantize
-from pt2q.spec.specs import CAST_DTYPES
+from pt2q.numerics.rounding import quantize
 
 
 @dataclass(frozen=True)

@@ -6,82 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.fx import Graph, Node
 
-from pt2q.errors import AnnotationError
 from pt2q.ir.control_flow import graph_modules
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import edge_name, get_constant, is_constant
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
-from pt2q.observers.derived import DerivedObserver
+from pt2q.observers import ObserverBase
 from pt2q.observers.foreign import is_foreign
-from pt2q.observers.standard import FixedQParamsObserver, ObserverBase
-from pt2q.spec.plan import Group, Plan
-from pt2q.spec.specs import (
-    DerivedQuantizationSpec,
-    EdgeOrNode,
-    FixedQParamsQuantizationSpec,
-    QuantizationSpec,
-)
+from pt2q.observers.make import Observers, make_observers
+from pt2q.spec.plan import Plan
 
 OBSERVER_NAME = "activation_post_process"
-Observers = dict[EdgeOrNode, Any]
-
-
-def _given(spec: QuantizationSpec | FixedQParamsQuantizationSpec) -> dict[str, Any]:
-    names = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")
-    given = {name: getattr(spec, name, None) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def make_observer(group: Group, sources: list[Any], *, is_qat: bool) -> Any:
-    """The observer, or fake quantizer, of one group.
-
-    Args:
-        group: its spec says which.
-        sources: the observers its parameters are derived from.
-        is_qat: whether what passes is rounded.
-
-    Raises:
-        AnnotationError: the spec's constructor did not make an observer.
-    """
-    spec = group.spec
-    if isinstance(spec, DerivedQuantizationSpec):
-        return DerivedObserver(spec, sources, fake_quant=is_qat)
-    if isinstance(spec, FixedQParamsQuantizationSpec):
-        return _fixed(spec, is_qat)
-    assert isinstance(spec, QuantizationSpec)
-    made = spec.observer_or_fake_quant_ctr(is_dynamic=spec.is_dynamic, **_given(spec))
-    if isinstance(made, torch.nn.Module) and hasattr(made, "calculate_qparams"):
-        return made
-    raise AnnotationError(
-        f"{edge_name(group.members[0])}: observer_or_fake_quant_ctr made a "
-        f"{type(made).__name__}; it must make a module with calculate_qparams()"
-    )
-
-
-def _fixed(spec: FixedQParamsQuantizationSpec, is_qat: bool) -> Any:
-    arguments = {"scale": spec.scale, "zero_point": spec.zero_point, **_given(spec)}
-    if not is_qat:
-        return FixedQParamsObserver(**arguments)
-    from pt2q.observers.fake_quantize import FixedQParamsFakeQuantize  # only training needs it
-
-    return FixedQParamsFakeQuantize(observer=FixedQParamsObserver, **arguments)
-
-
-def make_observers(plan: Plan, *, is_qat: bool) -> Observers:
-    """One observer per group, for every edge and node of the plan.
-
-    Args:
-        plan: the groups.
-        is_qat: make fake quantizers where the spec leaves the choice.
-    """
-    made: list[Any] = []
-    for group in plan.groups:
-        made.append(make_observer(group, [made[i] for i in group.derived_from], is_qat=is_qat))
-    return {key: made[index] for key, index in plan.group_of.items()}
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pt2q.errors import AnnotationError, FlowError, NoDataError
 from pt2q.ir import ops
 from pt2q.ir.constants import Constants
 from pt2q.ir.control_flow import named_graph_modules
+from pt2q.ir.dtypes import CAST_DTYPES, PER_CHANNEL_SCHEMES
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import fake_like, is_observer, module_path, value_of
 from pt2q.ir.module import QuantGraphModule
+from pt2q.observers import NoopObserver, ObserverBase, batched_qparams
 from pt2q.observers.foreign import saw_data
-from pt2q.observers.standard import HistogramObserver, NoopObserver, batched_qparams
-from pt2q.spec.specs import CAST_DTYPES, PER_CHANNEL_SCHEMES
 
 PASS_NAME = "pt2q.observers_to_qdq"
 
@@ -123,8 +123,8 @@ def _all_qparams(found: list[tuple[Node, Any]]) -> QParams:
     """Scale and zero point of each static observer, asked once however often it is used."""
     static = {id(o): o for _, o in found if _is_static(o)}
     # Ours are searched together, which is several times faster than one by one.
-    ours = [o for o in static.values() if type(o) is HistogramObserver]
-    qparams: QParams = dict(zip(map(id, ours), batched_qparams(ours), strict=True))
+    together = [o for o in static.values() if isinstance(o, ObserverBase) and o.together_with]
+    qparams: QParams = dict(zip(map(id, together), batched_qparams(together), strict=True))
     for key, observer in static.items():
         if key not in qparams:
             qparams[key] = observer.calculate_qparams()

@@ -8,7 +8,7 @@ import torch
 
 from pt2q.ir.graph import inputs_of, value_of
 from pt2q.ir.module import QuantGraphModule
-from pt2q.observers.learnable import LearnableFakeQuantize
+from pt2q.observers import LearnableFakeQuantize
 
 
 @dataclass(frozen=True)

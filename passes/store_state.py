@@ -20,7 +20,7 @@ from pt2q.ir.graph import (
 )
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
-from pt2q.numerics.quantization import quantize
+from pt2q.numerics.rounding import quantize
 
 PASS_NAME = "pt2q.store_state"
 ORIGIN = "store_state"

@@ -18,20 +18,15 @@ from pt2q.ir.modes import (
 )
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.verify import VerifyReport, Violation, verify
-from pt2q.numerics.quantization import sqnr
-from pt2q.observers.fake_quantize import (
+from pt2q.numerics.sqnr import sqnr
+from pt2q.observers import (
     FakeQuantize,
     FixedQParamsFakeQuantize,
-    FusedMovingAvgObsFakeQuantize,
-    disable_fake_quant,
-    disable_observer,
-    enable_fake_quant,
-    enable_observer,
-)
-from pt2q.observers.learnable import GroupFakeQuantize, LearnableFakeQuantize, enable_learning
-from pt2q.observers.standard import (
     FixedQParamsObserver,
+    FusedMovingAvgObsFakeQuantize,
+    GroupFakeQuantize,
     HistogramObserver,
+    LearnableFakeQuantize,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
@@ -39,8 +34,13 @@ from pt2q.observers.standard import (
     ObserverBase,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_learning,
+    enable_observer,
 )
-from pt2q.spec.specs import (
+from pt2q.spec import (
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,

@@ -30,7 +30,7 @@ from pt2q.ir.module import (
     import_exported,
 )
 from pt2q.ir.record import stage_of
-from pt2q.observers.foreign import adopt_annotations
+from pt2q.observers.foreign import replacement_for
 from pt2q.passes.base import Pass, run_passes
 from pt2q.passes.batch_norm.fold import FoldConvBatchNorm
 from pt2q.passes.batch_norm.qat_fold import FoldConvBatchNormQAT
@@ -45,9 +45,9 @@ from pt2q.passes.port_metadata import PortNodeMetaForQDQ
 from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
 from pt2q.passes.reference.rewrite import ReferenceReport, RewriteToReference
 from pt2q.passes.size_learned import SizeLearnedScales
-from pt2q.spec.annotations import annotated_apart
+from pt2q.spec import Quantizer, annotated_apart
+from pt2q.spec.foreign import adopt_annotations
 from pt2q.spec.plan import Plan, build_plan
-from pt2q.spec.specs import Quantizer
 
 
 def prepare_pt2e(
@@ -177,7 +177,7 @@ def _annotate(model: QuantGraphModule, quantizer: Quantizer) -> None:
         _take(module, quantizer.annotate(module))
     for module in graph_modules(model):
         quantizer.validate(module)
-        adopt_annotations(module.graph)
+        adopt_annotations(module.graph, replacement_for)
 
 
 def _check_quantizer(quantizer: object) -> None:

@@ -13,8 +13,7 @@ from pt2q.errors import AnnotationError
 from pt2q.ir.control_flow import graph_modules, named_graph_modules
 from pt2q.ir.graph import module_path
 from pt2q.quantizers.toolkit.report import Report, Row
-from pt2q.spec.annotations import annotated_apart, annotation_of
-from pt2q.spec.specs import EdgeOrNode, QuantizationAnnotation, Quantizer
+from pt2q.spec import EdgeOrNode, QuantizationAnnotation, Quantizer, annotated_apart, annotation_of
 
 _CALLS = ("transform_for_annotation", "annotate", "validate")
 

@@ -11,7 +11,7 @@ from pt2q.quantizers.toolkit.annotate import annotate_weighted
 from pt2q.quantizers.toolkit.config import EPS, QuantizationConfig
 from pt2q.quantizers.toolkit.engine import TableQuantizer
 from pt2q.quantizers.toolkit.rules import Rule
-from pt2q.spec.specs import QuantizationSpec
+from pt2q.spec import QuantizationSpec
 
 EMBEDDING_RULES = (
     Rule(
@@ -25,7 +25,7 @@ EMBEDDING_RULES = (
 
 def get_embedding_quantization_config() -> QuantizationConfig:
     """Weight only: int8 [-128, 127], affine, a scale and zero point per row of the table."""
-    from pt2q.observers.standard import PerChannelMinMaxObserver
+    from pt2q.observers import PerChannelMinMaxObserver
 
     weight = QuantizationSpec(
         dtype=torch.int8,

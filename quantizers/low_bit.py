@@ -10,15 +10,19 @@ from torch.fx import Node
 from pt2q.errors import SpecError
 from pt2q.ir.graph import value_of
 from pt2q.ir.ops import CONV, CONV_TRANSPOSE, LINEAR, is_op
-from pt2q.observers.group import PerGroupMinMaxObserver
-from pt2q.observers.standard import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
+from pt2q.observers import (
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+    PerGroupMinMaxObserver,
+    PlaceholderObserver,
+)
 from pt2q.quantizers.toolkit import checks
 from pt2q.quantizers.toolkit.annotate import annotate_weighted, annotate_with
 from pt2q.quantizers.toolkit.config import QuantizationConfig, per_channel_at
 from pt2q.quantizers.toolkit.engine import TableQuantizer
 from pt2q.quantizers.toolkit.roles import roles_of
 from pt2q.quantizers.toolkit.rules import Match, Rule
-from pt2q.spec.specs import QuantizationSpec
+from pt2q.spec import QuantizationSpec
 
 FOUR_BITS = (-8, 7)
 EIGHT_BITS = (-127, 127)

@@ -65,7 +65,7 @@ from pt2q.quantizers.toolkit.residual import Residual, residual_of, why_no_resid
 from pt2q.quantizers.toolkit.roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.rules import Kind, Match, Rule
 from pt2q.quantizers.x86_inductor import get_default_x86_inductor_quantization_config
-from pt2q.spec.specs import EdgeOrNode, QuantizationSpec, QuantizationSpecBase
+from pt2q.spec import EdgeOrNode, QuantizationSpec, QuantizationSpecBase
 
 FUSED = RELU | RELU6 | HARDTANH
 CONVOLUTIONS = CONV1D | CONV2D | CONV3D
@@ -109,11 +109,11 @@ def get_tensorrt_quantization_config(is_qat: bool = False) -> QuantizationConfig
 
 
 def _symmetric_constructor(is_qat: bool) -> Any:
-    from pt2q.observers.standard import HistogramObserver, MovingAverageMinMaxObserver
+    from pt2q.observers import HistogramObserver, MovingAverageMinMaxObserver
 
     if not is_qat:
         return HistogramObserver.with_args(eps=EPS)
-    from pt2q.observers.fake_quantize import FusedMovingAvgObsFakeQuantize
+    from pt2q.observers import FusedMovingAvgObsFakeQuantize
 
     return FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=EPS)
 

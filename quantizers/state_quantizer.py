@@ -11,9 +11,8 @@ from pt2q.ir.control_flow import graph_modules
 from pt2q.ir.graph import is_constant, is_float_tensor
 from pt2q.ir.ops import is_mutating
 from pt2q.ir.storage import StorageMap
-from pt2q.observers.standard import MinMaxObserver
-from pt2q.spec.annotations import annotation_of
-from pt2q.spec.specs import (
+from pt2q.observers import MinMaxObserver
+from pt2q.spec import (
     QUANT_ANNOTATION_KEY,
     EdgeOrNode,
     QuantizationAnnotation,
@@ -21,6 +20,7 @@ from pt2q.spec.specs import (
     QuantizationSpecBase,
     Quantizer,
     SharedQuantizationSpec,
+    annotation_of,
 )
 
 INT8_STATE = QuantizationSpec(

@@ -57,7 +57,7 @@ from pt2q.quantizers.toolkit.engine import TableQuantizer
 from pt2q.quantizers.toolkit.residual import residual_of, why_no_residual
 from pt2q.quantizers.toolkit.roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.rules import Kind, Match, Rule
-from pt2q.spec.specs import QuantizationSpec, QuantizationSpecBase
+from pt2q.spec import QuantizationSpec, QuantizationSpecBase
 
 CONV_FUSED = RELU | RELU6 | HARDTANH | HARDSWISH | SILU
 LINEAR_FUSED = RELU | GELU
@@ -88,17 +88,13 @@ def get_default_x86_inductor_quantization_config(
 
 
 def _activation_constructor(is_qat: bool, is_dynamic: bool) -> Any:
-    from pt2q.observers.standard import (
-        HistogramObserver,
-        MovingAverageMinMaxObserver,
-        PlaceholderObserver,
-    )
+    from pt2q.observers import HistogramObserver, MovingAverageMinMaxObserver, PlaceholderObserver
 
     if is_dynamic:
         return PlaceholderObserver
     if not is_qat:
         return HistogramObserver.with_args(eps=EPS)
-    from pt2q.observers.fake_quantize import FusedMovingAvgObsFakeQuantize
+    from pt2q.observers import FusedMovingAvgObsFakeQuantize
 
     return FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=EPS)
 

@@ -76,7 +76,7 @@ from pt2q.quantizers.toolkit.engine import TableQuantizer
 from pt2q.quantizers.toolkit.roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.rules import Check, Kind, Match, Rule
 from pt2q.quantizers.toolkit.shared_biases import untie_biases
-from pt2q.spec.specs import QuantizationSpec
+from pt2q.spec import QuantizationSpec
 
 MAX_DIMENSIONS = 6
 FUSED = RELU | RELU6 | HARDTANH

@@ -29,9 +29,9 @@ from torch.fx import GraphModule
 from pt2q import QuantGraphModule, QuantizationAnnotation, Quantizer, convert_pt2e, prepare_pt2e
 from pt2q.errors import BatchNormNotFoldedWarning, NothingQuantizedWarning
 from pt2q.ir.graph import is_float_tensor
-from pt2q.numerics.quantization import sqnr
+from pt2q.numerics.sqnr import sqnr
 from pt2q.passes import verified_passes
-from pt2q.spec.specs import QUANT_ANNOTATION_KEY
+from pt2q.spec import QUANT_ANNOTATION_KEY
 
 # 8 bits over the range of a roughly normal tensor of this size leave 40 dB and more; a handful of
 # quantizations in a row, and sums of them, cost up to a factor of ten in noise power; differences

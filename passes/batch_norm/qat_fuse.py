@@ -29,9 +29,8 @@ from pt2q.ir.graph import fake_constant, is_constant, stand_for, value_of
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import written_constants
 from pt2q.passes.batch_norm.qat_record import FusedPair, FusedPairs
-from pt2q.spec.annotations import annotation_of
+from pt2q.spec import QUANT_ANNOTATION_KEY, EdgeOrNode, QuantizationAnnotation, annotation_of
 from pt2q.spec.moved_edges import move_edges
-from pt2q.spec.specs import QUANT_ANNOTATION_KEY, EdgeOrNode, QuantizationAnnotation
 from pt2q.training import scaled_batch_norm  # noqa: F401 - registers the operator
 
 PASS = "conv_bn_qat_fuse"

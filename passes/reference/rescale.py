@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
-from pt2q.numerics import quantization as numerics
+from pt2q.numerics import rounding
 from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.fixed_point import FixedPoint, fixed_point, integer_bias
 from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum, Term
@@ -122,7 +122,7 @@ def _level(bound: float, out: QParams, unbounded: int) -> int:
         return unbounded
     assert isinstance(out.scale, float) and isinstance(out.zero_point, int)
     real = torch.tensor(bound, dtype=torch.float32)
-    level = numerics.quantize(real, out.scale, out.zero_point, out.low, out.high, torch.int32)
+    level = rounding.quantize(real, out.scale, out.zero_point, out.low, out.high, torch.int32)
     return int(level)
 
 

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
-from pt2q.numerics import quantization as numerics
+from pt2q.numerics import rounding
 from pt2q.passes.reference.operators import Call, reference_rule
 from pt2q.passes.reference.rescale import requantize
 from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum
@@ -66,7 +66,7 @@ def _table(call: Call, params: QParams, operand: Node, out: QParams) -> Tensor:
 def _levels(params: QParams) -> Tensor:
     assert isinstance(params.scale, float) and isinstance(params.zero_point, int)
     integers = torch.arange(params.low, params.high + 1, dtype=torch.int32)
-    return numerics.dequantize(
+    return rounding.dequantize(
         integers, params.scale, params.zero_point, params.low, params.high, torch.int32
     )
 
@@ -76,7 +76,7 @@ def _quantized(image: Tensor, out: QParams) -> Tensor:
     image = image.to(torch.float32)
     if not bool(torch.isfinite(image).all()):
         raise NoIntegerForm("it is not finite on every level of its input")
-    return numerics.quantize(image, out.scale, out.zero_point, out.low, out.high, out.dtype)
+    return rounding.quantize(image, out.scale, out.zero_point, out.low, out.high, out.dtype)
 
 
 def _in_16_bits(call: Call, value: Sum, out: QParams) -> Quantized:

@@ -20,7 +20,7 @@ from pt2q.debug import Comparison, compare
 from pt2q.errors import DataError
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.ir.module import QuantGraphModule
-from pt2q.numerics.quantization import sqnr
+from pt2q.numerics.sqnr import sqnr
 
 Track = Callable[[Sequence[Batch], str], Iterable[Batch]]
 

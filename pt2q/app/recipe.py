@@ -27,7 +27,7 @@ else:
 
 if TYPE_CHECKING:
     from pt2q.quantizers import QuantizationConfig, TableQuantizer
-    from pt2q.spec.specs import QuantizationSpec
+    from pt2q.spec import QuantizationSpec
 
 MODES = ("static", "dynamic", "float")
 SCALES = ("channel", "tensor")
@@ -150,7 +150,7 @@ def _activation(spec: QuantizationSpec | None, settings: Settings) -> Quantizati
     if spec is None:
         return None
     if not spec.is_dynamic and settings.activation_observer != "histogram":
-        from pt2q.observers import standard as observers
+        from pt2q import observers
         from pt2q.quantizers.toolkit.config import EPS
 
         kinds: dict[str, type[observers.ObserverBase]] = {

@@ -22,7 +22,7 @@ from pt2q.errors import ComparisonError
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.emit import Emitter
 from pt2q.ir.module import QuantGraphModule
-from pt2q.numerics.quantization import sqnr
+from pt2q.numerics.sqnr import sqnr
 
 LOGGER_NAME = "numeric_debug_logger"
 Logged = tuple[str, object, list[Any]]

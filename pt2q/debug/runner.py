@@ -26,7 +26,7 @@ from pt2q.ir.module import (
     deferred_code,
     import_exported,
 )
-from pt2q.observers.fake_quantize import disable_observer
+from pt2q.observers import disable_observer
 from pt2q.passes.base import run_passes
 from pt2q.passes.bodies import OpenControlFlow
 

@@ -1,1 +1,1 @@
-"""Pure functions: ranges, scales and zero points, rounding, histograms, the search for a range."""
+"""The numbers of quantization as pure functions: ranges, scales, rounding, and what it costs."""

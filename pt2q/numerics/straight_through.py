@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pt2q.ir import ops
+from pt2q.numerics.broadcasting import shape_along
 
 # Below this size, the calls cost more than the elements.
 _FEW = 2048
@@ -155,8 +156,7 @@ def _per_channel(
         return torch.fake_quantize_per_channel_affine(
             x, scale, zero, ch_axis % x.dim(), quant_min, quant_max
         )
-    shape = [1] * x.dim()
-    shape[ch_axis] = -1
+    shape = shape_along(ch_axis, x.dim())
     return _with_shape(x, scale, zero_point, quant_min, quant_max, shape)
 
 

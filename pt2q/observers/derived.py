@@ -2,56 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pt2q.errors import AnnotationError
-from pt2q.numerics.quantization import fake_quantize
-from pt2q.observers.standard import ObserverBase
-from pt2q.spec.specs import DerivedQuantizationSpec
+from pt2q.numerics.rounding import round_trip
+from pt2q.observers.base import UniformQuantizationObserverBase
 
 
-class DerivedObserver(ObserverBase):
+class DerivedObserverOrFakeQuantize(UniformQuantizationObserverBase):
     """Parameters of a `DerivedQuantizationSpec`; needs no data of its own.
 
     Args:
-        spec: where the function, dtype and range come from.
-        sources: the observers of ``spec.derived_from``, in order.
+        dtype: Type of the quantized values.
+        obs_or_fqs: the observers that the parameters are derived from, in order.
+        derive_qparams_fn: is given these; returns (scale, zero_point).
         fake_quant: also round what passes, for training.
+        **kwargs: As `UniformQuantizationObserverBase`.
     """
 
-    per_channel = None
-    needs_data = False
-
     def __init__(
-        self, spec: DerivedQuantizationSpec, sources: list[Any], *, fake_quant: bool = False
+        self,
+        dtype: torch.dtype,
+        obs_or_fqs: Sequence[Any],
+        derive_qparams_fn: Callable[[list[Any]], tuple[Tensor, Tensor]],
+        *,
+        fake_quant: bool = False,
+        **kwargs: Any,
     ) -> None:
-        scheme = torch.per_tensor_affine if spec.qscheme is None else spec.qscheme
-        super().__init__(
-            dtype=spec.dtype,
-            quant_min=spec.quant_min,
-            quant_max=spec.quant_max,
-            qscheme=scheme,
-            ch_axis=spec.ch_axis,
-            is_dynamic=spec.is_dynamic,
-        )
-        self.derive_qparams_fn = spec.derive_qparams_fn
+        super().__init__(dtype=dtype, **kwargs)
+        self.derive_qparams_fn = derive_qparams_fn
         self.fake_quant = fake_quant
-        # A tuple, so that the sources are not registered a second time as submodules.
-        self.sources = tuple(sources)
+        # A tuple, so that these are not registered a second time as submodules.
+        self.obs_or_fqs = tuple(obs_or_fqs)
 
-    def _observe(self, x: Tensor) -> None:
-        raise AssertionError("needs no data")
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        """Round, or let pass."""
+        self.fake_quant = enabled
 
     @property
     def has_data(self) -> bool:
         """Whether all sources have seen data."""
-        return all(bool(getattr(s, "has_data", True)) for s in self.sources)
+        return all(bool(getattr(source, "has_data", True)) for source in self.obs_or_fqs)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Call the spec's function on the sources.
+        """Call the function on the sources.
 
         Returns:
             scale (float32) and zero_point (int64), scalar or of shape [C].
@@ -59,7 +57,7 @@ class DerivedObserver(ObserverBase):
         Raises:
             AnnotationError: the function's result is no pair of finite, positive scales.
         """
-        scale, zero_point = self.derive_qparams_fn(list(self.sources))
+        scale, zero_point = self.derive_qparams_fn(list(self.obs_or_fqs))
         scale = torch.as_tensor(scale, dtype=torch.float32).detach()
         zero_point = torch.as_tensor(zero_point, dtype=torch.int64).detach()
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
@@ -74,11 +72,9 @@ class DerivedObserver(ObserverBase):
         if not self.fake_quant or not self.has_data:
             return x
         scale, zero_point = self.calculate_qparams()
-        axis = self.ch_axis
-        assert self.quant_min is not None and self.quant_max is not None
+        low, high, axis = self.quant_min, self.quant_max, self.ch_axis
+        assert low is not None and high is not None
         if axis is None:
             scale, zero_point = scale[0], zero_point[0]
-        rounded = fake_quantize(
-            x.detach(), scale, zero_point, self.quant_min, self.quant_max, self.dtype, axis
-        )
+        rounded = round_trip(x.detach(), scale, zero_point, low, high, self.dtype, axis)
         return x + (rounded - x).detach()

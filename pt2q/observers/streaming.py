@@ -1,10 +1,8 @@
-"""The streaming histogram as a module: what it stores, when it counts, what it estimates."""
+"""The streaming histogram as a module: what it stores, and when it counts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -13,50 +11,20 @@ from torch import Tensor, nn
 from pt2q.numerics.histogram import (
     DEFAULT_BINS,
     SMALLEST_EXPONENT,
-    Summary,
     counted,
     exponent_for,
     exponent_tensor,
-    tail_counts,
     widened,
 )
+from pt2q.numerics.sampling import Summary
+from pt2q.observers.resizing import make_room
+from pt2q.observers.waiting import Totals, Waiting
 
 _MOST_WAITING = 32768
 _ROWS = 4
 # Up to this many values are kept as they are beside the counts: so few fit a grid by luck, and a
 # search that sees their exact places finds it.
 _FEW = 1024
-
-
-def make_room(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
-    """Give the buffers of ``module`` the shapes of those about to be loaded."""
-    for name, buffer in module._buffers.items():
-        saved = state_dict.get(prefix + name)
-        if saved is not None and buffer is not None:
-            module._buffers[name] = torch.empty_like(saved, device=buffer.device)
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """Summaries not counted yet, of one weight; outside the module, where access is cheap."""
-
-    weight: int = 1
-    size: int = 0
-    largest: Tensor | float = 0.0
-    values: list[Tensor] = field(default_factory=list)
-    minima: list[Tensor] = field(default_factory=list)
-    maxima: list[Tensor] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Totals:
-    """How much was seen; whole numbers on the host."""
-
-    calls: int = 0
-    elements: int = 0
-    samples: int = 0
-    blocks: int = 0
-    whole: int = 0
 
 
 class StreamingHistogram(nn.Module):
@@ -94,8 +62,8 @@ class StreamingHistogram(nn.Module):
         self.register_buffer("zeros", torch.zeros(2, dtype=torch.int64))
         self.register_buffer("few", torch.zeros(0))
         self.register_buffer("saved_totals", torch.zeros(5, dtype=torch.int64))
-        self.totals = _Totals()
-        self._waiting = _Waiting()
+        self.totals = Totals()
+        self._waiting = Waiting()
 
     def reset(self) -> None:
         """Forget all that was seen."""
@@ -104,8 +72,8 @@ class StreamingHistogram(nn.Module):
         self._buffers["zeros"] = torch.zeros(2, dtype=torch.int64, device=device)
         self._buffers["exponent"] = torch.full_like(self.exponent, SMALLEST_EXPONENT)
         self._buffers["few"] = torch.zeros(0, device=device)
-        self.totals = _Totals()
-        self._waiting = _Waiting()
+        self.totals = Totals()
+        self._waiting = Waiting()
 
     def add(self, summary: Summary, largest: Tensor | float) -> None:
         """Take in a tensor's summary.
@@ -115,35 +83,17 @@ class StreamingHistogram(nn.Module):
             largest: The largest magnitude in this tensor: a number if it is on the host; else a
                 tensor, the largest so far.
         """
-        waiting, totals = self._waiting, self.totals
-        if waiting.weight != summary.weight:
+        if self._waiting.weight != summary.weight:
             self.flush()
-            waiting = self._waiting
-            waiting.weight = summary.weight
-        totals.calls += 1
-        size = summary.values.shape[0]
-        if summary.minima is None or summary.maxima is None:
-            # The caller may write over a tensor that was taken whole.
-            waiting.values.append(summary.values.clone())
-            totals.whole += size
-        else:
-            waiting.values.append(summary.values)
-            waiting.minima.append(summary.minima)
-            waiting.maxima.append(summary.maxima)
-            totals.elements += size * summary.weight
-            totals.samples += size
-            totals.blocks += summary.minima.shape[0]
-        if isinstance(largest, Tensor) or isinstance(waiting.largest, Tensor):
-            waiting.largest = largest
-        else:
-            waiting.largest = max(waiting.largest, largest)
-        waiting.size += size
-        if waiting.size >= _MOST_WAITING:
+            self._waiting.weight = summary.weight
+        self._waiting.take(summary, largest)
+        self.totals.take(summary)
+        if self._waiting.size >= _MOST_WAITING:
             self.flush()
 
     def flush(self) -> None:
         """Count what waits."""
-        waiting, self._waiting = self._waiting, _Waiting(weight=self._waiting.weight)
+        waiting, self._waiting = self._waiting, Waiting(weight=self._waiting.weight)
         if not waiting.values:
             return
         values = torch.cat([*waiting.values, *waiting.minima, *waiting.maxima])
@@ -202,75 +152,5 @@ class StreamingHistogram(nn.Module):
         make_room(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.bins = self.counts.shape[1]
-        self.totals = _Totals(*self.saved_totals.tolist())
-        self._waiting = _Waiting()
-
-
-def estimated_counts(
-    histograms: Sequence[StreamingHistogram], low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the counts of all values but exact zeros, and the exponents, on the host.
-
-    Zeros are exact on every grid and so have no say in the search.
-
-    Args:
-        histograms: N histograms of one number of bins.
-        low: ``[N]`` smallest values.
-        high: ``[N]`` largest values.
-
-    Returns:
-        float64 ``[N, bins]``, even bins covering ``[-bins / 2, bins / 2)``, and int32 ``[N]``.
-    """
-    for histogram in histograms:
-        histogram.flush()
-    zeros = torch.stack([h.zeros.cpu() for h in histograms]).double()
-    exponent = torch.stack([h.exponent.cpu() for h in histograms])
-    counts = torch.stack([h.counts[0].cpu() for h in histograms]).double()
-    result = _even(counts, zeros[:, 0], low, high)
-    large = [i for i, h in enumerate(histograms) if h.counts.shape[0] > 1]
-    if not large:
-        return result, exponent
-    chosen = [histograms[i] for i in large]
-    rows = torch.stack([h.counts[1:].cpu() for h in chosen]).double()
-    sampled = _even(rows[:, 0], zeros[large, 1], low[large], high[large])
-    elements, samples, blocks = (
-        torch.tensor([astuple(h.totals)[1:4] for h in chosen]).double().unsqueeze(2).unbind(1)
-    )
-    half = counts.shape[1] // 2
-    none = torch.zeros_like(blocks)
-    below = torch.cat([none, rows[:, 1, 1:half].flip(1)], 1)
-    above = torch.cat([none, rows[:, 2, half + 1 :]], 1)
-    fraction = samples / elements
-    lower = tail_counts(sampled[:, :half].flip(1), below, fraction, blocks).flip(1)
-    upper = tail_counts(sampled[:, half:], above, fraction, blocks)
-    result[large] += torch.cat([lower, upper], 1)
-    return result, exponent
-
-
-def few_values(
-    histograms: Sequence[StreamingHistogram], exponent: Tensor
-) -> tuple[list[int], Tensor | None]:
-    """Return which of the histograms still hold all values, and those in bins, in rising order.
-
-    Rows ``[M, n]`` of fewer values end in ``inf``.
-    """
-    chosen = [i for i, h in enumerate(histograms) if h.few.shape[0] > 0]
-    if not chosen:
-        return chosen, None
-    rows = [torch.ldexp(histograms[i].few.cpu().double(), -exponent[i]) for i in chosen]
-    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.inf)
-    return chosen, padded.sort(1).values
-
-
-def _even(counts: Tensor, zeros: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return counts in bins of one width: the bin around zero, twice as wide, is split.
-
-    Its values other than zeros go to the side that there is, or to both alike.
-    """
-    half = counts.shape[1] // 2
-    centre = (counts[:, half] - zeros).clamp(min=0)
-    share = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, 0.5))
-    # Bin half - 1 + i is i on the negative side: each moves one place away from zero's old bin.
-    below = torch.cat([counts[:, 1:half], (centre * (1 - share)).unsqueeze(1)], 1)
-    above = torch.cat([(centre * share).unsqueeze(1), counts[:, half + 1 :]], 1)
-    return torch.cat([below, above], 1)
+        self.totals = Totals(*self.saved_totals.tolist())
+        self._waiting = Waiting()

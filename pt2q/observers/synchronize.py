@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pt2q.numerics.histogram import widened
 from pt2q.observers.base import ObserverBase
-from pt2q.observers.fake_quantize import FakeQuantize
+from pt2q.observers.fake_quantizer import FakeQuantize
 from pt2q.observers.streaming import StreamingHistogram
 
 Gathered = list[dict[str, Any]]

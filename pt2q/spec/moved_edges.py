@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch.fx import Graph, Node
+from torch.fx import Graph
 
-from pt2q.spec.annotations import annotation_of
+from pt2q.ir.graph import EdgeOrNode
+from pt2q.spec.annotation import annotation_of
+from pt2q.spec.resolution import as_key
 from pt2q.spec.specs import (
     DerivedQuantizationSpec,
-    EdgeOrNode,
     QuantizationSpecBase,
     SharedQuantizationSpec,
 )
@@ -37,18 +38,11 @@ def move_edges(graph: Graph, moves: Moves) -> None:
 
 def _moved(spec: QuantizationSpecBase | None, moves: Moves) -> QuantizationSpecBase | None:
     if isinstance(spec, SharedQuantizationSpec):
-        old = _key(spec.edge_or_node)
+        old = as_key(spec.edge_or_node)
         return replace(spec, edge_or_node=moves[old]) if old in moves else spec
     if isinstance(spec, DerivedQuantizationSpec):
-        sources = [_key(source) for source in spec.derived_from]
+        sources = [as_key(source) for source in spec.derived_from]
         if not any(source in moves for source in sources):
             return spec
         return replace(spec, derived_from=tuple(moves.get(s, s) for s in sources))
     return spec
-
-
-def _key(edge_or_node: EdgeOrNode) -> EdgeOrNode:
-    if isinstance(edge_or_node, Node):
-        return edge_or_node
-    producer, consumer = edge_or_node
-    return producer, consumer

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from pt2q.ir.graph import edge_name, find_attribute, is_observer_call, observed_value
+from pt2q.ir.graph import EdgeOrNode, edge_name, find_attribute, is_observer_call, observed_value
 from pt2q.ir.verify import law
 from pt2q.ir.verify.laws import Found
-from pt2q.spec.annotations import annotation_of
-from pt2q.spec.specs import EdgeOrNode, SharedQuantizationSpec
+from pt2q.spec.annotation import annotation_of
+from pt2q.spec.specs import SharedQuantizationSpec
 
 
 @law("sharing")

@@ -17,7 +17,7 @@ from pt2q.ir.batch_norm import BatchNorm, read_batch_norm
 from pt2q.ir.graph import get_constant
 from pt2q.ir.modes import count_batches, mode_record, set_mode_record
 from pt2q.ir.module import QuantGraphModule
-from pt2q.observers.fake_quantize import disable_fake_quant, disable_observer, enable_fake_quant
+from pt2q.observers import disable_fake_quant, disable_observer, enable_fake_quant
 
 __all__ = [
     "QATSchedule",

@@ -8,12 +8,12 @@ from pt2q.ir.graph import is_float_tensor
 from pt2q.quantizers.toolkit.config import QuantizationConfig
 from pt2q.quantizers.toolkit.roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.rules import Match
-from pt2q.spec.annotations import annotation_of
-from pt2q.spec.specs import (
+from pt2q.spec import (
     QUANT_ANNOTATION_KEY,
     QuantizationAnnotation,
     QuantizationSpecBase,
     SharedQuantizationSpec,
+    annotation_of,
 )
 
 

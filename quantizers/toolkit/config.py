@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from pt2q.spec.specs import PER_CHANNEL_SCHEMES, QuantizationSpec
+from pt2q.ir.dtypes import PER_CHANNEL_SCHEMES
+from pt2q.spec import QuantizationSpec
 
 EPS = 2**-12
 """Smallest scale: the runtime's requantization multipliers cannot be arbitrarily large."""
@@ -117,14 +118,13 @@ def _activation_spec(is_qat: bool, is_dynamic: bool, qmin: int, qmax: int) -> Qu
 
 
 def _activation_constructor(is_qat: bool, is_dynamic: bool) -> Any:
-    from pt2q.observers.standard import HistogramObserver, PlaceholderObserver
+    from pt2q.observers import HistogramObserver, PlaceholderObserver
 
     if is_dynamic:
         return PlaceholderObserver.with_args(per_token=True, eps=EPS)
     if not is_qat:
         return HistogramObserver.with_args(eps=EPS)
-    from pt2q.observers.fake_quantize import FusedMovingAvgObsFakeQuantize
-    from pt2q.observers.standard import MovingAverageMinMaxObserver
+    from pt2q.observers import FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
 
     return FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=EPS)
 
@@ -143,12 +143,12 @@ def _weight_spec(
 
 
 def _weight_constructor(is_per_channel: bool, is_qat: bool) -> Any:
-    from pt2q.observers import standard as observers
+    from pt2q import observers
 
     if not is_qat:
         kind = observers.PerChannelMinMaxObserver if is_per_channel else observers.MinMaxObserver
         return kind.with_args(eps=EPS)
-    from pt2q.observers.fake_quantize import FusedMovingAvgObsFakeQuantize
+    from pt2q.observers import FusedMovingAvgObsFakeQuantize
 
     # Weights change with every step, and their range is known exactly: nothing is averaged.
     moving = (

@@ -24,8 +24,7 @@ from pt2q.quantizers.toolkit.report import Report, Row
 from pt2q.quantizers.toolkit.roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.rules import Context, Kind, Match, Rule, RuleTable, follow_chain
 from pt2q.quantizers.toolkit.selection import Choice, NodeFilter, Selection
-from pt2q.spec.annotations import annotation_of
-from pt2q.spec.specs import QuantizationSpec, Quantizer
+from pt2q.spec import QuantizationSpec, Quantizer, annotation_of
 
 
 class TableQuantizer(Quantizer):

@@ -21,10 +21,9 @@ from pt2q.ir.ops import (
     argument,
     is_op,
 )
-from pt2q.observers.bounded import BoundedHistogramObserver
-from pt2q.observers.standard import HistogramObserver
+from pt2q.observers import BoundedHistogramObserver, HistogramObserver
 from pt2q.quantizers.toolkit.roles import float_activations
-from pt2q.spec.specs import EdgeOrNode
+from pt2q.spec import EdgeOrNode
 
 Bounds = tuple[float, float]
 

@@ -6,11 +6,11 @@ import pytest
 from support.recipe_programs import quantized
 
 import pt2q
+from pt2q import observers
 from pt2q.app.recipe import Recipe, parse, template
 from pt2q.app.targets import BACKENDS
 from pt2q.errors import UnmatchedRuleWarning
 from pt2q.ir import ops
-from pt2q.observers import standard as observers
 from pt2q.quantizers import (
     Report,
 )

@@ -9,9 +9,9 @@ from support.qat_quantizer import QATQuantizer, prepare
 from torch import nn
 
 import pt2q
-from pt2q.observers.learnable import GroupFakeQuantize
+from pt2q.observers import GroupFakeQuantize
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
-from pt2q.spec.specs import QuantizationSpec
+from pt2q.spec import QuantizationSpec
 
 
 def xnnpack() -> XNNPACKQuantizer:

@@ -24,7 +24,7 @@ from pt2q import (
     prepare_pt2e,
 )
 from pt2q.ir import ops
-from pt2q.spec.specs import QuantizationSpecBase
+from pt2q.spec import QuantizationSpecBase
 
 
 @pytest.mark.parametrize("strict", [True, False])

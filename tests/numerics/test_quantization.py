@@ -10,20 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchao.quantization.pt2e.observer import MinMaxObserver as PeerMinMax
 
-from pt2q.numerics.quantization import (
+from pt2q.ir.dtypes import (
     FLOAT8_DTYPES,
     INTEGER_DTYPES,
-    choose_qparams,
-    dequantize,
     dtype_bounds,
-    fake_quantize,
     is_per_channel,
     is_quantized_dtype,
     is_symmetric,
-    quantize,
-    sqnr,
-    symmetric_zero_point,
 )
+from pt2q.numerics.qparams import choose_qparams, symmetric_zero_point
+from pt2q.numerics.rounding import dequantize, quantize, round_trip
+from pt2q.numerics.sqnr import sqnr
 
 qd = torch.ops.quantized_decomposed
 AFFINE, SYMMETRIC = torch.per_tensor_affine, torch.per_tensor_symmetric
@@ -119,7 +116,7 @@ def test_huge_tiny_and_constant_ranges() -> None:
     scale, zero_point = qparams(0.0, 0.0, torch.uint8, 0, 255, eps=0.0)
     assert 0 < float(scale) < 1e-37 and int(zero_point) == 0
     scale, zero_point = qparams(5.0, 5.0, torch.int8, -128, 127)
-    value = fake_quantize(torch.tensor([5.0]), scale, zero_point, -128, 127, torch.int8)
+    value = round_trip(torch.tensor([5.0]), scale, zero_point, -128, 127, torch.int8)
     assert float(value) == pytest.approx(5.0)
 
 
@@ -168,7 +165,7 @@ def test_per_tensor_is_bit_identical_to_the_operators(dtype, a, b, source) -> No
                 same = dequantize(got, s, z, a, b, dtype, out_dtype=out)
                 assert torch.equal(same, real) and same.dtype == out
             float_real = qd.dequantize_per_tensor(expected, float(s), zero_point, a, b, dtype)
-            assert torch.equal(fake_quantize(x, s, z, a, b, dtype), float_real)
+            assert torch.equal(round_trip(x, s, z, a, b, dtype), float_real)
 
 
 # The operators have no uint16 per channel: torch cannot add uint16 and int64.
@@ -184,14 +181,14 @@ def test_per_channel_is_bit_identical_to_the_operators(dtype, a, b, axis) -> Non
     assert torch.equal(got.long(), expected.long())
     real = qd.dequantize_per_channel(expected, scale, zero_point, axis, a, b, dtype)
     assert torch.equal(dequantize(got, scale, zero_point, a, b, dtype, axis), real)
-    assert torch.equal(fake_quantize(x, scale, zero_point, a, b, dtype, axis), real)
+    assert torch.equal(round_trip(x, scale, zero_point, a, b, dtype, axis), real)
 
 
 def test_rounding_is_half_to_even_and_inputs_stay_untouched() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5])
     before = x.clone()
     assert quantize(x, 1.0, 0, -8, 7, torch.int8).tolist() == [0, 2, 2, 0, -2]
-    fake_quantize(x, 1.0, 0, -8, 7, torch.int8)
+    round_trip(x, 1.0, 0, -8, 7, torch.int8)
     assert torch.equal(x, before)
     q = torch.tensor([1, 2], dtype=torch.int8)
     dequantize(q, 0.5, 1, -8, 7, torch.int8)
@@ -210,7 +207,7 @@ def test_wrong_dtypes_are_errors() -> None:
 def test_error_is_at_most_half_a_step_inside_the_range(values: list[float]) -> None:
     x = torch.tensor(values)
     scale, zero_point = qparams(float(x.min()), float(x.max()), torch.int8, -128, 127)
-    error = (fake_quantize(x, scale, zero_point, -128, 127, torch.int8) - x).abs().max()
+    error = (round_trip(x, scale, zero_point, -128, 127, torch.int8) - x).abs().max()
     # The zero point is rounded, so that an end may lie half a step further out.
     assert float(error) <= float(scale) * 1.0001 + 1e-6
 

@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 
 import pt2q
 from pt2q.errors import NonFiniteActivationError
-from pt2q.numerics import quantization as numerics
+from pt2q.numerics import rounding
 from pt2q.numerics.straight_through import fake_quantize
-from pt2q.observers.fake_quantize import (
+from pt2q.observers import (
     FakeQuantize,
     FusedMovingAvgObsFakeQuantize,
-)
-from pt2q.observers.standard import (
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
@@ -87,7 +85,7 @@ def test_zero_points_per_channel() -> None:
     x, s = torch.randn(4, 8) * 9, torch.rand(4) + 0.05
     z = torch.tensor([-3, 0, 2, 5], dtype=torch.int32)
     y, grad = pull(lambda x: fake_quantize(x, s, z, -8, 7, 0), x, torch.ones(4, 8))
-    assert torch.equal(y, numerics.fake_quantize(x, s, z, -8, 7, torch.int8, 0))
+    assert torch.equal(y, rounding.round_trip(x, s, z, -8, 7, torch.int8, 0))
     q = (x / s[:, None]).round() + z[:, None]
     assert torch.equal(grad, ((q >= -8) & (q <= 7)).float())
 
@@ -153,7 +151,7 @@ def test_plain_has_the_bits_of_torch(options: dict) -> None:
 def test_any_observer_can_be_trained_with(observer: type) -> None:
     fake = FakeQuantize(observer, **AFFINE)
     x = torch.randn(2000)
-    expected = numerics.fake_quantize(x, *observer_qparams(observer, x), -128, 127, torch.int8)
+    expected = rounding.round_trip(x, *observer_qparams(observer, x), -128, 127, torch.int8)
     assert torch.equal(fake(x), expected)
 
 

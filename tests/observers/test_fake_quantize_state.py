@@ -10,14 +10,13 @@ import torch
 
 import pt2q
 from pt2q.errors import NoDataError, SpecError
-from pt2q.numerics import quantization as numerics
-from pt2q.observers.fake_quantize import (
+from pt2q.numerics import rounding
+from pt2q.observers import (
     FakeQuantize,
     FixedQParamsFakeQuantize,
     FusedMovingAvgObsFakeQuantize,
-)
-from pt2q.observers.learnable import GroupFakeQuantize, LearnableFakeQuantize
-from pt2q.observers.standard import (
+    GroupFakeQuantize,
+    LearnableFakeQuantize,
     MinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
@@ -78,7 +77,7 @@ def test_fixed_parameters_stay() -> None:
         scale=1 / 256, zero_point=0, quant_min=0, quant_max=255, dtype=torch.uint8
     )
     x = torch.rand(100)
-    assert torch.equal(fake(x), numerics.fake_quantize(x, 1 / 256, 0, 0, 255, torch.uint8))
+    assert torch.equal(fake(x), rounding.round_trip(x, 1 / 256, 0, 0, 255, torch.uint8))
     assert float(fake.calculate_qparams()[0]) == 1 / 256
 
 

@@ -15,10 +15,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e as peer_convert
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e as peer_prepare
 
 import pt2q
+from pt2q import observers
 from pt2q.errors import NoDataError, NothingQuantizedWarning
 from pt2q.ir import ops
-from pt2q.observers import fake_quantize
-from pt2q.observers import standard as observers
 from pt2q.observers.foreign import saw_data
 
 
@@ -102,7 +101,7 @@ def test_fake_quantizers_of_the_peer(ctr, qat) -> None:
     quantizer = Foreign(weight, Foreign.spec(ctr))
     prepare = pt2q.prepare_qat_pt2e if qat else pt2q.prepare_pt2e
     net, prepared, converted, x = flow(prepare, pt2q.convert_pt2e, quantizer)
-    assert any(isinstance(m, fake_quantize.FakeQuantize) for m in prepared.modules())
+    assert any(isinstance(m, observers.FakeQuantize) for m in prepared.modules())
     assert not any(isinstance(m, peer.FakeQuantize) for m in prepared.modules())
     assert pt2q.sqnr(net(x), converted(x)) > 20
     assert counts(converted)[1] >= 6

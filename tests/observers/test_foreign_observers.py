@@ -9,10 +9,9 @@ import torch
 import torchao.quantization.pt2e as peer
 from support.foreign_quantizer import EPS
 
-from pt2q.observers import fake_quantize
-from pt2q.observers import standard as observers
+from pt2q import observers
 from pt2q.observers.foreign import replacement_for
-from pt2q.observers.standard import ObserverConstructor
+from pt2q.spec import PartialWrapper
 
 SAME = [
     "MinMaxObserver",
@@ -27,7 +26,7 @@ SAME = [
 @pytest.mark.parametrize("name", SAME)
 def test_observers_are_replaced_with_their_arguments(name) -> None:
     theirs, ours = getattr(peer, name), getattr(observers, name)
-    assert replacement_for(theirs) == ObserverConstructor(ours)
+    assert replacement_for(theirs) == PartialWrapper(ours)
     made = replacement_for(theirs.with_args(eps=EPS, dtype=torch.qint8).with_args(eps=1e-3))
     assert made == ours.with_args(eps=1e-3, dtype=torch.int8)
 
@@ -65,11 +64,11 @@ def test_a_subclass_is_not_its_base() -> None:
 def test_fake_quantizers_are_replaced_with_their_observer() -> None:
     moving = peer.MovingAverageMinMaxObserver.with_args(averaging_constant=0.1)
     made = replacement_for(peer.FakeQuantize.with_args(observer=moving, eps=EPS))
-    assert made.cls is fake_quantize.FakeQuantize
+    assert made.func is observers.FakeQuantize
     ours = observers.MovingAverageMinMaxObserver.with_args(averaging_constant=0.1)
     assert made.keywords == {"eps": EPS, "observer": ours}
     fused = replacement_for(peer.FusedMovingAvgObsFakeQuantize)
-    assert fused.cls is fake_quantize.FusedMovingAvgObsFakeQuantize
+    assert fused.func is observers.FusedMovingAvgObsFakeQuantize
 
 
 SCHEMES = [

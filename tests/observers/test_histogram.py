@@ -10,20 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pt2q.numerics.histogram import (
+from pt2q.numerics.histogram import counted, exponent_for, exponent_tensor, widened
+from pt2q.numerics.sampling import (
     BLOCK,
     WHOLE,
     blocks_of,
-    counted,
-    exponent_for,
-    exponent_tensor,
     extremes_of,
     flattened,
     sample_positions,
     stratum_of,
     summarise,
     tail_counts,
-    widened,
 )
 from pt2q.observers.streaming import StreamingHistogram
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchao.quantization.pt2e.observer import HistogramObserver as PeerObserver
 
-from pt2q.numerics.clipping import Grid, _Table, best_grid, exact_error
-from pt2q.numerics.quantization import fake_quantize, sqnr
-from pt2q.observers.standard import HistogramObserver
+from pt2q.numerics.grid_error import Grid, HistogramTable, exact_error
+from pt2q.numerics.grid_search import best_grid
+from pt2q.numerics.rounding import round_trip
+from pt2q.numerics.sqnr import sqnr
+from pt2q.observers import HistogramObserver
 
 
 @given(st.data())
@@ -31,7 +33,10 @@ def test_exact_error_is_that_of_the_values(data: st.DataObject) -> None:
     levels = ((places / scale).round() + point).clamp(-8, 7)
     expected = (weights * (places - (levels - point) * scale).square()).sum()
     got = exact_error(
-        _Table(counts), torch.tensor([[scale]]).double(), torch.tensor([[point]]), Grid(-8, 7)
+        HistogramTable(counts),
+        torch.tensor([[scale]]).double(),
+        torch.tensor([[point]]),
+        Grid(-8, 7),
     )
     assert float(got) == pytest.approx(float(expected), rel=1e-3)
 
@@ -84,7 +89,7 @@ def found(cls: type, x: list[Tensor], dtype: torch.dtype, grid: Grid) -> float:
         observer(batch)
     scale, point = observer.calculate_qparams()
     seen = torch.cat(x)
-    value = fake_quantize(seen, float(scale), int(point), grid.quant_min, grid.quant_max, dtype)
+    value = round_trip(seen, float(scale), int(point), grid.quant_min, grid.quant_max, dtype)
     return float(sqnr(seen, value))
 
 

@@ -8,10 +8,13 @@ from torch import nn
 
 import pt2q
 from pt2q.errors import SpecError
-from pt2q.numerics import quantization as numerics
+from pt2q.numerics import rounding
+from pt2q.numerics.learned_step import learned_step
 from pt2q.numerics.straight_through import fake_quantize_groups
-from pt2q.observers.learnable import GroupFakeQuantize, LearnableFakeQuantize, learned_step
-from pt2q.observers.standard import (
+from pt2q.observers import (
+    DerivedObserverOrFakeQuantize,
+    GroupFakeQuantize,
+    LearnableFakeQuantize,
     MinMaxObserver,
 )
 
@@ -92,7 +95,7 @@ def test_groups_have_parameters_of_their_own() -> None:
     assert torch.equal(scale, scale.bfloat16().float())
     expected = torch.cat(
         [
-            numerics.fake_quantize(
+            rounding.round_trip(
                 x[:, 4 * i : 4 * i + 4], scale[:, i], zero_point[:, i], -8, 7, torch.int8, 0
             )
             for i in range(3)
@@ -116,11 +119,9 @@ def test_groups_with_zero_points() -> None:
 def test_derived_observers_are_switched_too() -> None:
     from support.qat_quantizer import QATQuantizer, prepare
 
-    from pt2q.observers.derived import DerivedObserver
-
     model = nn.Conv2d(3, 4, 3)
     prepared = prepare(model, torch.randn(2, 3, 5, 5), quantizer=QATQuantizer(bias=True))
-    (derived,) = (m for m in prepared.modules() if isinstance(m, DerivedObserver))
+    (derived,) = (m for m in prepared.modules() if isinstance(m, DerivedObserverOrFakeQuantize))
     prepared.apply(pt2q.disable_fake_quant)
     x = torch.randn(2, 3, 5, 5)
     assert not derived.fake_quant

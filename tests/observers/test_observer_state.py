@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pt2q.errors import NoDataError, NonFiniteActivationError
-from pt2q.observers.standard import (
+from pt2q.observers import (
     HistogramObserver,
     MinMaxObserver,
     ObserverBase,

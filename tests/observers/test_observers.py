@@ -11,7 +11,7 @@ from support.observing import COLLECTING, PER_CHANNEL, PER_TENSOR, same, seen
 from torchao.quantization.pt2e import observer as peers
 
 from pt2q.errors import NoDataError, NonFiniteActivationError
-from pt2q.observers.standard import (
+from pt2q.observers import (
     FixedQParamsObserver,
     HistogramObserver,
     MinMaxObserver,

@@ -24,8 +24,8 @@ from pt2q.passes import (
     run_passes,
     verified_passes,
 )
+from pt2q.spec import QuantizationSpec
 from pt2q.spec.plan import build_plan
-from pt2q.spec.specs import QuantizationSpec
 
 aten = torch.ops.aten
 

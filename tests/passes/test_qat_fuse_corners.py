@@ -118,7 +118,7 @@ def test_references_follow_the_moved_edges() -> None:
 
 
 def test_shared_specs_follow_the_moved_edges() -> None:
-    from pt2q.spec.specs import QUANT_ANNOTATION_KEY, SharedQuantizationSpec
+    from pt2q.spec import QUANT_ANNOTATION_KEY, SharedQuantizationSpec
 
     model = nn.Sequential(
         nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)

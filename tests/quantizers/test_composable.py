@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from pt2q import convert_pt2e, prepare_pt2e
 from pt2q.errors import AnnotationError
 from pt2q.ir.ops import LINEAR
-from pt2q.observers.standard import MinMaxObserver
+from pt2q.observers import MinMaxObserver
 from pt2q.quantizers import (
     ComposableQuantizer,
     EmbeddingQuantizer,
@@ -19,8 +19,7 @@ from pt2q.quantizers import (
     get_symmetric_quantization_config,
 )
 from pt2q.quantizers.toolkit.annotate import set_annotation
-from pt2q.spec.annotations import annotation_of
-from pt2q.spec.specs import QuantizationSpec, Quantizer
+from pt2q.spec import QuantizationSpec, Quantizer, annotation_of
 
 
 class Lookup(nn.Module):

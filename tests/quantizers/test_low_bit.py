@@ -14,7 +14,7 @@ from pt2q import convert_pt2e, prepare_pt2e, sqnr
 from pt2q.deploy import onnx as onnx_road
 from pt2q.errors import LoweringError, SpecError
 from pt2q.ir import ops
-from pt2q.observers.group import PerGroupMinMaxObserver
+from pt2q.observers import PerGroupMinMaxObserver
 from pt2q.quantizers import (
     EmbeddingQuantizer,
     WeightQuantizer,
@@ -47,7 +47,7 @@ def converted(quantizer, model=None, inputs=None):
 def test_group_observer_finds_a_scale_per_group():
     weight = torch.randn(6, 64) * torch.logspace(-2, 2, 4).repeat_interleave(16)
     observer = PerGroupMinMaxObserver(
-        dtype=torch.int8, quant_min=-8, quant_max=7, group_size=16, bf16_scales=False
+        dtype=torch.int8, quant_min=-8, quant_max=7, group_size=16, scale_dtype=torch.float32
     )
     observer(weight)
     scale, zero_point = observer.calculate_qparams()

@@ -11,7 +11,7 @@ from support.onnx_models import check_same, converted
 
 from pt2q import sqnr
 from pt2q.deploy import onnx as onnx_road
-from pt2q.observers.bounded import BoundedHistogramObserver
+from pt2q.observers import BoundedHistogramObserver
 from pt2q.quantizers import OnnxQDQQuantizer
 
 onnx = pytest.importorskip("onnx")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pt2q import convert_pt2e, prepare_pt2e
 from pt2q.quantizers import find_sequential_partitions
-from pt2q.spec.specs import QuantizationAnnotation, QuantizationSpec, Quantizer
+from pt2q.spec import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 
 class Net(nn.Module):

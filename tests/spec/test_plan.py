@@ -19,7 +19,7 @@ from pt2q import (
     QuantizationSpec,
     SharedQuantizationSpec,
 )
-from pt2q.spec.specs import EdgeOrNode
+from pt2q.spec import EdgeOrNode
 
 Shared = SharedQuantizationSpec
 

@@ -11,8 +11,8 @@ from pt2q import (
     SharedQuantizationSpec,
 )
 from pt2q.errors import SharingError
+from pt2q.spec import EdgeOrNode
 from pt2q.spec.plan import Plan
-from pt2q.spec.specs import EdgeOrNode
 
 Shared = SharedQuantizationSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pt2q.observers.standard import (
+from pt2q.observers import (
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,

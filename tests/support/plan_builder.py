@@ -11,8 +11,8 @@ from pt2q import (
     QuantizationAnnotation,
     QuantizationSpec,
 )
+from pt2q.spec import QUANT_ANNOTATION_KEY, EdgeOrNode, QuantizationSpecBase
 from pt2q.spec.plan import Plan, build_plan
-from pt2q.spec.specs import QUANT_ANNOTATION_KEY, EdgeOrNode, QuantizationSpecBase
 
 INT8 = QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_affine)
 

@@ -12,12 +12,12 @@ from torch.fx import GraphModule, Node
 import pt2q
 from pt2q.ir import ops
 from pt2q.ir.module import QuantGraphModule
-from pt2q.observers.fake_quantize import FusedMovingAvgObsFakeQuantize
-from pt2q.observers.standard import (
+from pt2q.observers import (
+    FusedMovingAvgObsFakeQuantize,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
-from pt2q.spec.specs import (
+from pt2q.spec import (
     QUANT_ANNOTATION_KEY,
     DerivedQuantizationSpec,
     QuantizationAnnotation,

@@ -7,8 +7,8 @@ from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import is_float_tensor
-from pt2q.observers.standard import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
-from pt2q.spec.specs import (
+from pt2q.observers import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
+from pt2q.spec import (
     QUANT_ANNOTATION_KEY,
     QuantizationAnnotation,
     QuantizationSpec,

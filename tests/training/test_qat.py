@@ -14,12 +14,12 @@ from torch import nn
 
 import pt2q
 from pt2q.ir.module import QuantGraphModule
-from pt2q.observers.learnable import LearnableFakeQuantize
-from pt2q.observers.standard import (
+from pt2q.observers import (
+    LearnableFakeQuantize,
     MovingAverageMinMaxObserver,
     PerChannelMinMaxObserver,
 )
-from pt2q.spec.specs import QuantizationSpec
+from pt2q.spec import QuantizationSpec
 
 
 def states_equal(one: nn.Module, other: nn.Module) -> bool:

@@ -14,9 +14,7 @@ from support.training import batches, network, train
 from torch import nn
 
 from pt2q.ir.module import QuantGraphModule
-from pt2q.observers.standard import (
-    HistogramObserver,
-)
+from pt2q.observers import HistogramObserver
 from pt2q.observers.synchronize import synchronize_observers
 
 

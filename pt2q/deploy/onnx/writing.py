@@ -23,7 +23,7 @@ from pt2q.deploy.optional import optional_modules
 from pt2q.errors import LoweringError
 from pt2q.files import ensure_writable, replacing
 from pt2q.ir import ops
-from pt2q.spec.specs import FLOAT8_DTYPES
+from pt2q.ir.dtypes import FLOAT8_DTYPES
 
 EXTERNAL_BYTES = 1 << 30
 """Constants beyond this go to a file of their own; a single file ends at 2 GiB."""

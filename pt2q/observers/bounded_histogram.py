@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.observers.base import ObserverBase
-from pt2q.observers.standard import HistogramObserver
+from pt2q.observers.histogram import HistogramObserver
+from pt2q.observers.statistics import StatisticsObserver
 
 
-class BoundedHistogramObserver(ObserverBase):
+class BoundedHistogramObserver(StatisticsObserver):
     """`HistogramObserver` for values between bounds, such as what a relu gives.
 
     The grid with the least error may reach a little beyond the values, to have a point where most
@@ -24,6 +24,8 @@ class BoundedHistogramObserver(ObserverBase):
         high: no value is above; 0 or more.
         **kwargs: as `HistogramObserver`.
     """
+
+    per_channel = False
 
     def __init__(
         self, *, low: float = -float("inf"), high: float = float("inf"), **kwargs: Any
@@ -58,7 +60,7 @@ class BoundedHistogramObserver(ObserverBase):
         inside = torch.equal(least, (self.quant_min - zero_point) * scale) and torch.equal(
             greatest, (self.quant_max - zero_point) * scale
         )
-        return (scale, zero_point) if inside else self._qparams_of(least, greatest)
+        return (scale, zero_point) if inside else self._calculate_qparams(least, greatest)
 
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""

@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 from pt2q.errors import SpecError
-from pt2q.observers.base import MASK_LIMITS, ObserverBase
+from pt2q.numerics.extremes import MASK_LIMITS
+from pt2q.observers.statistics import StatisticsObserver
 
 
-class PerGroupMinMaxObserver(ObserverBase):
+class PerGroupMinMaxObserver(StatisticsObserver):
     """The smallest and largest value of each ``group_size`` neighbours along the last axis.
 
     Watches a matrix ``[out, in]``; scales and zero points are ``[out, in / group_size]``.
 
     Args:
         group_size: how many values share a scale; it must divide ``in``.
-        bf16_scales: round scales to bfloat16, the precision some kernels hold them in, so that
-            the converted model computes what they compute.
-        **kwargs: as `ObserverBase`; the scheme is symmetric per channel.
+        scale_dtype: round scales to it, the precision that kernels hold them in (many bfloat16), so
+            that the converted model computes what they compute.
+        **kwargs: as `UniformQuantizationObserverBase`; the scheme is symmetric per channel.
     """
 
     default_qscheme = torch.per_channel_symmetric
@@ -28,20 +29,22 @@ class PerGroupMinMaxObserver(ObserverBase):
     min_val: Tensor
     max_val: Tensor
 
-    def __init__(self, *, group_size: int, bf16_scales: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *, group_size: int, scale_dtype: torch.dtype = torch.bfloat16, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if group_size < 1:
             raise SpecError(f"group_size must be positive, found {group_size}")
         self.group_size = group_size
-        self.bf16_scales = bf16_scales
+        self.scale_dtype = scale_dtype
         self.register_buffer("min_val", torch.empty(0))
         self.register_buffer("max_val", torch.empty(0))
 
     def _observe(self, x: Tensor) -> None:
         if x.dim() != 2 or x.shape[1] % self.group_size:
             raise SpecError(
-                f"{self._where()} groups of {self.group_size} need a matrix whose last dimension "
-                f"is a multiple of that, found shape {tuple(x.shape)}"
+                f"{self._where()} expected a matrix [rows, columns] with columns a multiple of "
+                f"{self.group_size}, the group size, found shape {tuple(x.shape)}"
             )
         if bool(torch.isnan(x).any()):
             raise self._nan_error()
@@ -71,9 +74,10 @@ class PerGroupMinMaxObserver(ObserverBase):
         if not self.has_data:
             raise self._no_data_error()
         shape = self.min_val.shape
-        scale, zero_point = self._qparams_of(self.min_val.reshape(-1), self.max_val.reshape(-1))
-        if self.bf16_scales:
-            scale = scale.to(torch.bfloat16).to(torch.float32)
+        scale, zero_point = self._calculate_qparams(
+            self.min_val.reshape(-1), self.max_val.reshape(-1)
+        )
+        scale = scale.to(self.scale_dtype).to(torch.float32)
         return scale.reshape(shape), zero_point.reshape(shape)
 
     def extra_repr(self) -> str:

@@ -1,0 +1,90 @@
+"""The search for the scale and zero point with the smallest squared error on a histogram."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pt2q.numerics.grid_candidates import (
+    FEW_LEVELS,
+    LOWEST_RATIO,
+    around,
+    every_zero_point,
+    per_candidate,
+    ranked_by_model,
+    within_range,
+)
+from pt2q.numerics.grid_error import Grid, HistogramTable, ValueTable, exact_error
+
+# Beyond this many levels a cell is narrower than a bin, and the model is all there is to know.
+_MANY_LEVELS = 1024
+# Candidates of the model that are evaluated exactly.
+_KEPT = 24
+_KEPT_OF_FEW = 160
+# Two refinements: how far around the best, as a part of the spacing before, and how many scales.
+_REFINEMENTS = ((1.0, 9), (0.25, 9))
+
+
+def best_grid(
+    counts: Tensor,
+    low: Tensor,
+    high: Tensor,
+    smallest: Tensor,
+    grid: Grid,
+    values: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the scale in bins and the zero point, ``[N]`` each, with the smallest error.
+
+    Args:
+        counts: ``[N, bins]`` float64 histograms centred on zero.
+        low: ``[N]`` smallest value in bins, at most 0.
+        high: ``[N]`` largest value in bins, at least 0.
+        smallest: ``[N]`` smallest scale in bins.
+        grid: The integers.
+        values: Where there are few: the values in bins, ``[N, n]``, see :class:`ValueTable`.
+    """
+    floor = smallest.unsqueeze(1)
+    if grid.steps >= _MANY_LEVELS:
+        scale, zero_point = ranked_by_model(counts, low, high, grid, kept=1)
+        return torch.maximum(scale[:, 1], smallest), zero_point[:, 1]
+    table = HistogramTable(counts) if values is None else ValueTable(values)
+    kept = _KEPT if values is None else _KEPT_OF_FEW
+    scale, zero_point = (
+        every_zero_point(low, high, grid)
+        if grid.steps < FEW_LEVELS
+        else ranked_by_model(counts, low, high, grid, kept)
+    )
+    best = _best_of(table, scale, zero_point, floor, grid)
+    for part, count in _REFINEMENTS:
+        candidates = _neighbours(*best, low, high, grid, part, count)
+        best = _best_of(table, *candidates, floor, grid)
+    return best
+
+
+def _neighbours(
+    scale: Tensor,
+    zero_point: Tensor,
+    low: Tensor,
+    high: Tensor,
+    grid: Grid,
+    part: float,
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """Return candidates ``[N, C]`` around the best, within ``part`` of its distance to others."""
+    spread = part * (-math.log(LOWEST_RATIO) / per_candidate(grid))
+    if grid.steps < FEW_LEVELS:
+        both_sides = torch.zeros_like(low, dtype=torch.bool)
+        return around(scale, zero_point, spread, count, grid, both_sides)
+    one_sided = (low == 0) | (high == 0)
+    near = around(scale, zero_point, spread, count, grid, one_sided)
+    return within_range(*near, low, high, grid)
+
+
+def _best_of(
+    table: HistogramTable | ValueTable, scale: Tensor, zero_point: Tensor, floor: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    scale = torch.maximum(scale, floor)
+    best = exact_error(table, scale, zero_point, grid).argmin(1, keepdim=True)
+    return scale.gather(1, best).squeeze(1), zero_point.gather(1, best).squeeze(1)

@@ -1,0 +1,140 @@
+"""What is taken of a tensor for a histogram, at little cost.
+
+Counting every value costs more than a fast layer. What is taken of a tensor of more than
+``WHOLE`` elements is
+
+* samples: one from each stratum of ``stratum_of(n)`` neighbours, at a random place in it. A regular
+  stride would meet the same channel again and again;
+* extremes: the smallest and the largest value of each block of ``BLOCK`` elements. A block takes
+  every so-many-th element of the tensor, so that neighbours fall into different blocks.
+
+Samples alone lose the tails, which decide where to clip; extremes alone know nothing else. With a
+fraction ``f`` of ``b`` blocks whose maximum is beyond ``t``, about ``-b * log(1 - f)`` values are
+beyond ``t``; :func:`tail_counts` weighs this with the samples by their variances.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+WHOLE = 16384
+BLOCK = 255
+_PHASES = 4
+_FEWEST_SAMPLES = 4096
+_WIDEST_STRATUM = 128
+
+
+def stratum_of(size: int) -> int:
+    """Return how many elements one sample of a tensor of ``size`` elements stands for."""
+    return min(size // _FEWEST_SAMPLES, _WIDEST_STRATUM)
+
+
+@lru_cache(maxsize=256)
+def sample_positions(size: int, phase: int, device: torch.device) -> Tensor:
+    """Return one random position in each stratum, ``[size // stratum_of(size)]``."""
+    stratum = stratum_of(size)
+    generator = torch.Generator().manual_seed(size * _PHASES + phase)
+    strata = size // stratum
+    jitter = torch.randint(0, stratum, (strata,), generator=generator)
+    return (torch.arange(strata) * stratum + jitter).to(torch.int32).to(device, non_blocking=True)
+
+
+def samples_of(flat: Tensor, call: int) -> Tensor:
+    """Return the samples of a flat tensor; successive calls look at different places."""
+    positions = sample_positions(flat.shape[0], call % _PHASES, flat.device)
+    return flat.index_select(0, positions)
+
+
+def flattened(x: Tensor) -> Tensor:
+    """Return the elements of ``x`` in some order as ``[n]``, without a copy where that can be."""
+    if x.is_contiguous():
+        return x.view(-1)
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return x.reshape(-1)
+        expected *= size
+    return x.as_strided((expected,), (1,))
+
+
+@lru_cache(maxsize=4096)
+def blocks_of(size: int) -> int:
+    """Return the number of blocks of a large tensor: the largest prime up to ``size / BLOCK``.
+
+    A prime shares no factor with the width of a channel axis; else a block would hold few channels
+    over and over, and an outlier channel would show in few blocks.
+    """
+    blocks = max(size // BLOCK, 2)
+    while any(blocks % factor == 0 for factor in range(2, math.isqrt(blocks) + 1)):
+        blocks -= 1
+    return blocks
+
+
+def extremes_of(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest value of each block.
+
+    What is left over from blocks of ``BLOCK`` elements joins the first blocks.
+    """
+    blocks = blocks_of(flat.shape[0])
+    body, rest = flat[: blocks * BLOCK].view(BLOCK, blocks), flat[blocks * BLOCK :]
+    low, high = body.amin(0), body.amax(0)
+    for start in range(0, rest.shape[0], blocks):
+        part = rest[start : start + blocks]
+        first_low, first_high = low[: part.shape[0]], high[: part.shape[0]]
+        torch.minimum(first_low, part, out=first_low)
+        torch.maximum(first_high, part, out=first_high)
+    return low, high
+
+
+@dataclass
+class Summary:
+    """What is taken of one tensor: ``values``, each standing for ``weight`` elements."""
+
+    values: Tensor
+    weight: int
+    low: Tensor
+    high: Tensor
+    minima: Tensor | None = None
+    maxima: Tensor | None = None
+
+
+def summarise(flat: Tensor, call: int) -> Summary:
+    """Return all of a small flat tensor, or samples and block extremes of a large one."""
+    if flat.shape[0] <= WHOLE:
+        low, high = torch.aminmax(flat)
+        return Summary(flat, 1, low, high)
+    minima, maxima = extremes_of(flat)
+    values = samples_of(flat, call)
+    return Summary(values, stratum_of(flat.shape[0]), minima.amin(), maxima.amax(), minima, maxima)
+
+
+def tail_counts(sampled: Tensor, extremes: Tensor, fraction: Tensor, blocks: Tensor) -> Tensor:
+    """Return the counts in bins on one side of zero, tails restored from block extremes.
+
+    Args:
+        sampled: ``[N, half]`` counts estimated from samples, by growing magnitude.
+        extremes: ``[N, half]`` counts of block extremes on this side.
+        fraction: ``[N, 1]`` samples taken for each element they stand for.
+        blocks: ``[N, 1]`` number of blocks, at least 1.
+    """
+    beyond = sampled.flip(1).cumsum(1)
+    # Values beyond a level, thrown into blocks at random, leave blocks empty like a Poisson law.
+    occupied = extremes.flip(1).cumsum(1)
+    mean = -torch.log1p(-(occupied / blocks).clamp(max=1 - 1e-9))
+    from_blocks = mean * blocks
+    block_variance = blocks * (torch.expm1(mean) - mean) + 1e-3
+    weight = 1 / fraction
+    sample_variance = torch.maximum(from_blocks, weight) * (weight - 1) + 1e-3
+    # Values that cluster in few blocks: the samples contradict the blocks beyond doubt.
+    excess = (beyond - from_blocks).square() - 16 * sample_variance
+    block_variance = block_variance + excess.clamp(min=0)
+    share = sample_variance / (sample_variance + block_variance)
+    combined = torch.lerp(beyond, from_blocks, share)
+    # A count of values beyond a level can only grow toward zero.
+    combined = combined.cummax(1).values
+    return torch.diff(combined, dim=1, prepend=torch.zeros_like(combined[:, :1])).flip(1)

@@ -1,0 +1,140 @@
+"""Observe a tensor, then quantize and dequantize it.
+
+The parameters in use are in buffers, so that a checkpoint says what the model computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pt2q.errors import SpecError
+from pt2q.ir.dtypes import FLOAT8_DTYPES, is_per_channel
+from pt2q.numerics.rounding import round_trip
+from pt2q.numerics.straight_through import fake_quantize
+from pt2q.observers.fake_quantizer_base import FakeQuantizeBase
+from pt2q.observers.moving_average import MovingAverageMinMaxObserver
+from pt2q.observers.resizing import make_room
+
+# The int32 range holds no more float32 integers than this, and a spec's float8 has its own steps.
+_FLOAT_INTEGERS = 2**24
+
+
+class FakeQuantize(FakeQuantizeBase):
+    """Observe a tensor, then quantize and dequantize it.
+
+    Args:
+        observer: class of the observer that finds the parameters, or its ``with_args``.
+        quant_min, quant_max: the integers used; the observer's default if not given.
+        is_dynamic: each input gets parameters of its own.
+        **observer_kwargs: for the observer (``dtype``, ``qscheme``, ``ch_axis``, ``eps``, ...).
+
+    Attributes:
+        scale, zero_point: the parameters in use: float32 and int32, [1] or [C].
+        activation_post_process: the observer.
+    """
+
+    activation_post_process: Any
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        observer: Any = MovingAverageMinMaxObserver,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        is_dynamic: bool = False,
+        **observer_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.activation_post_process = observer(
+            quant_min=quant_min, quant_max=quant_max, is_dynamic=is_dynamic, **observer_kwargs
+        )
+        found = self.activation_post_process
+        if found.quant_min is None or found.quant_max is None:
+            raise SpecError(f"{type(self).__name__}: {found.dtype} is no type to quantize to")
+        self.dtype, self.qscheme, self.eps = found.dtype, found.qscheme, found.eps
+        self.quant_min, self.quant_max = found.quant_min, found.quant_max
+        self.ch_axis = found.ch_axis if is_per_channel(found.qscheme) else None
+        self.is_dynamic = is_dynamic
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        self._ready: bool | None = None
+
+    @property
+    def node_name(self) -> str:
+        """The node whose output is watched, for messages."""
+        return str(self.activation_post_process.node_name)
+
+    @node_name.setter
+    def node_name(self, name: str) -> None:
+        self.activation_post_process.node_name = name
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there are parameters: something was observed."""
+        if self._ready is None or not self._ready:
+            self._ready = bool(self.activation_post_process.has_data)
+        return self._ready
+
+    @property
+    def constant_input(self) -> bool:
+        """Whether a constant is to be shown again before conversion: it still is observed."""
+        return self._is_on()[0]
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Return the parameters in use, float32 and int64: those of the last training step."""
+        if not self.has_data:
+            self.activation_post_process.calculate_qparams()  # says who saw no data
+        return self.scale.detach(), self.zero_point.detach().to(torch.int64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` rounded to its grid, or ``x`` itself if that is switched off."""
+        observing, rounding = self._is_on()
+        if x.numel() == 0:
+            return x
+        if observing:
+            self._observe(x.detach())
+        if not rounding or not (observing or self.has_data):
+            return x
+        return self._round(x)
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        observer = self.activation_post_process
+        if self.is_dynamic:
+            observer.reset()
+        observer(x)
+        self.take_parameters()
+
+    def take_parameters(self) -> None:
+        """Take the parameters from the observer's range as it is."""
+        self._set_qparams(*self.activation_post_process.calculate_qparams())
+
+    def _set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        if self.scale.shape != scale.shape or self.scale.device != scale.device:
+            self.scale = torch.empty_like(scale)
+            self.zero_point = torch.empty_like(zero_point, dtype=torch.int32)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+        self._ready = True
+
+    def _round(self, x: Tensor) -> Tensor:
+        low, high, axis = self.quant_min, self.quant_max, self.ch_axis
+        if self.dtype in FLOAT8_DTYPES or high - low > _FLOAT_INTEGERS:
+            scale, zero = (self.scale, self.zero_point) if axis is not None else self._scalars()
+            rounded = round_trip(x.detach(), scale, zero, low, high, self.dtype, axis)
+            return x + (rounded.to(x.dtype) - x).detach()
+        return fake_quantize(x, self.scale, self.zero_point, low, high, axis)
+
+    def _scalars(self) -> tuple[Tensor, Tensor]:
+        return self.scale.reshape(()), self.zero_point.reshape(())
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        make_room(self, state_dict, prefix, ("scale", "zero_point"))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._ready = None

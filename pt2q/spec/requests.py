@@ -1,0 +1,106 @@
+"""What annotations ask for, tensor by tensor, before sharing is resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import Graph, Node
+
+from pt2q.errors import AnnotationError
+from pt2q.ir.graph import EdgeOrNode, edge_name, is_float_tensor
+from pt2q.ir.storage import StorageMap
+from pt2q.spec.annotation import annotation_of
+from pt2q.spec.specs import QuantizationSpecBase
+
+QUANTIZABLE = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+
+@dataclass
+class Requests:
+    """The spec of each annotated tensor, whether it may share, and what is left alone and why."""
+
+    specs: dict[EdgeOrNode, QuantizationSpecBase] = field(default_factory=dict)
+    implicit: dict[EdgeOrNode, bool] = field(default_factory=dict)
+    skipped: dict[EdgeOrNode, str] = field(default_factory=dict)
+
+    def add(self, key: EdgeOrNode, spec: QuantizationSpecBase, implicit: bool) -> None:
+        """Ask for a spec; ``implicit`` as the annotation's ``allow_implicit_sharing``."""
+        self.specs[key] = spec
+        self.implicit[key] = implicit
+
+    def skip(self, key: EdgeOrNode, reason: str) -> None:
+        """Leave a tensor alone, whatever it asked for."""
+        self.specs.pop(key, None)
+        self.implicit.pop(key, None)
+        self.skipped[key] = reason
+
+
+def read_requests(graphs: Sequence[Graph]) -> Requests:
+    """Read the annotations of graphs; none of them is changed.
+
+    Raises:
+        AnnotationError: an annotation names an edge that does not exist, or is no spec of ours.
+    """
+    found = Requests()
+    for graph in graphs:
+        _read_graph(found, graph, StorageMap.of(graph))
+    return found
+
+
+def _read_graph(found: Requests, graph: Graph, storage: StorageMap) -> None:
+    for node in graph.nodes:
+        annotation = annotation_of(node)
+        if annotation is None:
+            continue
+        implicit = annotation.allow_implicit_sharing
+        readers = set(node.all_input_nodes)
+        for producer, spec in annotation.input_qspec_map.items():
+            if producer not in readers:
+                raise AnnotationError(
+                    f"{node.name} is annotated on an edge from {producer}, which it does not "
+                    f"read; its inputs are {[n.name for n in node.all_input_nodes]}"
+                )
+            if spec is not None:
+                _read_one(found, (producer, node), producer, spec, implicit, storage)
+        if annotation.output_qspec is not None:
+            _read_one(found, node, node, annotation.output_qspec, implicit, storage)
+
+
+def _read_one(
+    found: Requests,
+    key: EdgeOrNode,
+    value: Node,
+    spec: QuantizationSpecBase,
+    implicit: bool,
+    storage: StorageMap,
+) -> None:
+    if not isinstance(spec, QuantizationSpecBase):
+        raise AnnotationError(
+            f"{edge_name(key)} is annotated with a {type(spec).__name__}; use QuantizationSpec, "
+            "SharedQuantizationSpec, DerivedQuantizationSpec or FixedQParamsQuantizationSpec"
+        )
+    reason = _why_not(value)
+    if reason is not None:
+        found.skip(key, reason)
+    elif not isinstance(key, Node) and storage.must_write_through(*key):
+        found.skip(key, "written in place: the write has to reach the original tensor")
+    else:
+        found.add(key, spec, implicit)
+
+
+def _why_not(value: Node) -> str | None:
+    """Why a value cannot be quantized, whatever its annotation says."""
+    if not is_float_tensor(value):
+        return "not a floating point tensor"
+    tensor = value.meta["val"]
+    if tensor.dtype not in QUANTIZABLE:
+        return f"{tensor.dtype}, which the quantize operators do not take"
+    if tensor.layout is not torch.strided:
+        return f"a {str(tensor.layout).removeprefix('torch.')} tensor, which is not strided"
+    # A plain meta tensor stands for one whose device is not on record.
+    if isinstance(tensor, FakeTensor) and tensor.device.type == "meta":
+        return "on the meta device: it has no data to find parameters from"
+    return None
