@@ -2,41 +2,43 @@
 
 from pt2q.quantizers.composable import ComposableQuantizer
 from pt2q.quantizers.embedding import EmbeddingQuantizer, get_embedding_quantization_config
-from pt2q.quantizers.low_bit import (
-    WeightQuantizer,
+from pt2q.quantizers.onnx_qdq.configs import (
+    get_onnxruntime_quantization_config,
+    get_tensorrt_quantization_config,
+)
+from pt2q.quantizers.onnx_qdq.quantizer import OnnxQDQQuantizer
+from pt2q.quantizers.state_quantizer import StateQuantizer
+from pt2q.quantizers.toolkit.config import QuantizationConfig, get_symmetric_quantization_config
+from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
+from pt2q.quantizers.toolkit.reading.attention_masks import MaskFinder
+from pt2q.quantizers.toolkit.reading.partitions import find_sequential_partitions
+from pt2q.quantizers.toolkit.reading.tensor_roles import Roles, roles_of
+from pt2q.quantizers.toolkit.reasons import Reason
+from pt2q.quantizers.toolkit.report.decision_report import Report
+from pt2q.quantizers.toolkit.report.decisions import Row
+from pt2q.quantizers.toolkit.selection.statements import Selection
+from pt2q.quantizers.toolkit.table.backend_table import BackendTable
+from pt2q.quantizers.toolkit.table.rule import Match, Rule, When
+from pt2q.quantizers.weights.configs import (
     get_dynamic_activation_4bit_weight_config,
     get_float8_quantization_config,
     get_int16_activation_config,
     get_weight_only_quantization_config,
 )
-from pt2q.quantizers.onnx_qdq import (
-    OnnxQDQQuantizer,
-    get_onnxruntime_quantization_config,
-    get_tensorrt_quantization_config,
-)
-from pt2q.quantizers.state_quantizer import StateQuantizer
-from pt2q.quantizers.toolkit.config import QuantizationConfig, get_symmetric_quantization_config
-from pt2q.quantizers.toolkit.engine import TableQuantizer
-from pt2q.quantizers.toolkit.masks import MaskFinder
-from pt2q.quantizers.toolkit.partitions import find_sequential_partitions
-from pt2q.quantizers.toolkit.report import Report, Row
-from pt2q.quantizers.toolkit.roles import Roles, roles_of
-from pt2q.quantizers.toolkit.rules import Kind, Match, Rule
-from pt2q.quantizers.toolkit.selection import Selection
-from pt2q.quantizers.x86_inductor import (
-    X86InductorQuantizer,
-    get_default_x86_inductor_quantization_config,
-)
-from pt2q.quantizers.xnnpack import XNNPACKQuantizer
+from pt2q.quantizers.weights.quantizer import WeightQuantizer
+from pt2q.quantizers.x86_inductor.configs import get_default_x86_inductor_quantization_config
+from pt2q.quantizers.x86_inductor.quantizer import X86InductorQuantizer
+from pt2q.quantizers.xnnpack.quantizer import XNNPACKQuantizer
 
 __all__ = [
+    "BackendTable",
     "ComposableQuantizer",
     "EmbeddingQuantizer",
-    "Kind",
     "MaskFinder",
     "Match",
     "OnnxQDQQuantizer",
     "QuantizationConfig",
+    "Reason",
     "Report",
     "Roles",
     "Row",
@@ -45,6 +47,7 @@ __all__ = [
     "StateQuantizer",
     "TableQuantizer",
     "WeightQuantizer",
+    "When",
     "X86InductorQuantizer",
     "XNNPACKQuantizer",
     "find_sequential_partitions",

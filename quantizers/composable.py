@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Node
 from pt2q.errors import AnnotationError
 from pt2q.ir.control_flow import graph_modules, named_graph_modules
 from pt2q.ir.graph import module_path
-from pt2q.quantizers.toolkit.report import Report, Row
+from pt2q.quantizers.toolkit.report.decision_report import Report
+from pt2q.quantizers.toolkit.report.decisions import Row
 from pt2q.spec import EdgeOrNode, QuantizationAnnotation, Quantizer, annotated_apart, annotation_of
 
 _CALLS = ("transform_for_annotation", "annotate", "validate")
@@ -149,7 +150,13 @@ def _row(path: str, node: Node, name: str) -> Row:
         str(dtype) for s in specs if (dtype := getattr(s, "dtype", None)) is not None
     )
     words = ("annotated", *(dtype.removeprefix("torch.") for dtype in dtypes))
-    return Row(path + node.name, module_path(node), str(node.target), True, ", ".join(words), name)
+    return Row(
+        node=path + node.name,
+        module=module_path(node),
+        operator=str(node.target),
+        words=", ".join(words),
+        by=name,
+    )
 
 
 def _content(annotation: QuantizationAnnotation | None) -> object:

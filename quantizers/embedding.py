@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import torch
-from torch.fx import Node
 
 from pt2q.ir.ops import EMBEDDING
-from pt2q.quantizers.toolkit import checks
-from pt2q.quantizers.toolkit.annotate import annotate_weighted
+from pt2q.observers import PerChannelMinMaxObserver
 from pt2q.quantizers.toolkit.config import EPS, QuantizationConfig
-from pt2q.quantizers.toolkit.engine import TableQuantizer
-from pt2q.quantizers.toolkit.rules import Rule
+from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
+from pt2q.quantizers.toolkit.reasons import EMBEDDINGS_ONLY
+from pt2q.quantizers.toolkit.table import checks
+from pt2q.quantizers.toolkit.table.annotate import annotate_weighted
+from pt2q.quantizers.toolkit.table.backend_table import BackendTable
+from pt2q.quantizers.toolkit.table.kernel_limits import INT8, KernelLimits, TensorLimits
+from pt2q.quantizers.toolkit.table.rule import Rule
 from pt2q.spec import QuantizationSpec
 
-EMBEDDING_RULES = (
-    Rule(
-        "embedding",
-        EMBEDDING,
-        annotate_weighted,
-        checks=(checks.constant_weight, checks.float32_only),
+TABLE_LIMITS = TensorLimits(stored=(INT8,), per_tensor=False, per_channel=True, min_scale=EPS)
+LOOKUP = Rule(
+    name="embedding",
+    heads=EMBEDDING,
+    kernel=KernelLimits(
+        activation=TensorLimits(stored=()), weight=TABLE_LIMITS, float_activation=True
     ),
+    annotate=annotate_weighted,
+    checks=(checks.constant_weight, checks.float32_only),
 )
 
 
 def get_embedding_quantization_config() -> QuantizationConfig:
     """Weight only: int8 [-128, 127], affine, a scale and zero point per row of the table."""
-    from pt2q.observers import PerChannelMinMaxObserver
-
     weight = QuantizationSpec(
         dtype=torch.int8,
         quant_min=-128,
@@ -36,6 +39,16 @@ def get_embedding_quantization_config() -> QuantizationConfig:
         observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=EPS),
     )
     return QuantizationConfig(None, None, weight)
+
+
+EMBEDDINGS = BackendTable(
+    runtime="EmbeddingQuantizer",
+    default=get_embedding_quantization_config,
+    configuration="get_embedding_quantization_config()",
+    rules=(LOOKUP,),
+    else_in_float=EMBEDDINGS_ONLY,
+    else_in_float_dynamic=EMBEDDINGS_ONLY,
+)
 
 
 class EmbeddingQuantizer(TableQuantizer):
@@ -49,13 +62,4 @@ class EmbeddingQuantizer(TableQuantizer):
         default: taken in place of `get_embedding_quantization_config`.
     """
 
-    def __init__(self, default: QuantizationConfig | None = None) -> None:
-        super().__init__(default or get_embedding_quantization_config())
-
-    def rules(self, config: QuantizationConfig) -> tuple[Rule, ...]:
-        """One rule."""
-        return EMBEDDING_RULES
-
-    def why_float(self, node: Node, config: QuantizationConfig) -> str:
-        """Not an embedding."""
-        return "the embedding quantizer quantizes embeddings only"
+    table = EMBEDDINGS

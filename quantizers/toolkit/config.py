@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import torch
 
+from pt2q import observers
 from pt2q.ir.dtypes import PER_CHANNEL_SCHEMES
+from pt2q.observers import FusedMovingAvgObsFakeQuantize
 from pt2q.spec import QuantizationSpec
 
 EPS = 2**-12
 """Smallest scale: the runtime's requantization multipliers cannot be arbitrarily large."""
+
+
+class Mode(Enum):
+    """When the parameters of activations are found.
+
+    STATIC: by calibration; also where activations stay in float.
+    QAT: in training, where batch norms are still in the graph.
+    DYNAMIC: at run time, from each input.
+    """
+
+    STATIC = "static"
+    QAT = "training"
+    DYNAMIC = "dynamic"
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,13 @@ class QuantizationConfig:
     def is_dynamic(self) -> bool:
         """Whether the parameters of inputs are computed from each input at run time."""
         return self.input_activation is not None and self.input_activation.is_dynamic
+
+    @property
+    def mode(self) -> Mode:
+        """When the parameters of its activations are found."""
+        if self.is_dynamic:
+            return Mode.DYNAMIC
+        return Mode.QAT if self.is_qat else Mode.STATIC
 
     @property
     def is_per_channel(self) -> bool:
@@ -118,15 +141,13 @@ def _activation_spec(is_qat: bool, is_dynamic: bool, qmin: int, qmax: int) -> Qu
 
 
 def _activation_constructor(is_qat: bool, is_dynamic: bool) -> Any:
-    from pt2q.observers import HistogramObserver, PlaceholderObserver
-
     if is_dynamic:
-        return PlaceholderObserver.with_args(per_token=True, eps=EPS)
+        return observers.PlaceholderObserver.with_args(per_token=True, eps=EPS)
     if not is_qat:
-        return HistogramObserver.with_args(eps=EPS)
-    from pt2q.observers import FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
-
-    return FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=EPS)
+        return observers.HistogramObserver.with_args(eps=EPS)
+    return FusedMovingAvgObsFakeQuantize.with_args(
+        observer=observers.MovingAverageMinMaxObserver, eps=EPS
+    )
 
 
 def _weight_spec(
@@ -143,13 +164,9 @@ def _weight_spec(
 
 
 def _weight_constructor(is_per_channel: bool, is_qat: bool) -> Any:
-    from pt2q import observers
-
     if not is_qat:
         kind = observers.PerChannelMinMaxObserver if is_per_channel else observers.MinMaxObserver
         return kind.with_args(eps=EPS)
-    from pt2q.observers import FusedMovingAvgObsFakeQuantize
-
     # Weights change with every step, and their range is known exactly: nothing is averaged.
     moving = (
         observers.MovingAveragePerChannelMinMaxObserver

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import get_constant, is_constant, is_parameter
 from pt2q.ir.ops import ADDMM, CONV, LINEAR, is_op, set_argument
-from pt2q.quantizers.toolkit.roles import roles_of
+from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 
 WITH_BIAS = CONV | LINEAR | ADDMM
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from pt2q.errors import SpecError, UnmatchedRuleWarning
 from pt2q.ir.module import import_exported
 from pt2q.quantizers import Report, XNNPACKQuantizer, get_symmetric_quantization_config
-from pt2q.quantizers.toolkit.selection import path_prefixes, type_name
+from pt2q.quantizers.toolkit.selection.resolution import path_prefixes
+from pt2q.quantizers.toolkit.selection.statements import type_name
 
 STATIC = get_symmetric_quantization_config(is_per_channel=True)
 PER_TENSOR = get_symmetric_quantization_config()

@@ -183,9 +183,12 @@ def test_validate_names_what_no_kernel_takes() -> None:
     assert STATIC.input_activation is not None
     unsigned = replace(STATIC.input_activation, dtype=torch.uint8, quant_min=0, quant_max=255)
     for config, message in (
-        (per_tensor, "weight scale per channel"),
+        (per_tensor, "weight in int8 .*, a scale per channel, but .* one scale, symmetric"),
         (replace(DYNAMIC, output_activation=STATIC.output_activation), "output_activation"),
-        (replace(STATIC, input_activation=unsigned), "int8 only, but input_activation"),
+        (
+            replace(STATIC, input_activation=unsigned),
+            r"input_activation in int8 .* asks for uint8 \[0, 255\]",
+        ),
     ):
         quantizer = XNNPACKQuantizer().set_global(config)
         with pytest.raises(AnnotationError, match=message):

@@ -1,6 +1,6 @@
 """Which of the matched operators gain from int8, given their neighbours.
 
-A joining or carrying operator is quantized if it lies on a path of quantized operators that
+An operator that does not always gain is quantized if it lies on a path of quantized operators that
 starts where a value is quantized anyway and ends where one is read quantized. The largest such
 set is found by taking out what fails, and looking again at the neighbours of what was taken out;
 every match is taken out at most once, so the work is linear in the edges.
@@ -13,15 +13,13 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
-from pt2q.quantizers.toolkit.annotate import output_is_quantized
-from pt2q.quantizers.toolkit.roles import roles_of
-from pt2q.quantizers.toolkit.rules import Kind, Match
-
-NO_READER = "its result is read in float only"
-NO_SOURCE = "its inputs are computed in float"
+from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
+from pt2q.quantizers.toolkit.reasons import NO_QUANTIZED_READER, NO_QUANTIZED_SOURCE, Reason
+from pt2q.quantizers.toolkit.table.annotate import output_is_quantized
+from pt2q.quantizers.toolkit.table.rule import Match, When
 
 
-def select_worthwhile(matches: Iterable[Match]) -> tuple[dict[Node, Match], dict[Node, str]]:
+def select_gaining(matches: Iterable[Match]) -> tuple[dict[Node, Match], dict[Node, Reason]]:
     """Split matches into those to annotate and those that stay in float.
 
     Args:
@@ -31,7 +29,7 @@ def select_worthwhile(matches: Iterable[Match]) -> tuple[dict[Node, Match], dict
         The matches kept, by each of their nodes; and a reason per node of those left out.
     """
     kept = {node: match for match in matches for node in match.nodes}
-    left: dict[Node, str] = {}
+    left: dict[Node, Reason] = {}
     waiting = deque(_unique(kept.values()))
     while waiting:
         match = waiting.popleft()
@@ -51,18 +49,18 @@ def _unique(matches: Iterable[Match]) -> list[Match]:
     return list({match.head: match for match in matches}.values())
 
 
-def _reason_to_leave(match: Match, kept: dict[Node, Match]) -> str | None:
-    kind = match.rule.kind
-    if kind is Kind.ALWAYS or (kind is Kind.JOINING and match.choice.by_operator):
+def _reason_to_leave(match: Match, kept: dict[Node, Match]) -> Reason | None:
+    when = match.rule.when
+    if when is When.ALWAYS or (when is When.BETWEEN_QUANTIZED and match.choice.by_operator):
         return None
     if not _has_source(match, kept):
-        return NO_SOURCE
-    return None if _has_reader(match, kept) else NO_READER
+        return NO_QUANTIZED_SOURCE
+    return None if _has_reader(match, kept) else NO_QUANTIZED_READER
 
 
 def _has_source(match: Match, kept: dict[Node, Match]) -> bool:
     activations = roles_of(match.head).activations
-    if match.rule.kind is Kind.CARRYING:
+    if match.rule.when is When.INPUT_QUANTIZED:
         return bool(activations) and _comes_quantized(activations[0], kept)
     # A graph's input is neither quantized nor computed: it does not speak against int8.
     return any(a.op == "placeholder" or _comes_quantized(a, kept) for a in activations)
@@ -72,7 +70,7 @@ def _comes_quantized(node: Node, kept: dict[Node, Match]) -> bool:
     match = kept.get(node)
     if match is None:
         return output_is_quantized(node)
-    if match.rule.kind is Kind.ALWAYS:
+    if match.rule.when is When.ALWAYS:
         return match.last is node and match.config.output_activation is not None
     return match.last is node
 
@@ -83,7 +81,7 @@ def _has_reader(match: Match, kept: dict[Node, Match]) -> bool:
 
 def _reads_quantized(user: Node, match: Match, kept: dict[Node, Match]) -> bool:
     if user.op == "output":
-        return match.rule.ends_at_output
+        return match.rule.output_counts
     reader = kept.get(user)
     return reader is not None and match.last in roles_of(user).activations
 

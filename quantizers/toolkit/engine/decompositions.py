@@ -12,6 +12,7 @@ from pt2q.passes.decompose.attention import ORIGIN as ATTENTION
 from pt2q.passes.decompose.attention import DecomposeAttention
 from pt2q.passes.decompose.recurrent import ORIGIN as RECURRENT
 from pt2q.passes.decompose.recurrent import DecomposeRecurrent
+from pt2q.quantizers.toolkit.reasons import NOT_TAKEN_APART, Reason
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Decompositions:
         return [*found, DecomposeRecurrent(self.max_steps)] if self.recurrent else found
 
 
-def why_not_decomposed(model: GraphModule) -> dict[str, str]:
+def why_not_decomposed(model: GraphModule) -> dict[str, Reason]:
     """The reasons of operators that were to be taken apart and were not, by node name."""
     if not isinstance(model, QuantGraphModule):
         return {}
     notes = (note for note in model.record.notes if note.origin in (ATTENTION, RECURRENT))
-    return {note.node: f"not taken apart: {note.text}" for note in notes}
+    return {note.node: NOT_TAKEN_APART.filled(why=note.text) for note in notes}

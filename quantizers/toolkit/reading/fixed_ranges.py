@@ -1,4 +1,4 @@
-"""Keep grids inside the bounds of what relu and its kin give, so that runtimes can drop these."""
+"""Keep grids inside the ranges of what relu and its kin give, so that runtimes can drop these."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pt2q.ir.ops import (
     is_op,
 )
 from pt2q.observers import BoundedHistogramObserver, HistogramObserver
-from pt2q.quantizers.toolkit.roles import float_activations
+from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations
 from pt2q.spec import EdgeOrNode
 
-Bounds = tuple[float, float]
+Range = tuple[float, float]
 
 _CARRIERS = CAT | COPY | DROPOUT | MAX_POOL2D | PERMUTE | RESHAPE | SUBSET | UPSAMPLE_NEAREST
 _INF = float("inf")
 
 
-def bounds_of(node: Node, known: dict[Node, Bounds]) -> Bounds:
-    """Bounds that a tensor cannot leave, 0 included; infinite where none are known.
+def fixed_range_of(node: Node, known: dict[Node, Range]) -> Range:
+    """Range that a tensor cannot leave, 0 included; infinite where none are known.
 
     Args:
         node: what computes the tensor.
@@ -51,7 +51,7 @@ def bounds_of(node: Node, known: dict[Node, Bounds]) -> Bounds:
     return known[node]
 
 
-def _own(node: Node) -> Bounds:
+def _own(node: Node) -> Range:
     if is_op(node, RELU):
         return 0.0, _INF
     if is_op(node, RELU6):
@@ -62,11 +62,11 @@ def _own(node: Node) -> Bounds:
     return -_INF, _INF
 
 
-def _union(bounds: list[Bounds]) -> Bounds:
-    return min(low for low, _ in bounds), max(high for _, high in bounds)
+def _union(ranges: list[Range]) -> Range:
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def bound_observers(observers: dict[EdgeOrNode, Any]) -> None:
+def keep_inside_fixed_ranges(observers: dict[EdgeOrNode, Any]) -> None:
     """Replace histogram observers of bounded values by bounded ones; groups stay shared.
 
     Args:
@@ -76,10 +76,10 @@ def bound_observers(observers: dict[EdgeOrNode, Any]) -> None:
     for key, observer in observers.items():
         if type(observer) is HistogramObserver:
             groups.setdefault(id(observer), []).append(key)
-    known: dict[Node, Bounds] = {}
+    known: dict[Node, Range] = {}
     for keys in groups.values():
         values = {key if isinstance(key, Node) else key[0] for key in keys}
-        low, high = _union([bounds_of(value, known) for value in values])
+        low, high = _union([fixed_range_of(value, known) for value in values])
         if low == -_INF and high == _INF:
             continue
         new = _bounded(observers[keys[0]], low, high)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from pt2q.ir.ops import BATCH_NORM, Target, is_op
-from pt2q.quantizers.toolkit.roles import float_activations
+from pt2q.quantizers.toolkit import reasons
+from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations
+from pt2q.quantizers.toolkit.reasons import Reason
 
 
 @dataclass(frozen=True)
@@ -43,22 +45,24 @@ def residual_of(
     return None
 
 
-def why_no_residual(node: Node, heads: frozenset[Target], what: str) -> str:
+def why_no_residual(node: Node, heads: frozenset[Target], producer: str) -> Reason:
     """The reason why `residual_of` finds none, for the user.
 
     Args:
         node: an addition.
         heads: as for `residual_of`.
-        what: what they are called.
+        producer: what they are called.
     """
     found = [residual for residual, _ in _candidates(node, heads, False)]
     if any(residual.other.op == "get_attr" for residual in found):
-        return f"it adds a constant to the result of {what}"
-    if found:
-        return f"it adds the input of {what} to its result: in the kernel that gains nothing"
-    if any(_made_by(operand, heads) is not None for operand in float_activations(node)):
-        return f"the result of {what} has other readers too: it is added in float"
-    return f"no operand comes straight from {what}: it is added in float"
+        reason = reasons.ADDS_CONSTANT
+    elif found:
+        reason = reasons.ADDS_OWN_INPUT
+    elif any(_made_by(operand, heads) is not None for operand in float_activations(node)):
+        reason = reasons.RESULT_READ_TWICE
+    else:
+        reason = reasons.NO_PRODUCER
+    return reason.filled(producer=producer)
 
 
 def _candidates(

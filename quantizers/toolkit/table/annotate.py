@@ -1,13 +1,17 @@
-"""The three ways to annotate a match, by the roles of its tensors."""
+"""Ways to annotate a match, by the roles of its tensors."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeAlias
 
 from torch.fx import Node
 
 from pt2q.ir.graph import is_float_tensor
 from pt2q.quantizers.toolkit.config import QuantizationConfig
-from pt2q.quantizers.toolkit.roles import float_activations, roles_of
-from pt2q.quantizers.toolkit.rules import Match
+from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations, roles_of
+from pt2q.quantizers.toolkit.table.rule import Match
 from pt2q.spec import (
     QUANT_ANNOTATION_KEY,
     QuantizationAnnotation,
@@ -16,10 +20,13 @@ from pt2q.spec import (
     annotation_of,
 )
 
+Inputs: TypeAlias = Mapping[Node, QuantizationSpecBase | None]
+"""A spec per input node; one that is None stays in float."""
+
 
 def set_annotation(
     node: Node,
-    inputs: dict[Node, QuantizationSpecBase | None] | None = None,
+    inputs: Inputs | None = None,
     output: QuantizationSpecBase | None = None,
 ) -> None:
     """Annotate one node.
@@ -38,7 +45,7 @@ def set_annotation(
 
 def annotate_chain(
     match: Match,
-    inputs: dict[Node, QuantizationSpecBase | None],
+    inputs: Inputs,
     output: QuantizationSpecBase | None,
 ) -> None:
     """Inputs at the head, the output at the last node; what lies between is merely claimed.
@@ -57,19 +64,14 @@ def annotate_chain(
     set_annotation(match.last, output=output)
 
 
-def annotate_chain_inputs(match: Match, inputs: dict[Node, QuantizationSpecBase | None]) -> None:
-    """Inputs at the head, nothing at the output: a reader that is quantized says its parameters.
-
-    Args:
-        match: the place; the nodes behind the head are claimed.
-        inputs: a spec per input of the head.
-    """
-    annotate_chain(match, inputs, None)
-
-
 def annotate_weighted(match: Match) -> None:
-    """An operator with a constant weight: convolutions, linear layers."""
+    """An operator with a constant weight: its inputs, its weight and its result."""
     annotate_with(match, match.config)
+
+
+def annotate_weighted_inputs(match: Match) -> None:
+    """Inputs and weight; whoever reads the result quantized says its parameters."""
+    annotate_with(match, replace(match.config, bias=None, output_activation=None))
 
 
 def annotate_with(match: Match, config: QuantizationConfig) -> None:
@@ -80,9 +82,9 @@ def annotate_with(match: Match, config: QuantizationConfig) -> None:
         config: taken in place of the match's own.
     """
     roles = roles_of(match.head)
-    inputs: dict[Node, QuantizationSpecBase | None] = {}
-    for source in float_activations(match.head):
-        inputs[source] = config.input_activation
+    inputs: dict[Node, QuantizationSpecBase | None] = dict.fromkeys(
+        float_activations(match.head), config.input_activation
+    )
     if roles.weight is not None:
         inputs[roles.weight] = config.weight
     if roles.bias is not None:
@@ -90,34 +92,38 @@ def annotate_with(match: Match, config: QuantizationConfig) -> None:
     annotate_chain(match, inputs, config.output_activation)
 
 
-def annotate_independent(match: Match) -> None:
+def annotate_activations(match: Match) -> None:
     """Activations only, the inputs and the output each with parameters of its own."""
-    config = match.config
-    inputs: dict[Node, QuantizationSpecBase | None] = {
-        source: config.input_activation for source in float_activations(match.head)
-    }
-    annotate_chain(match, inputs, config.output_activation)
+    annotate_chain(match, _activations(match), match.config.output_activation)
 
 
-def annotate_joined(match: Match) -> None:
+def annotate_inputs(match: Match) -> None:
+    """The inputs alone, each with parameters of its own."""
+    annotate_chain(match, _activations(match), None)
+
+
+def _activations(match: Match) -> Inputs:
+    return dict.fromkeys(float_activations(match.head), match.config.input_activation)
+
+
+def annotate_sharing(match: Match) -> None:
     """One set of parameters for all inputs and the output: concatenation."""
     first, *others = float_activations(match.head)
     shared = SharedQuantizationSpec((first, match.head))
-    inputs: dict[Node, QuantizationSpecBase | None] = {first: match.config.input_activation}
-    inputs.update(dict.fromkeys(others, shared))
+    inputs: Inputs = {first: match.config.input_activation, **dict.fromkeys(others, shared)}
     annotate_chain(match, inputs, shared)
 
 
-def annotate_carried(match: Match) -> None:
+def annotate_like_input(match: Match) -> None:
     """The output has the parameters of the input; pieces of a split share the whole's."""
-    source = carried_from(match.head)
+    source = source_of_values(match.head)
     shared = SharedQuantizationSpec(source)
     reads_tensor = source in match.head.all_input_nodes
     output = shared if is_float_tensor(match.last) else None
     annotate_chain(match, {source: shared} if reads_tensor else {}, output)
 
 
-def carried_from(node: Node) -> Node:
+def source_of_values(node: Node) -> Node:
     """The tensor whose values a shape operator passes on: its input, or that of its split."""
     source = roles_of(node).activations[0]
     while not is_float_tensor(source):

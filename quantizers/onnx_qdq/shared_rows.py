@@ -1,0 +1,45 @@
+"""What the tables of the runtimes that read ONNX have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pt2q.ir import ops
+from pt2q.ir.ops import is_op
+from pt2q.quantizers.toolkit import reasons
+from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
+from pt2q.quantizers.toolkit.reasons import Reason
+from pt2q.quantizers.toolkit.table import common_rows
+from pt2q.quantizers.toolkit.table.annotate import annotate_weighted_inputs
+from pt2q.quantizers.toolkit.table.backend_table import BackendTable
+from pt2q.quantizers.toolkit.table.rule import Match
+
+FUSED = ops.RELU | ops.RELU6 | ops.HARDTANH
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxTable(BackendTable):
+    """The table of a runtime that reads ONNX.
+
+    Args:
+        leaves_out_relu: it leaves out a relu behind which the grid ends where the relu does.
+    """
+
+    leaves_out_relu: bool
+
+
+def _computed_factors(match: Match) -> Reason | None:
+    if is_op(match.head, ops.MATMUL) and roles_of(match.head).weight is not None:
+        return reasons.CONSTANT_FACTOR
+    return None
+
+
+CONVOLUTION = replace(
+    common_rows.CONVOLUTION, heads=ops.CONV1D | ops.CONV2D | ops.CONV3D, tails=(FUSED,)
+)
+LINEAR = replace(common_rows.LINEAR, tails=(FUSED,), annotate=annotate_weighted_inputs)
+PRODUCT = replace(common_rows.PRODUCT, checks=(*common_rows.PRODUCT.checks, _computed_factors))
+IN_FLOAT = (
+    (ops.SDPA, reasons.FUSED_ATTENTION),
+    (ops.BATCH_NORM, reasons.BATCH_NORM_ALONE),
+)

@@ -1,0 +1,1 @@
+"""What runs a table: matching, choosing what gains, annotating, reporting."""

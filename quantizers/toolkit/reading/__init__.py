@@ -1,0 +1,1 @@
+"""What is read off a graph: roles of tensors, chains, masks, ranges, residuals, partitions."""

@@ -1,0 +1,1 @@
+"""What a quantizer decided, for programs and for people."""

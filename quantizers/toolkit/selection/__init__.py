@@ -1,0 +1,1 @@
+"""What the user said about which nodes are quantized, and how it applies to each."""

@@ -1,0 +1,1 @@
+"""What a backend's table is made of: rules, checks, and ways to annotate."""

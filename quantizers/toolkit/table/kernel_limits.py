@@ -1,0 +1,171 @@
+"""What a kernel takes, as data: types, ranges, granularity, axes, ranks and scale floors.
+
+A backend's rows name these limits; its configurations and every match are checked against them,
+weights are fitted to them, and the tables of the documentation are made from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from pt2q.quantizers.toolkit.config import QuantizationConfig, per_channel_at, per_tensor
+from pt2q.quantizers.toolkit.reasons import KERNEL_NEEDS, KERNEL_TAKES, Reason
+from pt2q.spec import QuantizationSpec
+
+ROLES = {
+    "input_activation": "activations",
+    "weight": "weights",
+    "output_activation": "results",
+}
+"""The roles of a `QuantizationConfig` that kernels limit, and what messages call them."""
+
+ANY_RANK = (0, 64)
+"""As many dimensions as a tensor can have."""
+ONE_SCALE = "one scale"
+CHANNEL_SCALES = "a scale per channel"
+
+
+@dataclass(frozen=True)
+class StoredAs:
+    """A form in which a kernel reads values.
+
+    Args:
+        dtype: of the tensor.
+        low, high: the widest integers it may hold; None for types that hold no integers.
+        bits: of each value in the runtime's own memory.
+    """
+
+    dtype: torch.dtype
+    low: int | None = None
+    high: int | None = None
+    bits: int = 8
+
+    def holds(self, spec: QuantizationSpec) -> bool:
+        """Whether values quantized by a spec are in this form."""
+        if spec.dtype is not self.dtype or (self.low is not None and bits_of(spec) != self.bits):
+            return False
+        if self.low is None or spec.quant_min is None or self.high is None:
+            return True
+        return self.low <= spec.quant_min and (spec.quant_max or 0) <= self.high
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        name = name if self.bits >= 8 else f"int{self.bits}"
+        return name if self.low is None else f"{name} [{self.low}, {self.high}]"
+
+
+INT8 = StoredAs(torch.int8, -128, 127)
+UINT8 = StoredAs(torch.uint8, 0, 255)
+INT16 = StoredAs(torch.int16, -32768, 32767, bits=16)
+INT4 = StoredAs(torch.int8, -8, 7, bits=4)
+
+
+def bits_of(spec: QuantizationSpec) -> int:
+    """The bits that a runtime stores a value in: 4 for channels of exactly [-8, 7] in int8."""
+    four = (spec.dtype, spec.quant_min, spec.quant_max) == (torch.int8, INT4.low, INT4.high)
+    return 4 if four and spec.ch_axis is not None else spec.dtype.itemsize * 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorLimits:
+    """What a kernel takes for the tensor in one role.
+
+    Args:
+        stored: the forms it reads or writes.
+        per_tensor: it takes one scale for the tensor.
+        per_channel: it takes a scale per channel.
+        axis: where the channels of weights lie.
+        symmetric: zero points have to be 0.
+        min_scale: the smallest scale that the runtime computes with.
+    """
+
+    stored: tuple[StoredAs, ...]
+    per_tensor: bool = True
+    per_channel: bool = False
+    axis: int = 0
+    symmetric: bool = False
+    min_scale: float = 0.0
+
+    def takes(self, spec: QuantizationSpec) -> bool:
+        """Whether the kernel takes what a spec asks for."""
+        taken = self.per_tensor if spec.ch_axis is None else self.per_channel
+        return taken and self._zero_point_fits(spec) and any(s.holds(spec) for s in self.stored)
+
+    def _zero_point_fits(self, spec: QuantizationSpec) -> bool:
+        if not self.symmetric:
+            return True
+        low, high = spec.quant_min, spec.quant_max
+        around_0 = low is None or high is None or low < 0 < high
+        return around_0 and spec.qscheme in (
+            torch.per_tensor_symmetric,
+            torch.per_channel_symmetric,
+        )
+
+    def __str__(self) -> str:
+        taken = [ONE_SCALE] * self.per_tensor + [CHANNEL_SCALES] * self.per_channel
+        zero = ", zero point 0" if self.symmetric else ""
+        return f"{' or '.join(map(str, self.stored))}, {' or '.join(taken)}{zero}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelLimits:
+    """What the kernel behind a row takes, by the role of each tensor.
+
+    Args:
+        names: what the runtime calls it, or each of several; none where the runtime computes in
+            float or moves values.
+        activation: of its inputs.
+        weight: None for an operator without one.
+        result: None where it gives float.
+        dimensions: the fewest and the most that an activation may have.
+        float_activation: it also takes activations in float, with a quantized weight.
+    """
+
+    names: tuple[str, ...] = ()
+    activation: TensorLimits
+    weight: TensorLimits | None = None
+    result: TensorLimits | None = None
+    dimensions: tuple[int, int] = ANY_RANK
+    float_activation: bool = False
+
+    def of_role(self, role: str) -> TensorLimits | None:
+        """The limits for a role of a `QuantizationConfig`; None where the kernel has none."""
+        return {
+            "input_activation": self.activation,
+            "weight": self.weight,
+            "output_activation": self.result,
+        }.get(role)
+
+    def fitted(self, config: QuantizationConfig) -> QuantizationConfig:
+        """The configuration with its weight's channels where this kernel has them."""
+        if self.weight is None or config.weight is None:
+            return config
+        if not self.weight.per_channel:
+            return replace(config, weight=per_tensor(config.weight, config.is_qat))
+        return replace(config, weight=per_channel_at(config.weight, self.weight.axis))
+
+    def why_not(self, config: QuantizationConfig) -> Reason | None:
+        """Why the kernel cannot take a configuration fitted to it; None if it can."""
+        if config.input_activation is None and not self.float_activation:
+            return KERNEL_NEEDS.filled(role=ROLES["input_activation"])
+        if config.weight is None and self.weight is not None:
+            return KERNEL_NEEDS.filled(role=ROLES["weight"])
+        for role, words in ROLES.items():
+            spec, limits = getattr(config, role), self.of_role(role)
+            if spec is not None and limits is not None and not limits.takes(spec):
+                return KERNEL_TAKES.filled(role=words, takes=limits, found=spec_words(spec))
+        if config.bias is not None:
+            found = spec_words(config.bias)
+            return KERNEL_TAKES.filled(role="biases", takes="float", found=found)
+        return None
+
+
+def spec_words(spec: QuantizationSpec) -> str:
+    """A spec in the words of `TensorLimits`: ``uint8 [0, 255], one scale, affine``."""
+    dtype = str(spec.dtype).removeprefix("torch.")
+    numbers = "" if spec.quant_min is None else f" [{spec.quant_min}, {spec.quant_max}]"
+    scales = ONE_SCALE if spec.ch_axis is None else CHANNEL_SCALES
+    scheme = str(spec.qscheme).rpartition("_")[2]
+    return f"{dtype}{numbers}, {scales}, {scheme}"

@@ -1,0 +1,88 @@
+"""What is stored by its weights: linear layers, and convolutions where weights have no groups."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pt2q.ir import ops
+from pt2q.ir.graph import value_of
+from pt2q.observers import PerGroupMinMaxObserver
+from pt2q.quantizers.toolkit import reasons
+from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
+from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
+from pt2q.quantizers.toolkit.reasons import Reason
+from pt2q.quantizers.toolkit.table import checks, common_rows
+from pt2q.quantizers.toolkit.table.backend_table import BackendTable
+from pt2q.quantizers.toolkit.table.kernel_limits import (
+    INT4,
+    INT8,
+    INT16,
+    UINT8,
+    KernelLimits,
+    StoredAs,
+    TensorLimits,
+)
+from pt2q.quantizers.toolkit.table.rule import Match
+from pt2q.quantizers.weights.configs import get_weight_only_quantization_config
+
+FLOATS = tuple(
+    map(StoredAs, (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16))
+)
+ACTIVATION = TensorLimits(stored=(INT8, UINT8, INT16, *FLOATS))
+WEIGHT = TensorLimits(stored=(INT8, INT4, *FLOATS), per_channel=True)
+KERNEL = KernelLimits(
+    activation=ACTIVATION, weight=WEIGHT, result=ACTIVATION, float_activation=True
+)
+
+
+def group_size(config: QuantizationConfig) -> int | None:
+    """How many neighbours along a row of the weight share a scale; None where all do."""
+    constructor = getattr(config.weight, "observer_or_fake_quant_ctr", None)
+    if getattr(constructor, "cls", None) is not PerGroupMinMaxObserver:
+        return None
+    size: int | None = getattr(constructor, "keywords", {}).get("group_size")
+    return size
+
+
+def _groups_fit(match: Match) -> Reason | None:
+    size, weight = group_size(match.config), roles_of(match.head).weight
+    if size is None or weight is None:
+        return None
+    columns = value_of(weight).shape[1]
+    if columns % size == 0:
+        return None
+    return reasons.GROUPS_DO_NOT_FIT.filled(columns=columns, size=size)
+
+
+def _no_groups(match: Match) -> Reason | None:
+    return None if group_size(match.config) is None else reasons.GROUPS_LINEAR_ONLY
+
+
+LINEAR = replace(
+    common_rows.LINEAR,
+    kernel=KERNEL,
+    checks=(*checks.CONSTANT_WEIGHT, _groups_fit),
+    modes=frozenset(Mode),
+)
+CONVOLUTION = replace(
+    common_rows.CONVOLUTION,
+    heads=ops.CONV_FORWARD,
+    kernel=KERNEL,
+    checks=(*checks.CONSTANT_WEIGHT, _no_groups),
+)
+TRANSPOSED = replace(
+    CONVOLUTION,
+    name="transposed convolution",
+    heads=ops.CONV_TRANSPOSE,
+    kernel=replace(KERNEL, weight=replace(WEIGHT, axis=1)),
+)
+
+WEIGHTS = BackendTable(
+    runtime="WeightQuantizer",
+    default=get_weight_only_quantization_config,
+    configuration="get_weight_only_quantization_config()",
+    rules=(LINEAR, CONVOLUTION, TRANSPOSED),
+    else_in_float=reasons.NO_WEIGHT,
+)

@@ -1,0 +1,1 @@
+"""Inductor on x86: what oneDNN computes in int8."""

@@ -1,0 +1,28 @@
+"""What oneDNN's kernels take, as Inductor reaches them, and the loops that it writes itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pt2q.quantizers.toolkit.config import EPS
+from pt2q.quantizers.toolkit.table.kernel_limits import (
+    ANY_RANK,
+    INT8,
+    UINT8,
+    KernelLimits,
+    TensorLimits,
+)
+
+MIN_SCALE = EPS
+
+ACTIVATION = TensorLimits(stored=(UINT8,), min_scale=MIN_SCALE)
+WEIGHT = TensorLimits(stored=(INT8,), per_tensor=False, per_channel=True, min_scale=MIN_SCALE)
+
+CONVOLUTION = KernelLimits(
+    names=("onednn.qconv",), activation=ACTIVATION, weight=WEIGHT, result=ACTIVATION
+)
+# A single row has no batch dimension, and finds no kernel.
+LINEAR = replace(CONVOLUTION, names=("onednn.qlinear",), dimensions=(2, ANY_RANK[1]))
+DYNAMIC_LINEAR = replace(LINEAR, result=None)
+RESIDUAL = KernelLimits(names=("onednn.qconv",), activation=ACTIVATION, result=ACTIVATION)
+LOOP = KernelLimits(activation=ACTIVATION, result=ACTIVATION)

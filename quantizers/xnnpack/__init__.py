@@ -1,0 +1,1 @@
+"""XNNPACK, as ExecuTorch delegates to it: static and dynamic int8."""

@@ -1,0 +1,220 @@
+"""What XNNPACK, as ExecuTorch delegates to it, runs in int8.
+
+Two facts shape the table. A convolution or linear layer whose quantized pattern is not delegated
+cannot be lowered at all, so their checks are strict. An operator without an int8 kernel gains
+nothing from a quantize and a dequantize around it, so it stays in float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from torch.fx import Node
+
+from pt2q.ir import ops
+from pt2q.ir.ops import argument
+from pt2q.quantizers.toolkit import reasons
+from pt2q.quantizers.toolkit.config import Mode, get_symmetric_quantization_config
+from pt2q.quantizers.toolkit.table import checks, common_rows
+from pt2q.quantizers.toolkit.table.annotate import (
+    annotate_activations,
+    annotate_like_input,
+    annotate_weighted,
+)
+from pt2q.quantizers.toolkit.table.backend_table import BackendTable
+from pt2q.quantizers.toolkit.table.rule import Rule, When, in_training
+from pt2q.quantizers.xnnpack import checks as own
+from pt2q.quantizers.xnnpack import kernels
+
+FUSED = ops.RELU | ops.RELU6 | ops.HARDTANH
+
+
+def _is_grouped(node: Node) -> bool:
+    return bool(argument(node, "groups") > 1)
+
+
+# ------------------------------------------------------------------ products
+
+CONVOLUTION = replace(
+    common_rows.CONVOLUTION,
+    tails=(FUSED,),
+    kernel=kernels.CONVOLUTION,
+    modes=frozenset({Mode.STATIC}),
+)
+GROUPED_TRANSPOSED = replace(
+    CONVOLUTION,
+    name="grouped transposed convolution",
+    heads=ops.CONV_TRANSPOSE1D | ops.CONV_TRANSPOSE2D,
+    where=_is_grouped,
+    kernel=kernels.GROUPED_TRANSPOSED,
+)
+TRANSPOSED = replace(
+    GROUPED_TRANSPOSED,
+    name="transposed convolution",
+    where=None,
+    kernel=kernels.TRANSPOSED,
+)
+LINEAR = replace(
+    common_rows.LINEAR,
+    tails=(FUSED,),
+    kernel=kernels.LINEAR,
+    modes=frozenset({Mode.STATIC}),
+)
+DYNAMIC_LINEAR = replace(
+    common_rows.LINEAR,
+    name="dynamic linear",
+    kernel=kernels.DYNAMIC_LINEAR,
+    modes=frozenset({Mode.DYNAMIC}),
+)
+# An activation fused with a bare matrix product makes the runtime reject the model.
+ADDMM = Rule(
+    name="addmm",
+    heads=ops.ADDMM,
+    kernel=kernels.ADDMM,
+    annotate=annotate_weighted,
+    checks=(own.unscaled, *checks.CONSTANT_WEIGHT),
+)
+DYNAMIC_ADDMM = replace(
+    ADDMM,
+    name="dynamic addmm",
+    kernel=kernels.DYNAMIC_ADDMM,
+    modes=frozenset({Mode.DYNAMIC}),
+)
+PRODUCT = Rule(
+    name="matrix product",
+    heads=ops.MM | ops.MATMUL,
+    kernel=kernels.PRODUCT,
+    annotate=annotate_weighted,
+    checks=(own.matrix_operand, *checks.CONSTANT_WEIGHT),
+)
+
+# ------------------------------------------------------------------ between quantized operators
+
+ADDITION = Rule(
+    name="addition",
+    heads=ops.ADD,
+    tails=(ops.RELU,),
+    kernel=kernels.elementwise("XNNAdd"),
+    annotate=annotate_activations,
+    checks=checks.TWO_TENSORS,
+    when=When.BETWEEN_QUANTIZED,
+)
+SUBTRACTION = replace(
+    ADDITION,
+    name="subtraction",
+    heads=ops.SUB,
+    tails=(),
+    kernel=kernels.elementwise("XNNSubtract"),
+)
+MULTIPLICATION = replace(
+    SUBTRACTION,
+    name="multiplication",
+    heads=ops.MUL,
+    kernel=kernels.elementwise("XNNMultiply"),
+)
+CONCATENATION = replace(
+    common_rows.CONCATENATION, kernel=kernels.elementwise("XNNConcatenate2", "XNNConcatenate3")
+)
+MEAN = Rule(
+    name="mean",
+    heads=ops.MEAN,
+    kernel=kernels.elementwise("XNNGlobalAvgPooling2d"),
+    annotate=annotate_activations,
+    checks=(checks.float32_only, own.mean_over_image),
+    when=When.BETWEEN_QUANTIZED,
+)
+POOL = replace(
+    MEAN,
+    name="global average pool",
+    heads=ops.ADAPTIVE_AVG_POOL2D,
+    checks=(checks.float32_only, own.pools_to_one),
+)
+
+# ------------------------------------------------------------------ in the parameters of the input
+
+RESHAPE = Rule(
+    name="reshape",
+    heads=ops.RESHAPE,
+    kernel=kernels.elementwise("XNNStaticReshape"),
+    annotate=annotate_like_input,
+    checks=(checks.float_inputs, checks.writes_nothing_shared),
+    when=When.INPUT_QUANTIZED,
+)
+PERMUTE = replace(
+    RESHAPE,
+    name="permute",
+    heads=ops.PERMUTE,
+    kernel=kernels.elementwise("XNNStaticTranspose"),
+)
+MAX_POOL = replace(
+    RESHAPE,
+    name="max pool",
+    heads=ops.MAX_POOL2D,
+    kernel=kernels.elementwise("XNNMaxPooling2d"),
+    checks=(*RESHAPE.checks, own.pool_window),
+)
+BOUND = replace(
+    RESHAPE,
+    name="bound",
+    heads=FUSED | ops.CLAMP,
+    kernel=kernels.elementwise("XNNClamp"),
+    checks=(*RESHAPE.checks, own.literal_bounds),
+)
+# The runtime runs these in float; int8 before and after them loses nothing.
+PART = replace(
+    RESHAPE,
+    name="part",
+    heads=ops.SUBSET,
+    kernel=kernels.elementwise(),
+    output_counts=False,
+)
+SPLIT = replace(PART, name="split", heads=ops.SPLIT | frozenset({ops.GETITEM}))
+REPEAT = replace(PART, name="repeat", heads=ops.REPEAT | ops.UPSAMPLE_NEAREST)
+COPY = replace(PART, name="copy", heads=ops.COPY)
+DROPOUT = replace(
+    PART, name="dropout", heads=ops.DROPOUT, checks=(*RESHAPE.checks, checks.inactive)
+)
+
+XNNPACK = BackendTable(
+    runtime="XNNPACK",
+    default=partial(get_symmetric_quantization_config, is_per_channel=True),
+    configuration="get_symmetric_quantization_config()",
+    rules=(
+        CONVOLUTION,
+        in_training(CONVOLUTION),
+        GROUPED_TRANSPOSED,
+        in_training(GROUPED_TRANSPOSED),
+        TRANSPOSED,
+        in_training(TRANSPOSED),
+        LINEAR,
+        in_training(LINEAR),
+        DYNAMIC_LINEAR,
+        ADDMM,
+        DYNAMIC_ADDMM,
+        PRODUCT,
+        ADDITION,
+        SUBTRACTION,
+        MULTIPLICATION,
+        CONCATENATION,
+        MEAN,
+        POOL,
+        MAX_POOL,
+        BOUND,
+        RESHAPE,
+        PERMUTE,
+        PART,
+        SPLIT,
+        REPEAT,
+        COPY,
+        DROPOUT,
+    ),
+    in_float=(
+        (ops.BMM | ops.MATMUL | ops.SDPA, reasons.PRODUCT_IN_FLOAT),
+        (
+            ops.CONV3D | ops.CONV_TRANSPOSE3D,
+            reasons.NO_CONVOLUTION_KERNEL.filled(kind="3d"),
+        ),
+        (ops.BATCH_NORM, reasons.BATCH_NORM_ALONE),
+    ),
+)
