@@ -8,7 +8,6 @@ import torch
 
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
-from pt2q.observers import PerGroupMinMaxObserver
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
@@ -26,6 +25,7 @@ from pt2q.quantizers.toolkit.table.kernel_limits import (
 )
 from pt2q.quantizers.toolkit.table.rule import Match
 from pt2q.quantizers.weights.configs import get_weight_only_quantization_config
+from pt2q.spec.constructor import unwrapped
 
 FLOATS = tuple(
     map(StoredAs, (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16))
@@ -39,10 +39,9 @@ KERNEL = KernelLimits(
 
 def group_size(config: QuantizationConfig) -> int | None:
     """How many neighbours along a row of the weight share a scale; None where all do."""
-    constructor = getattr(config.weight, "observer_or_fake_quant_ctr", None)
-    if getattr(constructor, "cls", None) is not PerGroupMinMaxObserver:
+    if config.weight is None:
         return None
-    size: int | None = getattr(constructor, "keywords", {}).get("group_size")
+    size: int | None = unwrapped(config.weight.observer_or_fake_quant_ctr)[1].get("group_size")
     return size
 
 
