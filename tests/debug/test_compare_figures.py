@@ -18,7 +18,7 @@ from pt2q.debug import (
     Error,
     compare,
 )
-from pt2q.debug.stats import Running
+from pt2q.debug.error_sums import ErrorSums
 
 
 def test_the_total_error_is_that_of_the_values_of_eager_and_converted_model() -> None:
@@ -92,20 +92,20 @@ def test_roundings_count_what_is_clipped_and_which_integers_occur() -> None:
 
 
 def test_integers_that_differ_are_counted() -> None:
-    running = Running()
+    running = ErrorSums()
     running.add(torch.tensor([1, 2, 3]), torch.tensor([1, 5, 4]))
     error = running.result()
     assert (error.differing, error.count, error.is_exact) == (2, 3, False)
 
 
 def test_nan_and_infinity_are_named() -> None:
-    running = Running()
+    running = ErrorSums()
     inf, nan = math.inf, math.nan
     running.add(torch.tensor([1.0, inf, nan, -inf, 2.0]), torch.tensor([1.0, inf, nan, 3.0, nan]))
     error = running.result()
     assert (error.nonfinite, error.nonfinite_reference) == (2, 3)
     assert error.rank == -inf and not error.is_exact and error.max_abs == 0
-    agree = Running()
+    agree = ErrorSums()
     agree.add(torch.tensor([1.0, -inf]), torch.tensor([1.0, -inf]))
     assert agree.result().is_exact and agree.result().nonfinite_reference == 1
 

@@ -1,0 +1,1 @@
+"""A quantized model beside its float model: pairing values, running both, telling errors apart."""
