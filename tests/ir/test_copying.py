@@ -17,12 +17,12 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from pt2q import QuantGraphModule, convert_pt2e, prepare_pt2e
 from pt2q.ir.module import copy_module, import_exported
-from pt2q.spec.annotation import annotation_of
-from pt2q.spec.specs import (
+from pt2q.spec import (
     QUANT_ANNOTATION_KEY,
     QuantizationAnnotation,
     QuantizationSpec,
     SharedQuantizationSpec,
+    annotation_of,
 )
 
 

@@ -18,7 +18,7 @@ from pt2q.quantizers import (
     XNNPACKQuantizer,
     get_symmetric_quantization_config,
 )
-from pt2q.quantizers.toolkit.annotate import set_annotation
+from pt2q.quantizers.toolkit.table.annotate import set_annotation
 from pt2q.spec import QuantizationSpec, Quantizer, annotation_of
 
 

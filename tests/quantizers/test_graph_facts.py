@@ -14,7 +14,7 @@ from pt2q.quantizers import (
     XNNPACKQuantizer,
     roles_of,
 )
-from pt2q.quantizers.toolkit.rules import follow_chain
+from pt2q.quantizers.toolkit.reading.chains import follow_chain
 
 
 def test_roles_come_from_the_schema() -> None:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pt2q.quantizers import (
+    Reason,
     Report,
+    Row,
     XNNPACKQuantizer,
 )
-from pt2q.quantizers.toolkit.profit import NO_READER
-from pt2q.quantizers.toolkit.report import Row
+from pt2q.quantizers.toolkit.reasons import NO_QUANTIZED_READER
 
 
 def test_the_report_is_a_table() -> None:
@@ -23,12 +24,12 @@ def test_the_report_is_a_table() -> None:
     assert str(quantizer.report()) == "\n".join(
         [
             "node     module    operator             decision",
-            "-------  --------  -------------------  --------------------------------------------",
+            "-------  --------  -------------------  ----------------------------------------",
             "linear   layers.0  aten.linear.default  int8 static, weight int8 per-channel",
-            "softmax            aten.softmax.int     float: the runtime has no int8 kernel for it",
+            "softmax            aten.softmax.int     float: XNNPACK has no int8 kernel for it",
             "",
             "1 of 2 operators quantized; 1 in float:",
-            "    1 x the runtime has no int8 kernel for it",
+            "    1 x XNNPACK has no int8 kernel for it [no-int8-kernel]",
             "          aten.softmax",
         ]
     )
@@ -39,10 +40,17 @@ def test_the_report_is_a_table() -> None:
         report["conv"]
 
 
+NO_KERNEL = Reason("no-kernel", "no kernel for it")
+
+
+def left(node: str, module: str, operator: str, reason: Reason) -> Row:
+    return Row(node=node, module=module, operator=operator, reason=reason)
+
+
 def test_an_unrolled_layer_is_a_few_lines() -> None:
-    gates = [Row(f"gate_{i}", "lstm", "aten.sigmoid.default", False, "float: x") for i in range(8)]
-    few = [Row(f"add_{i}", "lstm", "aten.add.Tensor", False, "float: y") for i in range(7)]
-    alone = [Row(f"mul_{i}", "", "aten.mul.Tensor", False, "float: z") for i in range(9)]
+    gates = [left(f"gate_{i}", "lstm", "aten.sigmoid.default", NO_KERNEL) for i in range(8)]
+    few = [left(f"add_{i}", "lstm", "aten.add.Tensor", NO_KERNEL) for i in range(7)]
+    alone = [left(f"mul_{i}", "", "aten.mul.Tensor", NO_KERNEL) for i in range(9)]
     mixed = [row for rows in zip(gates, [*few, alone[0]], alone[1:], strict=True) for row in rows]
     report = Report(tuple(mixed))
     lines = report.table().splitlines()[2:]
@@ -55,11 +63,11 @@ def _long_report() -> Report:
     module = "encoder.layers.0.attention.output"
     return Report(
         (
-            Row("linear", module, "aten.linear.default", True, "int8 static"),
-            Row("add", "", "aten.add.Tensor", False, f"float: {NO_READER}"),
-            Row("mul", module, "aten.mul.Tensor", False, f"float: {NO_READER}"),
-            Row("add_1", "", "aten.add.Tensor", False, f"float: {NO_READER}"),
-            Row("cumsum", "", "aten.cumsum.default", False, "float: no kernel for it"),
+            Row(node="linear", module=module, operator="aten.linear.default", words="int8 static"),
+            left("add", "", "aten.add.Tensor", NO_QUANTIZED_READER),
+            left("mul", module, "aten.mul.Tensor", NO_QUANTIZED_READER),
+            left("add_1", "", "aten.add.Tensor", NO_QUANTIZED_READER),
+            left("cumsum", "", "aten.cumsum.default", NO_KERNEL),
         )
     )
 
@@ -81,13 +89,13 @@ def test_the_summary_names_every_reason_with_its_operators_and_what_to_do() -> N
     lines = report.summary(200).splitlines()
     assert lines[:3] == [
         "1 of 5 operators quantized; 4 in float:",
-        f"    3 x {NO_READER}",
+        f"    3 x {NO_QUANTIZED_READER} [no-quantized-reader]",
         "          2 aten.add, aten.mul",
     ]
     assert lines[3].startswith("        > int8 between float operators")
     assert "set_operator_type" in lines[3] and "[[override]] operator" in lines[3]
-    assert lines[4:] == ["    1 x no kernel for it", "          aten.cumsum"]
-    assert [reason for reason in report.reasons()] == [NO_READER, "no kernel for it"]
+    assert lines[4:] == ["    1 x no kernel for it [no-kernel]", "          aten.cumsum"]
+    assert [reason for reason in report.reasons()] == [NO_QUANTIZED_READER, NO_KERNEL]
     assert Report(report.quantized).summary() == "1 of 1 operators quantized"
 
 
