@@ -14,6 +14,7 @@ from pt2q.ir.dtypes import CAST_DTYPES
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import delete_constant, is_constant, is_persistent
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.qparams import read_qparams
 from pt2q.ir.torch_private import storage_address
 from pt2q.numerics.rounding import quantize
 
@@ -89,14 +90,11 @@ class _Folder:
         if node.target not in _AFFINE:
             result: torch.Tensor = self.constants.value(node)
             return result
-        constants: list[Any] = [
-            self.constants.value(a) if isinstance(a, Node) else a for a in node.args
-        ]
-        value, scale, zero_point, *rest = constants
-        axis = rest.pop(0) if node.target is ops.qd.quantize_per_channel.default else None
-        low, high, dtype = rest
+        value = self.constants.value(ops.data_input(node))
+        params = read_qparams(node, self.constants.value)
+        bounds = params.quant_min, params.quant_max
         with torch.no_grad():
-            return quantize(value, scale, zero_point, low, high, dtype, axis)
+            return quantize(value, *params.known, *bounds, params.dtype, params.axis)
 
     def _key(self, node: Node) -> Any:
         """Equal for quantizes with an equal result: same tensor, same parameters."""

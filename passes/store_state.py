@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.fx import Node
@@ -19,6 +18,7 @@ from pt2q.ir.graph import (
     value_of,
 )
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.qparams import QParams, read_qparams
 from pt2q.ir.storage import StorageMap
 from pt2q.numerics.rounding import quantize
 
@@ -65,15 +65,15 @@ class _Buffer:
     """
 
     aliases: list[Node]
-    parameters: tuple[Any, ...] | None = None
+    parameters: QParams | None = None
     written: list[tuple[Node, Node]] = field(default_factory=list)
     read: list[Node] = field(default_factory=list)
 
     def agrees(self, node: Node) -> bool:
         """Whether a quantize or dequantize has the parameters of all others."""
-        given = tuple(node.args[1:])
+        given = read_qparams(node)
         self.parameters = self.parameters or given
-        return self.parameters == given
+        return self.parameters.same(given)
 
 
 def _written_buffers(model: QuantGraphModule, storage: StorageMap) -> dict[Node, list[Node]]:
@@ -119,10 +119,10 @@ def _examine_node(node: Node, buffer: _Buffer, storage: StorageMap) -> str | Non
 
 
 def _rewrite(model: QuantGraphModule, buffer: _Buffer, storage: StorageMap) -> None:
-    assert buffer.parameters is not None
-    scale, zero_point, low, high, dtype = buffer.parameters
+    params = buffer.parameters
+    assert params is not None and isinstance(params.scale, float)
     for node in buffer.aliases:
-        node.meta["val"] = fake_like(value_of(node), dtype)
+        node.meta["val"] = fake_like(value_of(node), params.dtype)
     for value, writer in buffer.written:
         writer.replace_input_with(value, ops.data_input(value))
         _erase_unused(model, value)
@@ -130,11 +130,12 @@ def _rewrite(model: QuantGraphModule, buffer: _Buffer, storage: StorageMap) -> N
         _replace_read(model, node, storage)
     target = str(buffer.aliases[0].target)
     with torch.no_grad():
-        stored = quantize(get_constant(model, target), scale, zero_point, low, high, dtype)
+        stored = get_constant(model, target)
+        bounds = params.quant_min, params.quant_max
+        stored = quantize(stored, *params.known, *bounds, params.dtype)
     replace_tensor(model, target, stored)
-    text = (
-        f"stored as {str(dtype).removeprefix('torch.')}, scale {scale:g}, zero point {zero_point}"
-    )
+    dtype = str(params.dtype).removeprefix("torch.")
+    text = f"stored as {dtype}, scale {params.scale:g}, zero point {params.zero_point}"
     model.record.note(ORIGIN, target, text)
 
 

@@ -9,6 +9,7 @@
 ==================  ===========================================================================
 """
 
+from pt2q.ir.qparams import QParams
 from pt2q.passes.reference import products as products
 from pt2q.passes.reference import shapes as shapes
 from pt2q.passes.reference import sums as sums
@@ -17,7 +18,6 @@ from pt2q.passes.reference.operators import RULES, Call, reference_rule
 from pt2q.passes.reference.rewrite import ReferenceReport
 from pt2q.passes.reference.values import (
     NoIntegerForm,
-    QParams,
     Quantized,
     Sum,
     Term,

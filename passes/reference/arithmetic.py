@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
-from pt2q.passes.reference.values import QParams
+from pt2q.ir.qparams import QParams
 
 
 class Arithmetic(Emitter):

@@ -17,16 +17,10 @@ from torch.fx import Node
 from pt2q.ir import ops
 from pt2q.ir.constants import Constants
 from pt2q.ir.graph import is_constant, is_float_tensor, value_of
+from pt2q.ir.qparams import QParams
 from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.params import quantization_of
-from pt2q.passes.reference.values import (
-    NoIntegerForm,
-    QParams,
-    Quantized,
-    Sum,
-    Term,
-    Value,
-)
+from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Term, Value
 
 RULES: dict[ops.Target, Callable[[Call], Value]] = {}
 Function = TypeVar("Function", bound=Callable[..., Value])

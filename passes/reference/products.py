@@ -16,9 +16,10 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
+from pt2q.ir.qparams import QParams
 from pt2q.passes.reference.fixed_point import INT32_LIMIT
 from pt2q.passes.reference.operators import Call, reference_rule
-from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum, Term
+from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Term
 
 aten = ops.aten
 ONE = torch.ones((), dtype=torch.float64)

@@ -12,10 +12,11 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
+from pt2q.ir.qparams import QParams
 from pt2q.numerics import rounding
 from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.fixed_point import FixedPoint, fixed_point, integer_bias
-from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum, Term
+from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Term
 
 aten = ops.aten
 
@@ -114,7 +115,7 @@ def _bounds(value: Sum, out: QParams) -> tuple[int, int]:
     """The range of the integers after a fused activation."""
     if value.is_bounded and not out.is_per_tensor:
         raise NoIntegerForm("an activation before scales per channel")
-    return _level(value.low, out, out.low), _level(value.high, out, out.high)
+    return _level(value.low, out, out.quant_min), _level(value.high, out, out.quant_max)
 
 
 def _level(bound: float, out: QParams, unbounded: int) -> int:
@@ -122,7 +123,9 @@ def _level(bound: float, out: QParams, unbounded: int) -> int:
         return unbounded
     assert isinstance(out.scale, float) and isinstance(out.zero_point, int)
     real = torch.tensor(bound, dtype=torch.float32)
-    level = rounding.quantize(real, out.scale, out.zero_point, out.low, out.high, torch.int32)
+    level = rounding.quantize(
+        real, out.scale, out.zero_point, out.quant_min, out.quant_max, torch.int32
+    )
     return int(level)
 
 
@@ -176,7 +179,7 @@ def quantize_float(emit: Arithmetic, node: Node, out: QParams) -> Node:
     scaled = emit.call(aten.mul.Tensor, emit.cast(node, torch.float32), inverse)
     rounded = emit.call(aten.round.default, scaled)
     shifted = emit.add(rounded, zero_point)
-    clamped = emit.call(aten.clamp.default, shifted, out.low, out.high)
+    clamped = emit.call(aten.clamp.default, shifted, out.quant_min, out.quant_max)
     return emit.cast(clamped, out.dtype)
 
 

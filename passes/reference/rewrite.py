@@ -15,6 +15,7 @@ from pt2q.ir import ops
 from pt2q.ir.constants import Constants
 from pt2q.ir.graph import handle_of, is_constant, is_float_tensor, origin_name, value_of
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.qparams import QParams
 from pt2q.ir.storage import StorageMap
 from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.operators import RULES, Call
@@ -25,7 +26,7 @@ from pt2q.passes.reference.rescale import (
     requantize,
     to_float,
 )
-from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum, Value
+from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Value
 
 PASS_NAME = "pt2q.reference"
 

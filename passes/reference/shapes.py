@@ -11,15 +11,10 @@ from torch.fx.node import map_arg
 
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
+from pt2q.ir.qparams import QParams
 from pt2q.passes.reference.operators import Call, finite, reference_rule
 from pt2q.passes.reference.rescale import requantize
-from pt2q.passes.reference.values import (
-    NoIntegerForm,
-    QParams,
-    Quantized,
-    Sum,
-    Value,
-)
+from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Value
 
 aten = ops.aten
 
@@ -121,7 +116,7 @@ def pad(call: Call) -> Quantized:
 def _level(params: QParams, value: float) -> int:
     assert isinstance(params.scale, float) and isinstance(params.zero_point, int)
     steps = round(value * (1.0 / params.scale)) if abs(value) < 1e30 else value
-    return int(min(max(steps + params.zero_point, params.low), params.high))
+    return int(min(max(steps + params.zero_point, params.quant_min), params.quant_max))
 
 
 # ------------------------------------------------------------------ order
@@ -178,9 +173,11 @@ def _exact_level(params: QParams, bound: float) -> int | None:
         return None
     if bound == 0:
         return params.zero_point
-    if bound <= (params.low - params.zero_point) * params.scale:
-        return params.low
-    return params.high if bound >= (params.high - params.zero_point) * params.scale else None
+    if bound <= (params.quant_min - params.zero_point) * params.scale:
+        return params.quant_min
+    return (
+        params.quant_max if bound >= (params.quant_max - params.zero_point) * params.scale else None
+    )
 
 
 def _bounds(call: Call) -> tuple[float, float]:

@@ -14,10 +14,11 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
+from pt2q.ir.qparams import QParams
 from pt2q.numerics import rounding
 from pt2q.passes.reference.operators import Call, reference_rule
 from pt2q.passes.reference.rescale import requantize
-from pt2q.passes.reference.values import NoIntegerForm, QParams, Quantized, Sum
+from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum
 
 aten = ops.aten
 MOST_LEVELS = 1 << 16
@@ -44,7 +45,7 @@ def by_table(call: Call) -> Quantized:
 def look_up(call: Call, x: Quantized, table: Tensor, out: QParams) -> Quantized:
     """Read a table by the integers of ``x``."""
     emit = call.emit
-    index = emit.subtract(emit.cast(x.node, torch.int64), x.params.low)
+    index = emit.subtract(emit.cast(x.node, torch.int64), x.params.quant_min)
     node = emit.call(aten.index.Tensor, emit.buffer(table, "table"), [index])
     return Quantized(node, out)
 
@@ -52,7 +53,7 @@ def look_up(call: Call, x: Quantized, table: Tensor, out: QParams) -> Quantized:
 def _table(call: Call, params: QParams, operand: Node, out: QParams) -> Tensor:
     if not params.is_per_tensor:
         raise NoIntegerForm(f"operand {operand.name} has not one known scale")
-    levels = params.high - params.low + 1
+    levels = params.quant_max - params.quant_min + 1
     if levels > MOST_LEVELS:
         raise NoIntegerForm(f"a table of {levels} entries")
     real = _levels(params)
@@ -65,9 +66,9 @@ def _table(call: Call, params: QParams, operand: Node, out: QParams) -> Tensor:
 
 def _levels(params: QParams) -> Tensor:
     assert isinstance(params.scale, float) and isinstance(params.zero_point, int)
-    integers = torch.arange(params.low, params.high + 1, dtype=torch.int32)
+    integers = torch.arange(params.quant_min, params.quant_max + 1, dtype=torch.int32)
     return rounding.dequantize(
-        integers, params.scale, params.zero_point, params.low, params.high, torch.int32
+        integers, params.scale, params.zero_point, params.quant_min, params.quant_max, torch.int32
     )
 
 
@@ -76,7 +77,9 @@ def _quantized(image: Tensor, out: QParams) -> Tensor:
     image = image.to(torch.float32)
     if not bool(torch.isfinite(image).all()):
         raise NoIntegerForm("it is not finite on every level of its input")
-    return rounding.quantize(image, out.scale, out.zero_point, out.low, out.high, out.dtype)
+    return rounding.quantize(
+        image, out.scale, out.zero_point, out.quant_min, out.quant_max, out.dtype
+    )
 
 
 def _in_16_bits(call: Call, value: Sum, out: QParams) -> Quantized:
@@ -110,13 +113,13 @@ def softmax(call: Call) -> Quantized:
     wide = emit.cast(x.node, torch.int64)
     largest = emit.call(aten.amax.default, wide, [dim], True)
     index = emit.subtract(largest, wide)
-    exponentials = _exponentials(scale, x.params.high - x.params.low + 1)
+    exponentials = _exponentials(scale, x.params.quant_max - x.params.quant_min + 1)
     found = emit.call(aten.index.Tensor, emit.buffer(exponentials, "table"), [index])
     total = emit.call(aten.sum.dim_IntList, found, [dim], True)
     bits = _fraction_bits(1.0 / out.scale)
     factor = round(2.0**bits / out.scale)
     y = _divide(call, emit.multiply(found, factor), emit.multiply(total, 1 << bits))
-    y = emit.call(aten.clamp.default, emit.add(y, out.zero_point), out.low, out.high)
+    y = emit.call(aten.clamp.default, emit.add(y, out.zero_point), out.quant_min, out.quant_max)
     return Quantized(emit.cast(y, out.dtype), out)
 
 

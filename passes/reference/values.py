@@ -13,66 +13,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from pt2q.ir.qparams import QParams
+
 
 class NoIntegerForm(Exception):
     """Raised by a rule: this call has no integer form, and why. The call stays in float."""
-
-
-@dataclass(frozen=True, eq=False)
-class QParams:
-    """How integers stand for real numbers.
-
-    Args:
-        scale: a number; a float64 tensor ``[C]`` along ``axis`` (``[C, G]`` with a ``group``);
-            a node where it is computed at run time.
-        zero_point: likewise, in integers.
-        low, high: the integers in use.
-        dtype: what they are stored as.
-        axis: the dimension of per-channel parameters.
-        group: the number of neighbours along the last dimension that share a scale.
-    """
-
-    scale: float | Tensor | Node
-    zero_point: int | Tensor | Node
-    low: int
-    high: int
-    dtype: torch.dtype
-    axis: int | None = None
-    group: int | None = None
-
-    @property
-    def is_static(self) -> bool:
-        """Whether scale and zero point are known now."""
-        return not isinstance(self.scale, Node) and not isinstance(self.zero_point, Node)
-
-    @property
-    def is_per_tensor(self) -> bool:
-        """Whether scale and zero point are one known number each."""
-        return isinstance(self.scale, float) and isinstance(self.zero_point, int)
-
-    @property
-    def steps(self) -> int:
-        """The largest ``|q - zero_point|``."""
-        zero = self.zero_point
-        if isinstance(zero, Node):
-            return self.high - self.low
-        least, most = (zero, zero) if isinstance(zero, int) else map(int, zero.aminmax())
-        return max(self.high - least, most - self.low)
-
-    def same(self, other: QParams) -> bool:
-        """Whether equal integers stand for equal numbers, per tensor."""
-        return self.is_per_tensor and other.is_per_tensor and self._key() == other._key()
-
-    def _key(self) -> tuple[object, ...]:
-        return self.scale, self.zero_point, self.low, self.high, self.dtype
-
-    def along(self, value: Tensor, rank: int) -> Tensor:
-        """A per-channel vector shaped to broadcast with a tensor of that rank."""
-        if self.axis is None or value.dim() == 0:
-            return value
-        shape = [1] * rank
-        shape[self.axis] = -1
-        return value.reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)

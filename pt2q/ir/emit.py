@@ -104,10 +104,11 @@ class Emitter:
         size = value_of(node).shape[dim]
         return size if isinstance(size, int) else self.call(ops.aten.sym_size.int, node, dim)
 
-    def replace_by(self, new: Node) -> None:
-        """Let the users of the origin read ``new``, and erase the origin."""
+    def replace_by(self, new: Node) -> Node:
+        """Let the users of the origin read ``new``, erase the origin, and return ``new``."""
         self.origin.replace_all_uses_with(new)
         self.graph.erase_node(self.origin)
+        return new
 
     # -------------------------------------------------------------- constants, inputs
 

@@ -11,7 +11,7 @@ from pt2q.debug.comparison.places import Place
 from pt2q.debug.error_sums import ErrorSums
 from pt2q.debug.identity import Key
 from pt2q.debug.rounding.functions import Rounding, to_integers, to_reals
-from pt2q.passes.reference.values import QParams
+from pt2q.ir.qparams import QParams
 
 
 @dataclass

@@ -15,9 +15,9 @@ from pt2q.debug.rounding.functions import rounding_of
 from pt2q.errors import ComparisonError
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.qparams import QParams
 from pt2q.ir.storage import StorageMap
 from pt2q.passes.reference.rewrite import ReferenceReport
-from pt2q.passes.reference.values import QParams
 
 
 @dataclass(frozen=True)

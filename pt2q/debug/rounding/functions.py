@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import get_constant
-from pt2q.passes.reference.values import QParams
+from pt2q.ir.qparams import QParams
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -36,7 +36,7 @@ def to_integers(x: Tensor, params: QParams) -> Tensor:
     """Real numbers as the integers that stand for them in the reference representation."""
     scale, zero_point = _numbers(params, x)
     levels = (x.double() / scale).round() + zero_point
-    return levels.clamp(params.low, params.high).to(params.dtype)
+    return levels.clamp(params.quant_min, params.quant_max).to(params.dtype)
 
 
 def to_reals(q: Tensor, params: QParams) -> Tensor:

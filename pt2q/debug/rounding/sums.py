@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from pt2q.debug.rounding.calls import is_dynamic_call
 from pt2q.debug.rounding.row import RoundingRow
-from pt2q.passes.reference.values import QParams
+from pt2q.ir.qparams import QParams, read_qparams
 
 MOST_LEVELS = 1 << 16  # of types whose used levels are counted
 
@@ -48,7 +48,7 @@ class RoundingSums:
         self.params = params
         self.scale = _widened(self.scale, params.scale)
         self.zero_point = _widened(self.zero_point, params.zero_point)
-        low, high = params.low, params.high
+        low, high = params.quant_min, params.quant_max
         levels = _levels(x.detach().float(), params)
         self.numbers += levels.numel()
         least, most = (float(v) for v in torch.aminmax(levels))
@@ -66,13 +66,9 @@ class RoundingSums:
     def _parameters(self, args: tuple[Any, ...]) -> QParams:
         if self.node.op == "call_module":
             return _of_fake_quantizer(self.module.get_submodule(str(self.node.target)))
-        names = [a.name for a in self.node.target._schema.arguments]  # type: ignore[union-attr]
-        given = dict(zip(names, args, strict=False)) | dict(self.node.kwargs)
-        scale = given["scale"] if "scale" in given else given["scales"]
-        zero_point = given["zero_point"] if "zero_point" in given else given.get("zero_points")
-        bounds = int(given["quant_min"]), int(given["quant_max"])
-        zero_point = 0 if zero_point is None else zero_point
-        return QParams(scale, zero_point, *bounds, given["dtype"], given.get("axis"))
+        given = dict(zip(self.node.args, args, strict=True))
+        params = read_qparams(self.node, given.__getitem__)
+        return replace(params, quant_min=int(params.quant_min), quant_max=int(params.quant_max))
 
     def row(self, path: str) -> RoundingRow | None:
         """What was seen; None if nothing was.
@@ -88,8 +84,8 @@ class RoundingSums:
             node=path + self.node.name,
             of=path + source.name,
             dtype=str(params.dtype).removeprefix("torch."),
-            quant_min=params.low,
-            quant_max=params.high,
+            quant_min=params.quant_min,
+            quant_max=params.quant_max,
             scale=self.scale,
             zero_point=self.zero_point,
             clipped=self.clipped / self.numbers,

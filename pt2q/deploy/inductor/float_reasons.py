@@ -7,6 +7,7 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import is_constant
+from pt2q.ir.qparams import read_qparams
 
 _STATIC = frozenset({ops.qd.dequantize_per_tensor.default})
 _PER_TOKEN = frozenset({ops.qd.dequantize_per_token.default})
@@ -35,8 +36,9 @@ def why_float(node: Node, weight: Node | None) -> str:
         return "both factors are computed: Inductor multiplies two activations in float"
     if ops.is_op(weight, _PER_GROUP):
         return "Inductor has no int8 kernel for weights in groups"
-    if ops.argument(weight, "dtype") is not torch.int8:
-        return f"its weight is {str(ops.argument(weight, 'dtype')).removeprefix('torch.')}"
+    dtype = read_qparams(weight).dtype
+    if dtype is not torch.int8:
+        return f"its weight is {str(dtype).removeprefix('torch.')}"
     return _why_shape(node) or _why_input(_input_dequantize(node), ops.is_op(node, ops.CONV))
 
 

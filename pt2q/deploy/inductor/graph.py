@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.errors import LoweringError
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
-from pt2q.ir.graph import get_constant, is_constant
+from pt2q.ir.graph import get_constant, is_constant, value_of
 from pt2q.ir.module import InputCheck, QuantGraphModule, copy_module
+from pt2q.ir.qparams import read_qparams, write_dequantize
 
 _WEIGHTED = ops.CONV | ops.LINEAR | ops.ADDMM | ops.MM
 _PER_TENSOR = ops.overloads(ops.qd.dequantize_per_tensor)
@@ -41,8 +44,7 @@ def for_inductor(model: GraphModule) -> QuantGraphModule:
             continue
         source = ops.data_input(node)
         if is_constant(source):
-            _rewrite_constant(emit, node, source)
-            _store_once_each(emit, node, seen)
+            _store_once_each(emit, _rewrite_constant(emit, node, source), seen)
         else:
             _refuse_int8(node)
     result.graph.eliminate_dead_code()
@@ -69,20 +71,22 @@ def _refuse_int8(node: Node) -> None:
     weighted = next((user for user in node.users if ops.is_op(user, _WEIGHTED)), None)
     if weighted is None or not ops.is_op(node, _PER_TENSOR):
         return
-    if ops.argument(node, "dtype") is torch.int8:
+    if read_qparams(node).dtype is torch.int8:
         raise LoweringError(
             f"the input of {weighted.name} is int8; Inductor's int8 kernels take uint8. Quantize "
             "with X86InductorQuantizer; int8 activations are for XNNPACK and TensorRT."
         )
 
 
-def _rewrite_constant(emit: Emitter, node: Node, source: Node) -> None:
+def _rewrite_constant(emit: Emitter, node: Node, source: Node) -> Node:
+    """Write a stored constant as Inductor takes it; returns what gives its value."""
     if not ops.is_op(node, _PER_TENSOR | _PER_CHANNEL):
-        return
+        return node
     if all(ops.is_op(user, ops.ADD) for user in node.users):
-        _store_float(emit, node, source)
-    elif ops.is_op(node, _STATIC) and get_constant(emit.model, source).dim() > 1:
-        _spread_scale(emit, node, source)
+        return _store_float(emit, node, source)
+    if ops.is_op(node, _STATIC) and get_constant(emit.model, source).dim() > 1:
+        return _spread_scale(emit, node, source)
+    return node
 
 
 def _store_once_each(emit: Emitter, node: Node, seen: set[str]) -> None:
@@ -98,28 +102,30 @@ def _store_once_each(emit: Emitter, node: Node, seen: set[str]) -> None:
     node.replace_input_with(source, emit.before(node, origin=source).constant(target, own))
 
 
-def _store_float(emit: Emitter, node: Node, source: Node) -> None:
+def _store_float(emit: Emitter, node: Node, source: Node) -> Node:
     values = [get_constant(emit.model, a) if isinstance(a, Node) else a for a in node.args]
     with torch.no_grad():
         value = node.target(*values, **node.kwargs)  # type: ignore[operator]
-    emit.before(node).replace_by(emit.constant(f"{source.target}_float", value))
+    return emit.before(node).replace_by(emit.constant(f"{source.target}_float", value))
 
 
-def _spread_scale(emit: Emitter, node: Node, source: Node) -> None:
+def _spread_scale(emit: Emitter, node: Node, source: Node) -> Node:
     """Write a weight's one scale once per output channel."""
-    scale, zero_point = ops.argument(node, "scale"), ops.argument(node, "zero_point")
-    axis = _channel_axis(node)
-    if axis is None or ops.argument(node, "dtype") is not torch.int8:
-        return
-    channels = get_constant(emit.model, source).shape[axis]
+    params, axis = read_qparams(node), _channel_axis(node)
+    if axis is None or params.dtype is not torch.int8 or not params.is_per_tensor:
+        return node
+    channels = (get_constant(emit.model, source).shape[axis],)
     emit.before(node)
-    made = [
-        emit.constant(f"{source.target}_scale", torch.full((channels,), float(scale))),
-        emit.constant(f"{source.target}_zero_point", torch.full((channels,), int(zero_point))),
-    ]
-    low, high = ops.argument(node, "quant_min"), ops.argument(node, "quant_max")
-    node.target = ops.qd.dequantize_per_channel.default
-    node.args = (source, *made, axis, low, high, torch.int8)
+    scale, zero_point = params.known
+    spread = replace(
+        params,
+        scale=emit.constant(f"{source.target}_scale", torch.full(channels, float(scale))),
+        zero_point=emit.constant(
+            f"{source.target}_zero_point", torch.full(channels, int(zero_point))
+        ),
+        axis=axis,
+    )
+    return emit.replace_by(write_dequantize(emit, source, spread, value_of(node)))
 
 
 def _channel_axis(node: Node) -> int | None:

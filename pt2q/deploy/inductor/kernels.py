@@ -18,6 +18,7 @@ from pt2q.deploy.inductor.float_reasons import weight_dequantize, why_float
 from pt2q.deploy.inductor.fusion import FusionReport, FusionRow
 from pt2q.ir import ops
 from pt2q.ir.graph import get_constant, is_constant, module_path
+from pt2q.ir.qparams import read_qparams
 
 QCONV = "onednn.qconv"
 QLINEAR = "onednn.qlinear"
@@ -130,10 +131,8 @@ def _row(node: Node, computes: bool, kernel: str, detail: str) -> FusionRow:
 
 
 def _scales(model: GraphModule, dequantize: Node | None) -> Tensor | None:
-    if dequantize is None or not ops.has_argument(dequantize, "scales"):
-        return None
-    scales = ops.argument(dequantize, "scales")
-    return get_constant(model, scales) if is_constant(scales) else None
+    scale = None if dequantize is None else read_qparams(dequantize).scale
+    return get_constant(model, scale) if isinstance(scale, Node) and is_constant(scale) else None
 
 
 def _residual(node: Node) -> Node | None:

@@ -9,6 +9,7 @@ from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import get_constant, is_constant, set_constant
 from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.ir.qparams import read_qparams
 
 _CHANNELWISE = frozenset(
     {
@@ -29,14 +30,14 @@ def for_onnx(model: GraphModule) -> QuantGraphModule:
     for node in list(result.graph.nodes):
         if not ops.is_op(node, _CHANNELWISE):
             continue
-        _retype(result, node, "scales", torch.float32)
-        _retype(result, node, "zero_points", ops.argument(node, "dtype"))
+        params = read_qparams(node)
+        _retype(result, node, params.scale, torch.float32)
+        _retype(result, node, params.zero_point, params.dtype)
     return copy_module(result, result.record)
 
 
-def _retype(model: QuantGraphModule, node: Node, name: str, dtype: torch.dtype) -> None:
-    source = ops.argument(node, name)
-    if not is_constant(source):
+def _retype(model: QuantGraphModule, node: Node, source: object, dtype: torch.dtype) -> None:
+    if not isinstance(source, Node) or not is_constant(source):
         return
     target = f"{source.target}_{str(dtype).removeprefix('torch.')}"
     value = get_constant(model, source)

@@ -7,6 +7,7 @@ from torch.fx import GraphModule, Node
 
 from pt2q.errors import LoweringError
 from pt2q.ir import ops
+from pt2q.ir.qparams import read_qparams
 
 LEAST_OPSET = 18
 DEFAULT_OPSET = 20
@@ -35,7 +36,7 @@ def choose_opset(model: GraphModule, asked: int | None) -> int:
     if asked < needed:
         why = "torch.onnx writes no older one"
         if wide is not None:
-            grouped = wide.target is ops.qd.dequantize_per_channel_group.default
+            grouped = read_qparams(wide).group is not None
             why = f"{wide.name} has {'a scale per group' if grouped else '16-bit integers'}"
         raise LoweringError(f"opset {asked} is too old: give opset={needed} or later, as {why}")
     return asked
@@ -44,5 +45,5 @@ def choose_opset(model: GraphModule, asked: int | None) -> int:
 def _needs_wide(node: Node) -> bool:
     if not ops.is_op(node, ops.DEQUANTIZE):
         return False
-    grouped = node.target is ops.qd.dequantize_per_channel_group.default
-    return grouped or ops.argument(node, "dtype") in _WIDE_DTYPES
+    params = read_qparams(node)
+    return params.group is not None or params.dtype in _WIDE_DTYPES

@@ -24,6 +24,7 @@ from pt2q.errors import LoweringError
 from pt2q.files import ensure_writable, replacing
 from pt2q.ir import ops
 from pt2q.ir.dtypes import FLOAT8_DTYPES
+from pt2q.ir.qparams import read_qparams
 
 EXTERNAL_BYTES = 1 << 30
 """Constants beyond this go to a file of their own; a single file ends at 2 GiB."""
@@ -102,7 +103,7 @@ def _check_opset(model: Any, asked: int) -> None:
 
 
 def _is_float8(node: Node) -> bool:
-    return ops.is_op(node, ops.DEQUANTIZE) and ops.argument(node, "dtype") in FLOAT8_DTYPES
+    return ops.is_op(node, ops.DEQUANTIZE) and read_qparams(node).dtype in FLOAT8_DTYPES
 
 
 @contextmanager

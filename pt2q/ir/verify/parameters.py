@@ -11,30 +11,22 @@ from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import find_attribute
+from pt2q.ir.qparams import QParams, read_qparams
 from pt2q.ir.verify.laws import Found, law
 
-PARAMETERS = ("scale", "zero_point", "quant_min", "quant_max", "dtype", "axis", "group_size")
+COMPARED = ("scale", "zero_point", "quant_min", "quant_max", "dtype", "axis", "group")
 
 
-def _parameters_of(model: GraphModule, node: Node) -> dict[str, Any]:
-    """Arguments of a quantize or dequantize by one name, constants as tensors."""
-    found = {}
-    for name in PARAMETERS:
-        given = name if ops.has_argument(node, name) else f"{name}s"
-        if ops.has_argument(node, given):
-            found[name] = _resolved(model, ops.argument(node, given))
-    return found
+def _parameters_of(model: GraphModule, node: Node) -> QParams:
+    """The parameters of a quantize or dequantize, constants as tensors."""
 
+    def resolve(value: Node) -> Any:
+        if value.op == "get_attr":
+            return find_attribute(model, str(value.target))
+        # An element of several results is told by whose it is and which.
+        return value.args if value.target is ops.GETITEM else value
 
-def _resolved(model: GraphModule, value: Any) -> Any:
-    """A constant's tensor; for an element of several results, whose and which."""
-    if not isinstance(value, Node):
-        return value
-    if value.op == "get_attr":
-        return find_attribute(model, str(value.target))
-    if value.target is ops.GETITEM:
-        return value.args
-    return value
+    return read_qparams(node, resolve)
 
 
 @law("parameters", always=True)
@@ -46,18 +38,17 @@ def parameters(model: GraphModule) -> Found:
                 yield node.name, text
 
 
-def _faults(node: Node, found: dict[str, Any]) -> Iterator[str]:
-    low, high, dtype = found["quant_min"], found["quant_max"], found["dtype"]
-    if isinstance(low, Node) or isinstance(high, Node) or not isinstance(dtype, torch.dtype):
+def _faults(node: Node, found: QParams) -> Iterator[str]:
+    low, high, dtype = found.quant_min, found.quant_max, found.dtype
+    if isinstance(low, Node) or isinstance(high, Node):
         return
     info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
     if not info.min <= low < high <= info.max:
         yield f"its range [{low}, {high}] is empty or outside of {dtype}"
-    scale, zero_point = found["scale"], found.get("zero_point")
-    if _is_known(scale):
-        yield from _scale_faults(torch.as_tensor(scale, dtype=torch.float64))
-    if _is_known(zero_point):
-        yield from _zero_point_faults(torch.as_tensor(zero_point), low, high)
+    if _is_known(found.scale):
+        yield from _scale_faults(torch.as_tensor(found.scale, dtype=torch.float64))
+    if _is_known(found.zero_point):
+        yield from _zero_point_faults(torch.as_tensor(found.zero_point), low, high)
     yield from _size_faults(node, found)
 
 
@@ -82,9 +73,9 @@ def _zero_point_faults(zero_point: Tensor, low: int, high: int) -> Iterator[str]
         yield f"its zero point must be in [{low}, {high}], found {found}"
 
 
-def _size_faults(node: Node, found: dict[str, Any]) -> Iterator[str]:
+def _size_faults(node: Node, found: QParams) -> Iterator[str]:
     """One scale per channel of the dimension that has its own."""
-    axis, scale, value = found.get("axis"), found["scale"], node.meta.get("val")
+    axis, scale, value = found.axis, found.scale, node.meta.get("val")
     if axis is None or not isinstance(scale, Tensor) or not isinstance(value, Tensor):
         return
     if not -value.dim() <= axis < value.dim():
@@ -102,18 +93,23 @@ def mirror(model: GraphModule) -> Found:
         source = _source(node)
         if ops.is_op(source, ops.QUANTIZE):
             one, other = _parameters_of(model, source), _parameters_of(model, node)
-            for name in sorted(one.keys() & other.keys()):
-                if not _same(one[name], other[name]):
-                    text = f"{name} is {_short(other[name])}, that of {source.name} is "
-                    yield node.name, text + _short(one[name])
+            for text in _differences(one, other, source.name):
+                yield node.name, text
         elif source.op == "get_attr":
             yield from _stored_faults(model, node, source)
+
+
+def _differences(one: QParams, other: QParams, name: str) -> Iterator[str]:
+    for field in COMPARED:
+        mine, theirs = getattr(other, field), getattr(one, field)
+        if not _same(mine, theirs):
+            yield f"{field} is {_short(mine)}, that of {name} is {_short(theirs)}"
 
 
 def _source(node: Node) -> Node:
     """What made the integers, seen through operators that only move them."""
     at: Any = ops.data_input(node)
-    while ops.is_op(at, ops.MOVES) and not ops.has_argument(node, "axis"):
+    while ops.is_op(at, ops.MOVES) and read_qparams(node).axis is None:
         at = ops.data_input(at)
     assert isinstance(at, Node)
     return at
@@ -123,14 +119,14 @@ def _stored_faults(model: GraphModule, node: Node, source: Node) -> Found:
     stored, found = find_attribute(model, str(source.target)), _parameters_of(model, node)
     if not isinstance(stored, Tensor) or not stored.numel():
         return
-    if stored.dtype != found["dtype"]:
-        yield node.name, f"{source.target} holds {stored.dtype}, it reads {found['dtype']}"
+    if stored.dtype != found.dtype:
+        yield node.name, f"{source.target} holds {stored.dtype}, it reads {found.dtype}"
         return
-    if stored.dtype.is_floating_point or isinstance(found["quant_min"], Node):
+    if stored.dtype.is_floating_point or isinstance(found.quant_min, Node):
         return
     low, high = int(stored.min()), int(stored.max())
-    if low < found["quant_min"] or high > found["quant_max"]:
-        limits = f"[{found['quant_min']}, {found['quant_max']}]"
+    if low < found.quant_min or high > found.quant_max:
+        limits = f"[{found.quant_min}, {found.quant_max}]"
         yield node.name, f"{source.target} holds [{low}, {high}], its range is {limits}"
 
 
