@@ -1,7 +1,7 @@
 """What is found by name: our own, and what installed packages add by an entry point.
 
 A registry holds where things are, not the things: a name is imported when it is asked for, so that
-listing names costs nothing and a package that cannot be imported harms nobody who does not use it.
+listing names costs little and a package that cannot be imported harms nobody who does not use it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Registry(Generic[T]):
         self.noun, self.group, self._check = noun, group, check
         self._ours = {n: EntryPoint(n, where, group) for n, where in ours.items()}
         self._loaded: dict[str, T] = {}
+        self._warned = False
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._offers)
@@ -61,6 +62,7 @@ class Registry(Generic[T]):
             UnknownNameError: nothing has this name; the message lists what there is.
             PluginError: the package that offers it cannot be used.
         """
+        self._warn()
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
@@ -88,18 +90,25 @@ class Registry(Generic[T]):
     # ------------------------------------------------------------------ finding
 
     @cached_property
-    def _offers(self) -> Mapping[str, EntryPoint]:
-        theirs: dict[str, list[EntryPoint]] = {}
+    def _theirs(self) -> Mapping[str, tuple[EntryPoint, ...]]:
+        found: dict[str, tuple[EntryPoint, ...]] = {}
         for entry in sorted(entry_points(group=self.group), key=lambda entry: entry.name):
-            theirs.setdefault(entry.name, []).append(entry)
-        offers = dict(self._ours)
-        for name, entries in theirs.items():
-            refused = self._clash(name, entries)
-            if refused:
-                warnings.warn(refused, PluginWarning, stacklevel=3)
-            else:
-                offers[name] = entries[0]
-        return offers
+            found[entry.name] = (*found.get(entry.name, ()), entry)
+        return found
+
+    @cached_property
+    def _offers(self) -> Mapping[str, EntryPoint]:
+        theirs = self._theirs.items()
+        accepted = {name: found[0] for name, found in theirs if not self._clash(name, found)}
+        return {**self._ours, **accepted}
+
+    def _warn(self) -> None:
+        """Say, when something is taken for the first time, what is left out."""
+        if self._warned:
+            return
+        self._warned = True
+        for refused in filter(None, (self._clash(*item) for item in self._theirs.items())):
+            warnings.warn(refused, PluginWarning, stacklevel=3)
 
     def _clash(self, name: str, entries: Sequence[EntryPoint]) -> str:
         """Why a name cannot be given to packages; "" if it can."""

@@ -91,9 +91,11 @@ def test_of_two_packages_with_one_name_neither_is_used(site) -> None:
     install(site, "letters_one", "X = '1'", beta="letters_one:X")
     install(site, "letters_two", "X = '2'", beta="letters_two:X")
     found = registry()
-    with pytest.warns(PluginWarning, match="letters_one and letters_two both offer letter 'beta'"):
-        assert list(found) == ["zeta", "alpha"]
-    with pytest.raises(UnknownNameError, match="unknown letter 'beta'"):
+    assert list(found) == ["zeta", "alpha"]
+    with (
+        pytest.warns(PluginWarning, match="letters_one and letters_two both offer letter 'beta'"),
+        pytest.raises(UnknownNameError, match="unknown letter 'beta'"),
+    ):
         found["beta"]
 
 

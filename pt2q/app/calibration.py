@@ -16,8 +16,7 @@ set of arrays has to be exactly one call of the model.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,56 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
-from torch.utils import _pytree as pytree
 
 from pt2q.deploy.library_output import first_line, quiet_python
+from pt2q.deploy.signature import Batch, Input, Signature
 from pt2q.errors import DataError
-
-Batch = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Input:
-    """One tensor that a program takes; a dynamic dimension is None in `shape`."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | None, ...]
-
-    def __str__(self) -> str:
-        """As in an error message: name, dtype, shape."""
-        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
-        return f"{self.name}: {self.dtype} ({sizes})"
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a program takes: tensors, and what was constant at export.
-
-    Attributes:
-        inputs: the tensors, in the order of the call.
-        batch: the first dimension that all inputs share, or None if they share none.
-        constants: (position among all leaves, value) of inputs that are no tensors.
-        spec: how the leaves nest into positional and keyword arguments.
-    """
-
-    inputs: tuple[Input, ...]
-    batch: int | None
-    constants: tuple[tuple[int, Any], ...]
-    spec: Any
-
-    def leaves(self, batch: Batch) -> tuple[Any, ...]:
-        """Tensors with the constants put in between, as a lowered program takes them."""
-        flat: list[Any] = list(batch)
-        for position, value in self.constants:
-            flat.insert(position, value)
-        return tuple(flat)
-
-    def call(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments for the exported module."""
-        args, kwargs = pytree.tree_unflatten(list(self.leaves(batch)), self.spec)
-        return tuple(args), dict(kwargs)
 
 
 def read_program(path: str | PathLike[str]) -> ExportedProgram:
@@ -99,29 +52,6 @@ def read_program(path: str | PathLike[str]) -> ExportedProgram:
         raise DataError(f"model {path}: torch.export.load failed: {first_line(error)}") from error
 
 
-def signature_of(program: ExportedProgram) -> Signature:
-    """What a program takes.
-
-    Raises:
-        DataError: an input is neither a tensor nor a constant.
-    """
-    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
-    specs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
-    inputs: list[Input] = []
-    constants: list[tuple[int, Any]] = []
-    for position, spec in enumerate(specs):
-        if isinstance(spec.arg, ConstantArgument):
-            constants.append((position, spec.arg.value))
-        elif isinstance(spec.arg, TensorArgument):
-            inputs.append(_input(spec.arg.name, values[spec.arg.name]))
-        else:
-            raise DataError(f"input {spec.arg.name} of the model is no tensor: not supported")
-    if not inputs:
-        raise DataError("the model takes no tensors, so there is nothing to calibrate")
-    batch = _common_batch([values[item.name] for item in inputs])
-    return Signature(tuple(inputs), batch, tuple(constants), program.call_spec.in_spec)
-
-
 def read_batches(path: str | PathLike[str], signature: Signature) -> tuple[Batch, ...]:
     """Read calibration data and cut it into calls of the program.
 
@@ -137,27 +67,6 @@ def read_batches(path: str | PathLike[str], signature: Signature) -> tuple[Batch
             f"calibration data {path}: empty, not one batch of {signature.batch or 1} in it"
         )
     return tuple(batches)
-
-
-# -------------------------------------------------------------------------------------- the model
-
-
-def _input(name: str, value: Tensor) -> Input:
-    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return Input(name, value.dtype, sizes)
-
-
-def _common_batch(values: Sequence[Tensor]) -> int | None:
-    firsts = {_example_size(value.shape[0]) if value.dim() else None for value in values}
-    return firsts.pop() if len(firsts) == 1 else None
-
-
-def _example_size(size: Any) -> int:
-    """A dimension as it was in the example inputs."""
-    return size if isinstance(size, int) else int(size.node.hint)
-
-
-# --------------------------------------------------------------------------------------- the data
 
 
 def _files(path: Path) -> tuple[Path, ...]:
@@ -201,12 +110,7 @@ def _ordered(file: Path, item: Any, signature: Signature) -> Batch:
     """The tensors of one item in the order of the program's inputs."""
     names = [wanted.name for wanted in signature.inputs]
     if isinstance(item, Mapping):
-        by_name = file.suffix == ".pt" or set(item) == set(names)
-        if by_name and set(item) != set(names):
-            raise DataError(
-                f"calibration data {file}: the model's inputs are {names}, got {sorted(item)}"
-            )
-        item = tuple(item[name] for name in names) if by_name else tuple(item.values())
+        item = _by_name(file, item, names)
     if isinstance(item, Tensor):
         item = (item,)
     if not isinstance(item, tuple) or not all(isinstance(x, Tensor) for x in item):
@@ -219,6 +123,17 @@ def _ordered(file: Path, item: Any, signature: Signature) -> Batch:
     for wanted, tensor in zip(signature.inputs, item, strict=True):
         _check(file, wanted, tensor, signature.batch)
     return item
+
+
+def _by_name(file: Path, item: Mapping[str, Any], names: list[str]) -> tuple[Any, ...]:
+    """The values of a mapping in the order of names; arrays of a .npz may be named otherwise."""
+    if set(item) == set(names):
+        return tuple(item[name] for name in names)
+    if file.suffix == ".pt":
+        raise DataError(
+            f"calibration data {file}: the model's inputs are {names}, got {sorted(item)}"
+        )
+    return tuple(item.values())
 
 
 def _check(file: Path, wanted: Input, tensor: Tensor, batch: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The command line's job: calibrate, convert, lower and compare, from one exported program."""
+"""Quantize a program, write it for its backend, and compare what runs there with float."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from pt2q.app.calibration import Batch, Signature, signature_of
+from pt2q.app.conversion import Track, calibrate_and_convert, split_off
 from pt2q.app.recipe import Recipe
-from pt2q.app.targets import BACKENDS, Backend, Deployed, Example, Run
-from pt2q.debug import Comparison, compare
-from pt2q.errors import DataError
-from pt2q.flow import convert_pt2e, prepare_pt2e
-from pt2q.ir.module import QuantGraphModule
+from pt2q.deploy.backend import Backend, Deployed, Example, Run
+from pt2q.deploy.registry import BACKENDS
+from pt2q.deploy.signature import Batch, dynamic_shapes, signature_of
 from pt2q.numerics.sqnr import sqnr
-
-Track = Callable[[Sequence[Batch], str], Iterable[Batch]]
+from pt2q.quantizers import Report
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What came out.
 
-    Attributes:
+    Args:
         deployed: the quantized model, written.
         report: the quantizer's account, operator by operator.
         float_size: bytes of the float model, written the same way, or of its tensors.
@@ -39,7 +36,7 @@ class Outcome:
     """
 
     deployed: Deployed
-    report: Any
+    report: Report
     float_size: int
     calibrated: int
     held_out: int
@@ -52,7 +49,7 @@ def run_job(
     recipe: Recipe,
     track: Track,
     out: Path,
-    show: Callable[[Any], None] | None = None,
+    show: Callable[[Report], None] | None = None,
 ) -> Outcome:
     """Quantize an exported program, write it for its backend and compare it with float.
 
@@ -64,11 +61,10 @@ def run_job(
         out: the file to write.
         show: is given the quantizer's report before anything can fail that it may explain.
     """
-    signature = signature_of(program)
     backend, quantizer = BACKENDS[recipe.backend], recipe.quantizer()
-    calibration, held_out = split_off(batches)
-    calibration = calibration[: recipe.limit]
-    converted = _convert(program, signature, quantizer, calibration, track, show)
+    calibration, held_out = split_off(batches, recipe.limit)
+    converted = calibrate_and_convert(program, quantizer, calibration, track, show)
+    signature = signature_of(program)
     example = Example(signature, calibration[0], dynamic_shapes(program, signature))
     deployed = backend.deploy(converted, example, out)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,48 +73,6 @@ def run_job(
     return Outcome(
         deployed, quantizer.report(), float_size, len(calibration), len(held_out), decibels
     )
-
-
-def _convert(
-    program: ExportedProgram,
-    signature: Signature,
-    quantizer: Any,
-    calibration: Sequence[Batch],
-    track: Track,
-    show: Callable[[Any], None] | None = None,
-) -> QuantGraphModule:
-    prepared = prepare_pt2e(program, quantizer)
-    if show is not None:
-        show(quantizer.report())
-    with torch.no_grad():
-        for batch in track(calibration, "calibrating"):
-            args, kwargs = signature.call(batch)
-            prepared(*args, **kwargs)
-    return convert_pt2e(prepared)
-
-
-def run_comparison(
-    program: ExportedProgram, batches: Sequence[Batch], recipe: Recipe, track: Track
-) -> Comparison:
-    """Quantize an exported program and say, operator by operator, where it departs from float.
-
-    Args:
-        program: the float model.
-        batches: calibration data; the last tenth (at least one batch) is compared on.
-        recipe: for which backend, and how.
-        track: wraps a loop over batches to show its progress under a title.
-    """
-    signature = signature_of(program)
-    calibration, held_out = split_off(batches)
-    calibration = calibration[: recipe.limit]
-    converted = _convert(program, signature, recipe.quantizer(), calibration, track)
-    module = program.module(check_guards=False)
-    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
-    inputs = (
-        dict(zip(names, signature.leaves(batch), strict=True))
-        for batch in track(held_out, "comparing")
-    )
-    return compare(program, converted, inputs)
 
 
 def _float(
@@ -137,48 +91,6 @@ def _float(
 
     tensors = [*program.state_dict.values(), *program.constants.values()]
     return run, sum(t.nbytes for t in tensors if isinstance(t, Tensor))
-
-
-def split_off(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
-    """Keep the last tenth, at least one batch and at most 100, for the comparison.
-
-    Raises:
-        DataError: there are fewer than two batches.
-    """
-    if len(batches) < 2:
-        raise DataError(
-            "calibration data: at least two batches are needed, "
-            "one to calibrate on and one held out to compare with float; got one"
-        )
-    held_out = min(max(len(batches) // 10, 1), 100)
-    return batches[:-held_out], batches[-held_out:]
-
-
-def dynamic_shapes(program: ExportedProgram, signature: Signature) -> Any:
-    """The dynamic dimensions of a program, in the form in which export takes them.
-
-    Returns:
-        One entry per positional and keyword argument, or None if everything is static.
-    """
-    if all(None not in item.shape for item in signature.inputs):
-        return None
-    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
-    leaves = [_leaf_shape(values[item.name], program) for item in signature.inputs]
-    for position, _ in signature.constants:
-        leaves.insert(position, None)
-    args, kwargs = pytree.tree_unflatten(leaves, signature.spec)
-    return (*args, *kwargs.values())
-
-
-def _leaf_shape(value: Tensor, program: ExportedProgram) -> dict[int, Any] | None:
-    shape: dict[int, Any] = {}
-    for dim, size in enumerate(value.shape):
-        if isinstance(size, int):
-            continue
-        bounds = program.range_constraints.get(size.node.expr)
-        finite = bounds is not None and bounds.is_int and bounds.upper < 2**31
-        shape[dim] = Dim.AUTO(min=None, max=int(bounds.upper)) if finite else Dim.AUTO
-    return shape or None
 
 
 def _compare(reference: Run, other: Run, batches: Iterable[Batch]) -> float:

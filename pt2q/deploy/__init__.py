@@ -1,1 +1,6 @@
-"""What happens after convert: one module per target, each importing its runtime only when used."""
+"""After convert: a folder per target, and all targets by name."""
+
+from pt2q.deploy.backend import Backend, Deployed, Example
+from pt2q.deploy.registry import BACKENDS
+
+__all__ = ["BACKENDS", "Backend", "Deployed", "Example"]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from support.command_line import Run, Small, fails
 
-from pt2q.app.calibration import read_batches, read_program, signature_of
+from pt2q.app.calibration import read_batches, read_program
 from pt2q.deploy.executorch import load
+from pt2q.deploy.signature import signature_of
 from pt2q.errors import DataError
 
 IMAGES = np.zeros((8, 3, 8, 8), np.float32)

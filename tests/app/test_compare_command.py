@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from support.command_line import Run, fails
 
-from pt2q.app.calibration import read_batches, read_program, signature_of
+from pt2q.app.calibration import read_batches, read_program
+from pt2q.deploy.signature import signature_of
 
 
 def test_compare(run: Run, folder: Path, tmp_path: Path) -> None:

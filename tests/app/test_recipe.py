@@ -8,7 +8,7 @@ from support.recipe_programs import quantized
 import pt2q
 from pt2q import observers
 from pt2q.app.recipe import Recipe, parse, template
-from pt2q.app.targets import BACKENDS
+from pt2q.deploy import BACKENDS
 from pt2q.errors import UnmatchedRuleWarning
 from pt2q.ir import ops
 from pt2q.quantizers import (

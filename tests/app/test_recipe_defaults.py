@@ -12,7 +12,7 @@ from support.recipe_programs import quantized
 
 import pt2q
 from pt2q.app.recipe import Override, Settings, parse, template
-from pt2q.app.targets import BACKENDS
+from pt2q.deploy import BACKENDS
 from pt2q.quantizers import (
     OnnxQDQQuantizer,
     TableQuantizer,

@@ -7,7 +7,7 @@ import torch
 
 from pt2q.app import recipe
 from pt2q.app.recipe import Recipe, parse, template
-from pt2q.app.targets import backend_named
+from pt2q.deploy import BACKENDS
 from pt2q.errors import DataError, RecipeError
 from pt2q.ir import ops
 
@@ -49,6 +49,12 @@ MISTAKES = [
     ("[skip]\nmodules = ['a']\n[[override]]\nmodule = 'a'", "line 4.*say it once"),
     ("[calibration]\nlimit = 0", r"line 2, \[calibration\] limit: expected a whole number"),
     ("[calibration]\nlimit = true", "whole number"),
+    ("[calibration]\nlimt = 3", "choose from limit; did you mean limit"),
+    ("[defualt]\nmode = 'float'", "line 1, defualt: there is no such key.*did you mean default"),
+    ("backend = 8", "line 1, backend: .*xnnpack.*; found 8"),
+    ("[default]\nmode = 1", r"line 2, \[default\] mode: expected one of .*; found 1"),
+    ("[[override]]\nmodule = 3", r"line 2, \[\[override\]\] 1 module: expected a name; found 3"),
+    ("override = [3]", r"override.*: expected tables that begin with \[\[override\]\]; found 3"),
     ("mode = ", "no valid TOML: Invalid value"),
 ]
 
@@ -92,7 +98,7 @@ def test_scales_the_backend_lacks() -> None:
 
 def test_unknown_backends() -> None:
     with pytest.raises(DataError, match="unknown backend 'tpu': choose from xnnpack, x86"):
-        backend_named("tpu")
+        BACKENDS["tpu"]
     with pytest.raises(DataError, match="choose from"):
         template("tpu")
 

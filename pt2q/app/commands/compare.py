@@ -1,0 +1,46 @@
+"""`pt2q compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pt2q.app.calibration import read_batches, read_program
+from pt2q.app.compare_job import run_comparison
+from pt2q.app.console import track
+from pt2q.app.options import BackendName, CalibrationFile, ModelFile, RecipeFile, chosen_recipe
+from pt2q.deploy.signature import signature_of
+from pt2q.files import ensure_writable, write_bytes
+
+HELP = (
+    "Say, operator by operator, where a quantized model departs from float.\n\n"
+    "It is quantized as by 'pt2q quantize', which see for the files; nothing is lowered. Local: "
+    "what an operator adds by itself. Total: with all that comes before it."
+)
+Worst = Annotated[
+    int | None, typer.Option(min=1, help="Print the operators with the largest local errors.")
+]
+JsonFile = Annotated[Path | None, typer.Option(help="Write the whole report here, too.")]
+
+
+def compare(
+    model: ModelFile,
+    calibration: CalibrationFile,
+    backend: BackendName = None,
+    recipe: RecipeFile = None,
+    worst: Worst = None,
+    json: JsonFile = None,
+) -> None:
+    """Say, operator by operator, where a quantized model departs from float."""
+    chosen = chosen_recipe(backend, recipe)
+    chosen.quantizer()  # what cannot be asked for is found before the work
+    if json is not None:
+        ensure_writable(json)
+    program = read_program(model)
+    batches = read_batches(calibration, signature_of(program))
+    report = run_comparison(program, batches, chosen, track)
+    print(report if worst is None else report.worst(worst))
+    if json is not None:
+        write_bytes(json, f"{report.to_json()}\n".encode())

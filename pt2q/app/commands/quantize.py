@@ -1,0 +1,114 @@
+"""`pt2q quantize`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pt2q.app.calibration import read_batches, read_program
+from pt2q.app.console import complain, console, track
+from pt2q.app.options import (
+    BackendName,
+    CalibrationFile,
+    ModelFile,
+    RecipeFile,
+    check_output,
+    chosen_recipe,
+)
+from pt2q.app.quantize_job import Outcome, run_job
+from pt2q.app.recipe import Recipe
+from pt2q.deploy.backend import Backend
+from pt2q.deploy.registry import BACKENDS
+from pt2q.deploy.signature import signature_of
+from pt2q.files import ensure_writable
+from pt2q.quantizers import Report
+
+# Paragraphs in one line each: typer keeps line breaks.
+HELP = (
+    "Quantize an exported model and write it for a backend.\n\n"
+    "Arrays of a .npz are taken by input name or else in order; a .pt holds a tensor, a tuple, a "
+    "dict by input name, or a list of these. The first axis is split into batches of the exported "
+    "size. The last tenth is held out to compare with float."
+)
+OutFile = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
+PerTensor = Annotated[
+    bool, typer.Option("--per-tensor", help="One scale per weight, not one per channel.")
+]
+Dynamic = Annotated[bool, typer.Option("--dynamic", help="Measure activation ranges at run time.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Calibrate on at most so many batches.")]
+ShowReport = Annotated[bool, typer.Option("--report", help="Print what became of each operator.")]
+
+
+def quantize(
+    model: ModelFile,
+    calibration: CalibrationFile,
+    out: OutFile,
+    backend: BackendName = None,
+    recipe: RecipeFile = None,
+    per_tensor: PerTensor = False,
+    dynamic: Dynamic = False,
+    limit: Limit = None,
+    report: ShowReport = False,
+) -> None:
+    """Quantize an exported model and write it for a backend."""
+    chosen = _changed(chosen_recipe(backend, recipe), per_tensor, dynamic, limit)
+    row = BACKENDS[chosen.backend]
+    chosen.quantizer()  # what cannot be asked for is found before the work
+    ensure_writable(out)
+    check_output(out, row, model, calibration, recipe)
+    program = read_program(model)
+    batches = read_batches(calibration, signature_of(program))
+    outcome = run_job(program, batches, chosen, track, out, _print_report if report else None)
+    console().print(_summary(f"{model.name} for {row.name}", outcome, row))
+    print(f"written: {out}")
+    for line in outcome.deployed.warnings:
+        complain(line, "warning")
+
+
+def _changed(recipe: Recipe, per_tensor: bool, dynamic: bool, limit: int | None) -> Recipe:
+    changed = recipe.changed(
+        mode="dynamic" if dynamic else None, weight_scales="tensor" if per_tensor else None
+    )
+    return changed if limit is None else replace(changed, limit=limit)
+
+
+def _print_report(report: Report) -> None:
+    print(report.text(console().width))
+    print()
+
+
+def _summary(title: str, outcome: Outcome, backend: Backend) -> Table:
+    rows = outcome.report.rows
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in (
+        ("quantized", f"{sum(row.quantized for row in rows)} of {len(rows)} operators"),
+        ("calibrated on", f"{outcome.calibrated} batch(es), {outcome.held_out} more held out"),
+        ("file size", _sizes(outcome.float_size, outcome.deployed.size, backend)),
+        ("SQNR against float", _decibels(outcome.sqnr)),
+        *outcome.deployed.rows,
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _sizes(float_size: int, size: int, backend: Backend) -> str:
+    if not backend.deploys_float:
+        return f"{_megabytes(size)}, with code; float tensors {_megabytes(float_size)}"
+    ratio = float_size / size
+    change = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
+    return f"float {_megabytes(float_size)}, int8 {_megabytes(size)}, {change}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e6:.4f} MB"
+
+
+def _decibels(value: float) -> str:
+    if math.isnan(value):
+        return "no floating-point output"
+    return "equal, held-out data" if math.isinf(value) else f"{value:.1f} dB, held-out data"

@@ -1,0 +1,32 @@
+"""`pt2q recipe init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pt2q.app.recipe import template
+from pt2q.deploy.registry import BACKENDS, DEFAULT
+from pt2q.errors import RecipeError
+from pt2q.files import write_bytes
+
+HELP = "Write down how to quantize, as a file."
+Backend = Annotated[str, typer.Option(help=f"What runs the result: {', '.join(BACKENDS)}")]
+OutFile = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The file to write; printed if not given, or if -."),
+]
+
+
+def init(backend: Backend = DEFAULT, out: OutFile = None) -> None:
+    """Write a commented recipe whose settings are the defaults of a backend."""
+    text = template(backend)
+    if out is None or str(out) == "-":
+        print(text, end="")
+        return
+    if out.is_file():
+        raise RecipeError(f"{out} is there already; write to another name, or remove it first")
+    write_bytes(out, text.encode())
+    print(f"written: {out}")

@@ -1,0 +1,66 @@
+"""What every job begins with: calibrate on a part of the data, convert, keep the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch.export import ExportedProgram
+
+from pt2q.deploy.signature import Batch, signature_of
+from pt2q.errors import DataError
+from pt2q.flow import convert_pt2e, prepare_pt2e
+from pt2q.ir.module import QuantGraphModule
+from pt2q.quantizers import Report, TableQuantizer
+
+Track = Callable[[Sequence[Batch], str], Iterable[Batch]]
+"""Wraps a loop over batches to show its progress under a title."""
+
+
+def calibrate_and_convert(
+    program: ExportedProgram,
+    quantizer: TableQuantizer,
+    calibration: Sequence[Batch],
+    track: Track,
+    show: Callable[[Report], None] | None = None,
+) -> QuantGraphModule:
+    """Quantize an exported program.
+
+    Args:
+        program: the float model.
+        quantizer: says how.
+        calibration: what the observers see.
+        track: shows the progress.
+        show: is given the quantizer's report before anything can fail that it may explain.
+    """
+    signature = signature_of(program)
+    prepared = prepare_pt2e(program, quantizer)
+    if show is not None:
+        show(quantizer.report())
+    with torch.no_grad():
+        for batch in track(calibration, "calibrating"):
+            args, kwargs = signature.call(batch)
+            prepared(*args, **kwargs)
+    return convert_pt2e(prepared)
+
+
+def split_off(
+    batches: Sequence[Batch], limit: int | None = None
+) -> tuple[Sequence[Batch], Sequence[Batch]]:
+    """Keep the last tenth, at least one batch and at most 100, for the comparison.
+
+    Args:
+        batches: all there is.
+        limit: calibrate on at most so many; None: all.
+
+
+    Raises:
+        DataError: there are fewer than two batches.
+    """
+    if len(batches) < 2:
+        raise DataError(
+            "calibration data: at least two batches are needed, "
+            "one to calibrate on and one held out to compare with float; got one"
+        )
+    held_out = min(max(len(batches) // 10, 1), 100)
+    return batches[:-held_out][:limit], batches[-held_out:]

@@ -1,0 +1,73 @@
+"""What a recipe says, as data, and the quantizer that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pt2q.app.recipe.config import Settings, config_for
+from pt2q.deploy.registry import BACKENDS, DEFAULT
+from pt2q.ir import ops
+
+if TYPE_CHECKING:
+    from pt2q.quantizers import TableQuantizer
+
+
+@dataclass(frozen=True)
+class Override:
+    """A part of the model that is treated in another way.
+
+    Attributes:
+        kind: ``module``, ``module_type`` or ``operator``.
+        name: which; a module's name may hold ``*``.
+        settings: how it is quantized.
+    """
+
+    kind: str
+    name: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe file says.
+
+    Attributes:
+        backend: a name in `pt2q.deploy.BACKENDS`.
+        default: how everything is quantized.
+        overrides: what is quantized in another way, or not at all.
+        limit: calibrate on at most this many batches; None: all.
+    """
+
+    backend: str = DEFAULT
+    default: Settings = field(default_factory=Settings)
+    overrides: tuple[Override, ...] = ()
+    limit: int | None = None
+
+    def quantizer(self) -> TableQuantizer:
+        """The backend's quantizer with these statements made.
+
+        Raises:
+            RecipeError: the backend does not run a mode.
+        """
+        backend = BACKENDS[self.backend]
+        made = backend.quantizer().set_global(config_for(backend, self.default))
+        for override in self.overrides:
+            config = config_for(backend, override.settings)
+            if override.kind == "module":
+                made.set_module_name(override.name, config)
+            elif override.kind == "module_type":
+                made.set_module_type(override.name, config)
+            else:
+                made.set_operator_type(ops.operator_named(override.name), config)
+        return made
+
+    def changed(self, *, mode: str | None = None, weight_scales: str | None = None) -> Recipe:
+        """A recipe with other defaults; what overrides say for themselves stays.
+
+        Args:
+            mode, weight_scales: as in `Settings`; None keeps what is there.
+        """
+        given = {"mode": mode, "weight_scales": weight_scales}
+        kept: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self, default=replace(self.default, **kept))

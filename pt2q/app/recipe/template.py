@@ -1,0 +1,115 @@
+"""A recipe to start from."""
+
+from __future__ import annotations
+
+import torch
+
+from pt2q.app.recipe.config import FLOAT, dtype_name
+from pt2q.deploy.backend import Backend
+from pt2q.deploy.registry import BACKENDS, DEFAULT
+from pt2q.spec import QuantizationSpec
+
+_START = """\
+# A recipe for pt2q: how to quantize a model. These are the defaults for {backend}:
+#     pt2q quantize model.pt2 --recipe THIS_FILE --calibration inputs.npz -o OUT
+
+# What runs the result: {title}.
+# One of {backends}
+backend = "{backend}"
+
+# How everything is quantized that nothing below says otherwise about.
+[default]
+# {modes}
+# static: ranges of activations are found by calibration. dynamic: from each input, at run time.
+mode = "{mode}"
+{scale_choices}
+weight_scales = "{scales}"
+"""
+
+_ACTIVATIONS = """\
+# How activations are stored, and the integers used.
+activation_dtype = "{dtype}"
+activation_range = {limits}
+# How calibration finds a range (for static): "histogram" (smallest squared error) | "minmax" |
+# "moving-average"
+activation_observer = "histogram"
+"""
+
+_WEIGHTS = """\
+# How weights are stored, and the integers used; [-8, 7] is four bits.
+weight_dtype = "{dtype}"
+weight_range = {limits}
+"""
+
+_END = """\
+
+# What stays in float. Names are those of model.named_modules(); a * stands for any part between
+# two dots ("blocks.*.attention"), and a name means all that the module holds.
+[skip]
+modules = []
+# Such as "torch.nn.LayerNorm".
+module_types = []
+# Such as "aten.add" or "aten.mul.Tensor".
+operators = []
+
+# What is done in another way: one table each, for a module, a module_type or an operator, with any
+# of the settings of [default].
+#
+# [[override]]
+# module = "head"
+# mode = "{other_mode}"
+
+[calibration]
+# Calibrate on at most so many batches.
+# limit = 100
+"""
+
+_SCALE_WORDS = {
+    "channel": '"channel": a scale per output channel of a weight.',
+    "tensor": '"tensor": one scale for all of a weight.',
+}
+
+
+def template(backend: str = DEFAULT) -> str:
+    """A commented recipe whose settings are the backend's defaults.
+
+    Args:
+        backend: a name in `pt2q.deploy.BACKENDS`.
+
+    Raises:
+        UnknownNameError: there is no such backend.
+    """
+    row = BACKENDS[backend]
+    config = row.default_config
+    return "".join(
+        (
+            _start(row),
+            _stored(_ACTIVATIONS, config.input_activation),
+            _stored(_WEIGHTS, config.weight),
+            _END.format(other_mode=(*row.modes, FLOAT)[1]),
+        )
+    )
+
+
+def _start(row: Backend) -> str:
+    return _START.format(
+        backend=row.name,
+        title=row.title,
+        backends=" | ".join(f'"{name}"' for name in BACKENDS),
+        modes=" | ".join(f'"{mode}"' for mode in (*row.modes, FLOAT)),
+        mode=row.modes[0],
+        scale_choices="\n".join(f"# {_SCALE_WORDS[scale]}" for scale in row.scales),
+        scales=row.scales[0],
+    )
+
+
+def _stored(text: str, spec: QuantizationSpec | None) -> str:
+    """A part of the file, left out where nothing is quantized."""
+    return "" if spec is None else text.format(dtype=dtype_name(spec), limits=_limits(spec))
+
+
+def _limits(spec: QuantizationSpec) -> str:
+    info = torch.iinfo(spec.dtype)
+    low = info.min if spec.quant_min is None else spec.quant_min
+    high = info.max if spec.quant_max is None else spec.quant_max
+    return f"[{low}, {high}]"

@@ -1,0 +1,114 @@
+"""What the values of a recipe may be, and what of that a backend leaves open.
+
+What depends on the backend comes in pydantic's validation context, as an `Allowed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from pt2q.app.recipe.config import FLOAT, OBSERVERS, Range, dtype_name
+from pt2q.deploy.backend import Backend
+from pt2q.deploy.registry import BACKENDS
+from pt2q.ir import ops
+from pt2q.spec import QuantizationSpec
+
+EXPECTED = "expected"
+"""The type of errors whose message is what was expected, and nothing else."""
+
+_SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a backend leaves open.
+
+    Args:
+        choices: the values of a key, by the key.
+        specs: what holds the integers of a range, by the key; None where nothing is quantized.
+    """
+
+    choices: Mapping[str, tuple[str, ...]]
+    specs: Mapping[str, QuantizationSpec | None]
+
+    @classmethod
+    def by(cls, backend: Backend) -> Allowed:
+        """What one backend leaves open."""
+        config = backend.default_config
+        activation, weight = config.input_activation, config.weight
+        choices = {
+            "mode": (*backend.modes, FLOAT),
+            "weight_scales": backend.scales,
+            "activation_dtype": () if activation is None else (dtype_name(activation),),
+            "activation_observer": tuple(OBSERVERS),
+            "weight_dtype": () if weight is None else (dtype_name(weight),),
+        }
+        return cls(choices, {"activation_range": activation, "weight_range": weight})
+
+
+# ------------------------------------------------------------------ values
+
+
+def _expected(text: str) -> PydanticCustomError:
+    return PydanticCustomError(EXPECTED, "{text}", {"text": text})
+
+
+def _one_of(choices: tuple[str, ...]) -> PydanticCustomError:
+    return _expected(f"one of {', '.join(f'{choice!r}' for choice in choices)}".replace("'", '"'))
+
+
+def _allowed(info: ValidationInfo) -> Allowed:
+    assert isinstance(info.context, Allowed)
+    return info.context
+
+
+def _backend(value: object) -> object:
+    if value not in BACKENDS:
+        raise _one_of(tuple(BACKENDS))
+    return value
+
+
+def _choice(value: object, info: ValidationInfo) -> object:
+    choices = _allowed(info).choices[str(info.field_name)]
+    if value not in choices:
+        raise _one_of(choices)
+    return value
+
+
+def _range(value: Any, info: ValidationInfo) -> Range:
+    spec = _allowed(info).specs[str(info.field_name)]
+    if spec is None:
+        raise _expected("no such key, as the backend leaves these tensors in float")
+    bounds = torch.iinfo(spec.dtype)
+    whole = isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value)
+    if not whole or not bounds.min <= value[0] < value[1] <= bounds.max:
+        inside = f"[{bounds.min}, {bounds.max}]"
+        raise _expected(f"two whole numbers [low, high] within {inside}, low first")
+    if spec.qscheme in _SYMMETRIC and not value[0] <= 0 <= value[1]:
+        raise _expected("a range that holds 0, where the zero point is")
+    return value[0], value[1]
+
+
+def _name(value: str) -> str:
+    if not value:
+        raise _expected("a name")
+    return value
+
+
+def _operator(value: str) -> str:
+    if ops.operator_named(value) is None:
+        raise _expected('an operator, such as "aten.add"')
+    return value
+
+
+BackendName = Annotated[str, BeforeValidator(_backend)]
+Choice = Annotated[str | None, BeforeValidator(_choice)]
+Limits = Annotated[Range | None, BeforeValidator(_range)]
+Name = Annotated[str, AfterValidator(_name)]
+Operator = Annotated[Name, AfterValidator(_operator)]

@@ -1,0 +1,99 @@
+"""What a model can be quantized for: a quantizer, a form to deploy in, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from pt2q.deploy.signature import Batch, Signature
+
+if TYPE_CHECKING:
+    from pt2q.quantizers import QuantizationConfig, TableQuantizer
+
+ActivationMode = Literal["static", "dynamic"]
+WeightScale = Literal["channel", "tensor"]
+
+Model = GraphModule | ExportedProgram
+"""What `convert_pt2e` gave, or a float program."""
+
+Run = Callable[[Batch], Sequence[Any]]
+"""Runs one batch; gives the outputs, flat."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What export needs beside the model.
+
+    Args:
+        signature: how the model is called.
+        batch: one batch of inputs.
+        dynamic_shapes: as for ``torch.export.export``.
+    """
+
+    signature: Signature
+    batch: Batch
+    dynamic_shapes: Any = None
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional inputs."""
+        return self.signature.call(self.batch)[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword inputs."""
+        return self.signature.call(self.batch)[1]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A model in the form that its backend runs, on disk.
+
+    Args:
+        size: bytes of the file.
+        run: runs it, in the backend or in a runtime that reads the same file.
+        rows: (name, text) for a summary: what runs where.
+        warnings: what the user should know, a line each.
+    """
+
+    size: int
+    run: Run
+    rows: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """What the command line and recipes need to know of a target.
+
+    Args:
+        name: what the user says.
+        title: what it is, in a few words.
+        suffix: of the file to deploy, such as ``.pte``.
+        quantizer: makes a quantizer with no statement made.
+        config: its configuration for a mode.
+        deploy: writes a model to a path. What it needs and may not be installed, it imports.
+        modes: those it runs, the default first.
+        scales: what its weights may have a scale for.
+        deploys_float: a float model can be written in the same form in little time.
+    """
+
+    name: str
+    title: str
+    suffix: str
+    quantizer: Callable[[], TableQuantizer]
+    config: Callable[[ActivationMode], QuantizationConfig]
+    deploy: Callable[[Model, Example, Path], Deployed]
+    modes: tuple[ActivationMode, ...] = ("static", "dynamic")
+    scales: tuple[WeightScale, ...] = ("channel", "tensor")
+    deploys_float: bool = True
+
+    @property
+    def default_config(self) -> QuantizationConfig:
+        """The configuration of its default mode."""
+        return self.config(self.modes[0])

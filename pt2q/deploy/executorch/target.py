@@ -1,0 +1,54 @@
+"""ExecuTorch with XNNPACK as a backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch.export import ExportedProgram
+
+from pt2q.deploy.backend import ActivationMode, Backend, Deployed, Example, Model
+from pt2q.deploy.executorch.delegation import Delegation
+from pt2q.deploy.executorch.lowering import lower
+from pt2q.quantizers import (
+    QuantizationConfig,
+    XNNPACKQuantizer,
+    get_symmetric_quantization_config,
+)
+
+
+def _config(mode: ActivationMode) -> QuantizationConfig:
+    return get_symmetric_quantization_config(is_per_channel=True, is_dynamic=mode == "dynamic")
+
+
+def _deploy(model: Model, example: Example, path: Path) -> Deployed:
+    if isinstance(model, ExportedProgram):
+        program = lower(model)
+    else:
+        program = lower(
+            model, example.args, kwargs=example.kwargs, dynamic_shapes=example.dynamic_shapes
+        )
+    loaded = program.load()
+    program.save(path)
+    left = program.delegation.quantized_left
+    return Deployed(
+        len(program.buffer),
+        lambda batch: loaded(*example.signature.leaves(batch)),
+        _rows(program.delegation),
+        tuple(f"{name} is quantized but XNNPACK does not run it" for name in left),
+    )
+
+
+def _rows(found: Delegation) -> tuple[tuple[str, str], ...]:
+    portable = "\n".join(f"{count} x {name}" for name, count in found.portable) or "none"
+    share = f"{found.delegated} of {found.delegated + found.left} operators"
+    return ("runs on XNNPACK", share), ("portable", portable)
+
+
+XNNPACK = Backend(
+    name="xnnpack",
+    title="ExecuTorch with XNNPACK, a .pte program",
+    suffix=".pte",
+    quantizer=XNNPACKQuantizer,
+    config=_config,
+    deploy=_deploy,
+)

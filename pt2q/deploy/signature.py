@@ -1,0 +1,130 @@
+"""How a program is called: its tensors, what was constant at export, and how both nest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
+from torch.utils import _pytree as pytree
+
+from pt2q.errors import DataError
+
+Batch = tuple[Tensor, ...]
+"""The tensors of one call, in the order of the program's inputs."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor that a program takes; a dynamic dimension is None in `shape`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        """As in an error message: name, dtype, shape."""
+        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.name}: {self.dtype} ({sizes})"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a program takes: tensors, and what was constant at export.
+
+    Attributes:
+        inputs: the tensors, in the order of the call.
+        batch: the first dimension that all inputs share, or None if they share none.
+        constants: (position among all leaves, value) of inputs that are no tensors.
+        spec: how the leaves nest into positional and keyword arguments.
+    """
+
+    inputs: tuple[Input, ...]
+    batch: int | None
+    constants: tuple[tuple[int, Any], ...]
+    spec: Any
+
+    def leaves(self, batch: Batch) -> tuple[Any, ...]:
+        """Tensors with the constants put in between, as a lowered program takes them."""
+        flat: list[Any] = list(batch)
+        for position, value in self.constants:
+            flat.insert(position, value)
+        return tuple(flat)
+
+    def call(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments for the exported module."""
+        args, kwargs = pytree.tree_unflatten(list(self.leaves(batch)), self.spec)
+        return tuple(args), dict(kwargs)
+
+
+def signature_of(program: ExportedProgram) -> Signature:
+    """What a program takes.
+
+    Raises:
+        DataError: an input is neither a tensor nor a constant.
+    """
+    values = _placeholders(program)
+    specs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    inputs: list[Input] = []
+    constants: list[tuple[int, Any]] = []
+    for position, spec in enumerate(specs):
+        if isinstance(spec.arg, ConstantArgument):
+            constants.append((position, spec.arg.value))
+        elif isinstance(spec.arg, TensorArgument):
+            inputs.append(_input(spec.arg.name, values[spec.arg.name]))
+        else:
+            raise DataError(f"input {spec.arg.name} of the model is no tensor: not supported")
+    if not inputs:
+        raise DataError("the model takes no tensors, so there is nothing to calibrate")
+    batch = _common_batch([values[item.name] for item in inputs])
+    return Signature(tuple(inputs), batch, tuple(constants), program.call_spec.in_spec)
+
+
+def dynamic_shapes(program: ExportedProgram, signature: Signature) -> Any:
+    """The dynamic dimensions of a program, in the form in which export takes them.
+
+    Returns:
+        One entry per positional and keyword argument, or None if everything is static.
+    """
+    if all(None not in item.shape for item in signature.inputs):
+        return None
+    values = _placeholders(program)
+    leaves = [_leaf_shape(values[item.name], program) for item in signature.inputs]
+    for position, _ in signature.constants:
+        leaves.insert(position, None)
+    args, kwargs = pytree.tree_unflatten(leaves, signature.spec)
+    return (*args, *kwargs.values())
+
+
+def _placeholders(program: ExportedProgram) -> dict[str, Any]:
+    return {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+
+
+def _input(name: str, value: Tensor) -> Input:
+    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Input(name, value.dtype, sizes)
+
+
+def _common_batch(values: Sequence[Tensor]) -> int | None:
+    firsts = {_example_size(value.shape[0]) if value.dim() else None for value in values}
+    return firsts.pop() if len(firsts) == 1 else None
+
+
+def _example_size(size: Any) -> int:
+    """A dimension as it was in the example inputs."""
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def _leaf_shape(value: Tensor, program: ExportedProgram) -> dict[int, Any] | None:
+    shape: dict[int, Any] = {}
+    for dim, size in enumerate(value.shape):
+        if isinstance(size, int):
+            continue
+        bounds = program.range_constraints.get(size.node.expr)
+        finite = bounds is not None and bounds.is_int and bounds.upper < 2**31
+        shape[dim] = Dim.AUTO(min=None, max=int(bounds.upper)) if finite else Dim.AUTO
+    return shape or None
