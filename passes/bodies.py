@@ -63,7 +63,7 @@ def _move_in(call: Branching, storage: StorageMap) -> None:
     before = len(call.operands) - len(fixed)
     kept = []
     for operand in fixed:
-        if not _is_movable(call.owner, operand, storage):
+        if not _is_movable(call, operand, storage):
             kept.append(operand)
             continue
         for body in call.bodies:
@@ -71,10 +71,11 @@ def _move_in(call: Branching, storage: StorageMap) -> None:
     call.set_group(layout.fixed, kept)
 
 
-def _is_movable(owner: GraphModule, operand: Any, storage: StorageMap) -> bool:
-    if not is_constant(operand) or storage.is_mutated(operand):
+def _is_movable(call: Branching, operand: Any, storage: StorageMap) -> bool:
+    """Whether a body may hold a constant itself: what writes it, if anything, is in there."""
+    if not is_constant(operand) or not holds_tensor(call.owner, operand):
         return False
-    return holds_tensor(owner, operand)
+    return all(writer is call.node for writer in storage.writers_of(operand))
 
 
 def _constant_for(body: GraphModule, position: int, owner: GraphModule, operand: Node) -> None:

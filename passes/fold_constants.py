@@ -15,7 +15,7 @@ from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import delete_constant, is_constant, is_persistent
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.qparams import read_qparams
-from pt2q.ir.torch_private import storage_address
+from pt2q.ir.storage import place_of
 from pt2q.numerics.rounding import quantize
 
 
@@ -111,8 +111,7 @@ class _Folder:
         if tensor.numel() <= 1 << 16 and tensor.dim() <= 1:
             # Scales are small: equal numbers are the same parameters.
             return str(tensor.dtype), tuple(tensor.reshape(-1).tolist()), tensor.dim()
-        place = (storage_address(tensor), tensor.storage_offset())
-        return place, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+        return place_of(tensor)
 
     def _base_name(self, node: Node) -> str:
         at: Any = node.args[0]

@@ -142,8 +142,7 @@ def _rewrite(model: QuantGraphModule, buffer: _Buffer, storage: StorageMap) -> N
 def _replace_read(model: QuantGraphModule, node: Node, storage: StorageMap) -> None:
     """Read the integers themselves, or if they change later a copy from this moment."""
     source = ops.data_input(node)
-    last_write = storage.last_write[storage.root[source]]
-    if last_write > storage.position[node]:
+    if storage.last_write(source) > storage.position[node]:
         emit = Emitter(model, PASS_NAME).before(node)
         source = emit.call_giving(value_of(node), ops.aten.clone.default, source)
     node.replace_all_uses_with(source)

@@ -20,7 +20,6 @@ from pt2q.ir.batch_norm import (
     BatchNorm,
     Layer,
     batch_norms,
-    changing_constants,
     constants_reason,
     is_training,
     pair_reason,
@@ -36,6 +35,7 @@ from pt2q.ir.graph import (
 )
 from pt2q.ir.modes import counter_name
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.storage import StorageMap
 
 PASS = "conv_bn_fold"
 
@@ -66,7 +66,7 @@ class _Folder:
     def __init__(self, model: QuantGraphModule, norms: list[BatchNorm]) -> None:
         self.model = model
         self.norms = norms
-        self.written = changing_constants(model, norms)
+        self.written = StorageMap.of(model.graph).written_constants()
         self.emit = Emitter(model, PASS)
         self.constants: dict[str, list[Node]] = {}
         for node in model.graph.find_nodes(op="get_attr"):

@@ -27,7 +27,7 @@ from pt2q.ir.batch_norm import BatchNorm, Layer, batch_norms, pair_reason
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import fake_constant, is_constant, stand_for, value_of
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.storage import written_constants
+from pt2q.ir.storage import StorageMap
 from pt2q.passes.batch_norm.qat_record import FusedPair, FusedPairs
 from pt2q.spec import QUANT_ANNOTATION_KEY, EdgeOrNode, QuantizationAnnotation, annotation_of
 from pt2q.spec.moved_edges import move_edges
@@ -59,10 +59,10 @@ class FuseConvBatchNormQAT:
         Returns:
             Whether something was fused.
         """
-        mutated = written_constants(model.graph)
+        written = StorageMap.of(model.graph).written_constants()
         pairs, moved = [], {}
         for bn in batch_norms(model):
-            layer, reason = _match(bn, mutated)
+            layer, reason = _match(bn, written)
             if layer is None or reason:
                 model.record.note(PASS, bn.node.name, reason)
             elif _quantizes_weight(layer):
@@ -74,7 +74,7 @@ class FuseConvBatchNormQAT:
         return bool(pairs)
 
 
-def _match(bn: BatchNorm, mutated: set[str]) -> tuple[Layer | None, str]:
+def _match(bn: BatchNorm, written: set[str]) -> tuple[Layer | None, str]:
     if bn.running_mean is None or bn.running_var is None:
         return None, "it has no running statistics, with which the folded weight is made"
     layer, reason = pair_reason(bn)
@@ -82,8 +82,10 @@ def _match(bn: BatchNorm, mutated: set[str]) -> tuple[Layer | None, str]:
         return None, reason
     if bn.node.target not in ops.BATCH_NORM or not all(map(is_constant, bn.constants)):
         return None, "it is decomposed or its parameters are computed"
-    if not is_constant(layer.weight) or str(layer.weight.target) in mutated:
+    if not is_constant(layer.weight):
         return None, f"the weight of {layer.node.name} is computed by {layer.weight.name}"
+    if str(layer.weight.target) in written:
+        return None, f"{layer.weight.target} is written in the forward pass"
     if not (layer.bias is None or is_constant(layer.bias)):
         return None, f"the bias of {layer.node.name} is computed by {layer.bias.name}"
     if _quantizes_between(layer, bn):

@@ -12,7 +12,6 @@ from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import get_constant, is_constant
-from pt2q.ir.storage import written_constants
 
 
 @dataclass(frozen=True)
@@ -144,21 +143,6 @@ def layer_of(node: object) -> Layer | None:
     return Layer(node, transposed, ops.argument(node, "groups"), value.dim() - 2)
 
 
-def changing_constants(model: GraphModule, norms: list[BatchNorm]) -> set[str]:
-    """Constants that a forward pass writes: in place, or as statistics of a batch norm.
-
-    Args:
-        model: the module that owns the graph.
-        norms: its batch norms; their schema does not say that training updates statistics.
-    """
-    written = written_constants(model.graph)
-    for bn in norms:
-        if is_training(bn):
-            stats = (bn.running_mean, bn.running_var)
-            written.update(str(n.target) for n in stats if isinstance(n, Node))
-    return written
-
-
 def pair_reason(bn: BatchNorm) -> tuple[Layer | None, str]:
     """The layer whose output a batch norm alone reads, or the reason why there is none.
 
@@ -199,7 +183,7 @@ def constants_reason(model: GraphModule, layer: Layer, bn: BatchNorm, written: s
     Args:
         model: the module that owns the graph.
         layer, bn: the pair.
-        written: `changing_constants`.
+        written: the names of constants that a forward pass writes into.
     """
     named = {"weight": layer.weight, "bias": layer.bias}
     for name, node in named.items():

@@ -11,15 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.fx import Node
+from torch import Tensor
 
-from pt2q.ir import ops
-from pt2q.ir.graph import is_constant, named_tensors, replace_tensor
+from pt2q.ir.graph import named_tensors, replace_tensor
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.storage import StorageMap
-from pt2q.ir.torch_private import storage_address
+from pt2q.ir.storage import StorageMap, copies, storage_of
 
 
 @dataclass(frozen=True)
@@ -60,63 +56,14 @@ def restore_state(model: QuantGraphModule) -> None:
         _store(model, copies(noted.values))
 
 
-def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that share storage with each other as the tensors do.
-
-    Args:
-        tensors: by name; one tensor may have several names.
-    """
-    storages: dict[int, Tensor] = {}
-    made: dict[int, Tensor] = {}
-    for tensor in tensors.values():
-        if id(tensor) not in made:
-            made[id(tensor)] = _copy(tensor, storages)
-    return {name: made[id(tensor)] for name, tensor in tensors.items()}
-
-
-def _copy(tensor: Tensor, storages: dict[int, Tensor]) -> Tensor:
-    value = tensor.detach()
-    if type(value) is not Tensor or value.layout is not torch.strided:
-        copied = value.clone()  # a subclass knows best what its copy is
-    else:
-        key = storage_address(value)
-        if key not in storages:
-            whole = torch.empty(0, dtype=torch.uint8, device=value.device)
-            storages[key] = whole.set_(value.untyped_storage().clone())
-        copied = value.new_empty(0).set_(
-            storages[key].untyped_storage(), value.storage_offset(), value.shape, value.stride()
-        )
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(copied, requires_grad=tensor.requires_grad)
-    return copied
-
-
 def _written(model: QuantGraphModule) -> dict[str, Tensor]:
     """Tensors that the graph writes into, and all that share storage with one of them."""
-    storage = StorageMap.of(model.graph)
-    constants = [node for node in model.graph.nodes if is_constant(node)]
-    targets = {str(node.target) for node in constants if storage.is_mutated(node)}
-    targets |= {str(node.target) for node in _moving_statistics(model)}
+    targets = StorageMap.of(model.graph).written_constants()
     if not targets:
         return {}
     tensors = named_tensors(model)
-    roots = {_key(tensors[name]) for name in targets if name in tensors}
-    return {name: tensor for name, tensor in tensors.items() if _key(tensor) in roots}
-
-
-def _moving_statistics(model: QuantGraphModule) -> list[Node]:
-    """What batch norms in training mode write into, though their schema does not say so."""
-    norms = [n for n in model.graph.nodes if ops.is_op(n, ops.BATCH_NORM)]
-    training = [n for n in norms if ops.argument(n, "training")]
-    statistics = [
-        ops.argument(n, name) for n in training for name in ("running_mean", "running_var")
-    ]
-    return [node for node in statistics if is_constant(node)]
-
-
-def _key(tensor: Tensor) -> int:
-    strided = tensor.layout is torch.strided and type(tensor) in (Tensor, nn.Parameter)
-    return storage_address(tensor) if strided else id(tensor)
+    storages = {storage_of(tensors[name]) for name in targets if name in tensors}
+    return {name: tensor for name, tensor in tensors.items() if storage_of(tensor) in storages}
 
 
 def _store(model: QuantGraphModule, tensors: Mapping[str, Tensor]) -> None:

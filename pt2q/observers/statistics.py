@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pt2q.ir.storage import place_of
 from pt2q.observers.base import UniformQuantizationObserverBase
 from pt2q.observers.resizing import make_room
 
@@ -51,7 +52,7 @@ class StatisticsObserver(UniformQuantizationObserverBase):
     def _input_changed(self, x: Tensor) -> bool:
         """Whether a constant input is not the one last seen; forgets the old one if so."""
         version = None if x.is_inference() else x._version
-        this = (x.data_ptr(), x.shape, x.stride(), version)
+        this = (*place_of(x), version)
         if this == self._last_input:
             return False
         self.reset()

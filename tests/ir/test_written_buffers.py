@@ -27,7 +27,8 @@ from support.stateful_models import (
 from torch import Tensor, nn
 
 from pt2q import convert_pt2e, prepare_pt2e, prepare_qat_pt2e, sqnr
-from pt2q.ir.model_state import KeptState, copies
+from pt2q.ir.model_state import KeptState
+from pt2q.ir.storage import copies
 from pt2q.passes import verified_passes
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 

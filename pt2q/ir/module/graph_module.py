@@ -21,7 +21,7 @@ from pt2q.ir.modes import switch_mode
 from pt2q.ir.module.graph_copy import copy_graph, move_metadata
 from pt2q.ir.module.pickling import freeze_graph, freeze_spec, thaw_graph, thaw_spec
 from pt2q.ir.record import FlowRecord
-from pt2q.ir.shared_views import View, restore_views, views_among
+from pt2q.ir.storage import View, restore_views, views_among
 from pt2q.ir.torch_private import pytree
 
 _deferred: ContextVar[bool] = ContextVar("deferred", default=False)

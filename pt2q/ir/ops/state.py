@@ -11,13 +11,23 @@ from pt2q.ir.ops.names import aten, every
 # tensor.
 MAY_RETURN_INPUT = DROPOUT | every(
     aten.type_as,
-    aten.einsum,
+    aten._unsafe_view,
+    aten.unsafe_split,
+    aten.unsafe_split_with_sizes,
+    aten.unsafe_chunk,
+    aten.atleast_1d.default,
+    aten.atleast_2d.default,
+    aten.atleast_3d.default,
+)
+# Each of their results may be a view of the operand in its place.
+VIEWS_EACH = every(
     aten.meshgrid,
     aten.broadcast_tensors,
-    aten.atleast_1d,
-    aten.atleast_2d,
-    aten.atleast_3d,
+    aten.atleast_1d.Sequence,
+    aten.atleast_2d.Sequence,
+    aten.atleast_3d.Sequence,
 )
+EINSUM = every(aten.einsum)
 
 # In place by their schema, but no element changes.
 WRITES_NOTHING = every(aten.detach_)
@@ -44,3 +54,11 @@ library.impl("snapshot", torch.clone, "CUDA")
 library.impl("snapshot", torch.empty_like, "Meta")
 SNAPSHOT = torch.ops.pt2q.snapshot.default
 BATCH_NORM_IN_TRAINING = BATCH_NORM | {SCALED_BATCH_NORM}
+
+# In training they move running statistics, which their schemas do not say.
+UPDATES_STATISTICS = BATCH_NORM_IN_TRAINING | every(
+    aten.native_batch_norm.default,
+    aten.cudnn_batch_norm.default,
+    aten._batch_norm_impl_index,
+    aten.instance_norm,
+)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from pt2q.ir.model_state import copies
 from pt2q.ir.record import Stage, stage_of
+from pt2q.ir.storage import copies, has_storage
 from pt2q.ir.torch_private import pytree
 from pt2q.ir.verify.laws import Found, law
 
@@ -77,10 +77,6 @@ def _twin(of: Copied) -> Copied:
         held: list[Any] = [*of.parameters(), *of.buffers()]
     else:
         held = [leaf for leaf in pytree.tree_leaves(of) if isinstance(leaf, Tensor)]
-    special = {str(id(t)): t for t in held if not _is_plain(t)}
+    special = {str(id(t)): t for t in held if not has_storage(t)}
     memo: dict[int, Any] = {int(key): made for key, made in copies(special).items()}
     return copy.deepcopy(of, memo)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pt2q.ir.torch_private import storage_address
+from pt2q.ir.storage.identity import has_storage, storage_of
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,18 @@ def views_among(tensors: Sequence[Tensor]) -> tuple[View, ...]:
     seen: set[int] = set()
     found = []
     for at, tensor in enumerate(tensors):
-        if id(tensor) in seen or not _has_storage(tensor):
+        if id(tensor) in seen or not _has_data(tensor):
             continue
         seen.add(id(tensor))
-        owner = owners.setdefault(storage_address(tensor), at)
+        owner = owners.setdefault(storage_of(tensor), at)
         if owner != at:
             shape, stride = tuple(tensor.shape), tuple(tensor.stride())
             found.append(View(at, owner, int(tensor.storage_offset()), shape, stride))
     return tuple(found)
 
 
-def _has_storage(tensor: Tensor) -> bool:
-    strided = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return strided and tensor.device.type != "meta" and tensor.numel() > 0
+def _has_data(tensor: Tensor) -> bool:
+    return has_storage(tensor) and tensor.device.type != "meta" and tensor.numel() > 0
 
 
 def restore_views(tensors: Sequence[Tensor], views: Sequence[View]) -> None:
