@@ -1,0 +1,1 @@
+"""A target for pt2q: quantized programs that PyTorch runs eagerly."""
