@@ -14,8 +14,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 def documented() -> dict[str, list[str]]:
     """The cells of the table of backends, by name."""
-    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if "|" in line]
-    return {cells[0].split("`")[1]: cells[1:] for cells in rows if cells[0].startswith("`")}
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines()]
+    return {
+        c[0].split("`")[1]: c[1:]
+        for c in rows
+        if len(c) == 5 and c[0].startswith("`") and c[0] != "`--backend`"
+    }
 
 
 def test_the_table_of_the_documentation_is_that_of_the_registry() -> None:
