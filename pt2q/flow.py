@@ -31,20 +31,26 @@ from pt2q.ir.module import (
 )
 from pt2q.ir.record import stage_of
 from pt2q.observers.foreign import replacement_for
-from pt2q.passes.base import Pass, run_passes
-from pt2q.passes.batch_norm.fold import FoldConvBatchNorm
-from pt2q.passes.batch_norm.qat_fold import FoldConvBatchNormQAT
-from pt2q.passes.batch_norm.qat_fuse import FuseConvBatchNormQAT
-from pt2q.passes.bodies import CloseControlFlow, OpenControlFlow
-from pt2q.passes.duplicate_dq import DuplicateDQPass
-from pt2q.passes.fold_constants import FoldQuantizedConstants
-from pt2q.passes.insert_observers import InsertObservers
-from pt2q.passes.observers_to_qdq import ObserversToQDQ
-from pt2q.passes.own_tensors import OwnTensors
-from pt2q.passes.port_metadata import PortNodeMetaForQDQ
-from pt2q.passes.prune import RemoveUnusedAttributes, RemoveUnusedConstants
-from pt2q.passes.reference.rewrite import ReferenceReport, RewriteToReference
-from pt2q.passes.size_learned import SizeLearnedScales
+from pt2q.passes import (
+    CloseControlFlow,
+    DuplicateDQPass,
+    FoldConvBatchNorm,
+    FoldConvBatchNormQAT,
+    FoldQuantizedConstants,
+    FuseConvBatchNormQAT,
+    InsertObservers,
+    ObserversToQDQ,
+    OpenControlFlow,
+    OwnTensors,
+    Pass,
+    PortNodeMetaForQDQ,
+    RemoveUnusedAttributes,
+    RemoveUnusedConstants,
+    RewriteToReference,
+    SizeLearnedScales,
+    run_passes,
+)
+from pt2q.passes.reference import ReferenceReport
 from pt2q.spec import Quantizer, annotated_apart
 from pt2q.spec.foreign import adopt_annotations
 from pt2q.spec.plan import Plan, build_plan

@@ -1,28 +1,12 @@
-"""The integer form of each operator: one small function per operator, found in `RULES`.
-
-==================  ===========================================================================
-`products`          convolution, transposed convolution, linear (per group too), matmul, mul, div
-`sums`              add, sub, mean, average pooling, batch norm
-`tables`            functions of one value, softmax
-`shapes`            shape operators, cat, pad, max pooling, clamps, nearest upsampling
-`rescale`           requantize, quantize, dequantize
-==================  ===========================================================================
-"""
+"""Quantized operators as integer arithmetic: the pass, and what a rule of one's own needs."""
 
 from pt2q.ir.qparams import QParams
-from pt2q.passes.reference import products as products
-from pt2q.passes.reference import shapes as shapes
-from pt2q.passes.reference import sums as sums
-from pt2q.passes.reference import tables as tables
-from pt2q.passes.reference.operators import RULES, Call, reference_rule
-from pt2q.passes.reference.rewrite import ReferenceReport
-from pt2q.passes.reference.values import (
-    NoIntegerForm,
-    Quantized,
-    Sum,
-    Term,
-    Value,
-)
+from pt2q.passes.reference import rules
+from pt2q.passes.reference.call import Call
+from pt2q.passes.reference.reference_report import ReferenceReport
+from pt2q.passes.reference.rewrite import RewriteToReference
+from pt2q.passes.reference.rule_table import RULES, reference_rule
+from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Term, Value
 
 __all__ = [
     "RULES",
@@ -31,8 +15,10 @@ __all__ = [
     "QParams",
     "Quantized",
     "ReferenceReport",
+    "RewriteToReference",
     "Sum",
     "Term",
     "Value",
     "reference_rule",
+    "rules",
 ]

@@ -13,78 +13,20 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.constants import Constants
-from pt2q.ir.graph import handle_of, is_constant, is_float_tensor, origin_name, value_of
+from pt2q.ir.graph import handle_of, is_constant, is_float_tensor, origin_name
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.qparams import QParams
 from pt2q.ir.storage import StorageMap
 from pt2q.passes.reference.arithmetic import Arithmetic
-from pt2q.passes.reference.operators import RULES, Call
+from pt2q.passes.reference.call import Call
+from pt2q.passes.reference.float_forms import FloatForms
 from pt2q.passes.reference.params import quantization_of
-from pt2q.passes.reference.rescale import (
-    dequantize_float,
-    quantize_float,
-    requantize,
-    to_float,
-)
+from pt2q.passes.reference.reference_report import LeftInFloat, ReferenceReport, StoredValue
+from pt2q.passes.reference.requantize import requantize
+from pt2q.passes.reference.rule_table import RULES
 from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Value
 
 PASS_NAME = "pt2q.reference"
-
-
-@dataclass(frozen=True)
-class LeftInFloat:
-    """A call that reads quantized values and has no integer form.
-
-    Args:
-        node: its name.
-        operator: what it calls.
-        reason: why it stays.
-        between: whether all it reads and its result are quantized.
-    """
-
-    node: str
-    operator: str
-    reason: str
-    between: bool
-
-    def __str__(self) -> str:
-        return f"{self.node} ({self.operator}): {self.reason}"
-
-
-@dataclass(frozen=True)
-class StoredValue:
-    """A value of the model that is a tensor of integers now.
-
-    Args:
-        node: the node that gives the integers.
-        origin: the node of the exported program whose value they are.
-        handle: its numeric debug handle, if it had one.
-        params: what the integers stand for.
-    """
-
-    node: str
-    origin: str
-    handle: int | None
-    params: QParams
-
-
-@dataclass(frozen=True)
-class ReferenceReport:
-    """What `RewriteToReference` did; kept in the module's record.
-
-    Args:
-        integer: the names of the calls that are integer arithmetic now.
-        left: those that stay in float.
-        stored: the values that are integers with known parameters.
-    """
-
-    integer: tuple[str, ...]
-    left: tuple[LeftInFloat, ...]
-    stored: tuple[StoredValue, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.integer)} calls in integers, {len(self.left)} left in float"]
-        return "\n".join([*lines, *(f"  {item}" for item in self.left)])
 
 
 @dataclass(frozen=True)
@@ -112,7 +54,7 @@ class _Rewriter:
         self.constants = Constants(model)
         self.storage = StorageMap.of(model.graph)
         self.values: dict[Node, Value] = {}
-        self.written: dict[Node, Node] = {}
+        self.floats = FloatForms(self.emit, self.values, self.constants)
         self.integer: list[str] = []
         self.left: list[LeftInFloat] = []
         self.stored: list[StoredValue] = []
@@ -125,7 +67,7 @@ class _Rewriter:
             self._visit(node)
         for node in nodes:
             if ops.is_op(node, ops.QUANTIZE | ops.DEQUANTIZE):
-                self._border(node)
+                self.floats.write_border(node)
         self._erase()
         return ReferenceReport(tuple(self.integer), tuple(self.left), tuple(self.stored))
 
@@ -137,7 +79,7 @@ class _Rewriter:
         elif ops.is_op(node, ops.QUANTIZE):
             self._quantize(node)
         elif ops.is_op(node, ops.SIZE):
-            self._size(node)
+            self.floats.give_size(node)
         elif any(n in self.values for n in node.all_input_nodes):
             self._operator(node)
 
@@ -155,13 +97,13 @@ class _Rewriter:
         assert isinstance(source, Node)
         found = self.values.get(source)
         if found is None or params is None or params.group is not None:
-            self._materialize(node)
+            self.floats.give_operands(node)
             return
         self.emit.before(node).named_after(source)
         try:
             rounded = self._rounded(found, params)
         except NoIntegerForm:
-            self._materialize(node)
+            self.floats.give_operands(node)
             return
         node.replace_all_uses_with(rounded)
         if params.is_static:
@@ -200,7 +142,7 @@ class _Rewriter:
         return own and len(node.users) == 1 and all(map(ops.is_mutating, node.users))
 
     def _stays(self, node: Node, reason: str) -> None:
-        self._materialize(node)
+        self.floats.give_operands(node)
         if node.op == "output" or ops.is_op(node, ops.CHOOSE_QPARAMS):
             return
         between = self._reads_only_quantized(node) and _is_quantized_later(node)
@@ -212,55 +154,6 @@ class _Rewriter:
             n in self.values or self.constants.is_constant(n) or not is_float_tensor(n)
             for n in node.all_input_nodes
         )
-
-    def _materialize(self, node: Node) -> None:
-        """Give a float operator its operands in float."""
-        for operand in node.all_input_nodes:
-            found = self.values.get(operand)
-            if found is None or ops.is_op(operand, ops.DEQUANTIZE):
-                continue  # a dequantize that is still read is written out at the end
-            node.replace_input_with(operand, self._in_float(operand, found))
-
-    def _in_float(self, operand: Node, found: Value) -> Node:
-        """The float form of a value, written once, where the value is made."""
-        if operand not in self.written:
-            here = self.emit.at
-            self.emit.before(operand)
-            dtype = value_of(operand).dtype
-            if isinstance(found, Sum):
-                self.written[operand] = to_float(self.emit, found, dtype)
-            else:
-                self.written[operand] = dequantize_float(self.emit, found, dtype)
-            self.emit.before(here)
-        return self.written[operand]
-
-    def _size(self, node: Node) -> None:
-        """Sizes are read off the integers, so that a float value is not made for them."""
-        source = node.args[0]
-        found = self.values.get(source) if isinstance(source, Node) else None
-        if found is None or not isinstance(source, Node):
-            return
-        integers = found.node if isinstance(found, Quantized) else found.terms[0].node
-        if value_of(integers).shape == value_of(source).shape:
-            node.replace_input_with(source, integers)
-        else:
-            self._materialize(node)
-
-    # -------------------------------------------------------------- borders, rubbish
-
-    def _border(self, node: Node) -> None:
-        """Write a quantize or dequantize that is still read as what it consists of."""
-        params = quantization_of(node, self.constants)
-        source = node.args[0]
-        if not node.users or params is None or params.group is not None:
-            return
-        assert isinstance(source, Node)
-        self.emit.before(node)
-        if ops.is_op(node, ops.QUANTIZE):
-            new = quantize_float(self.emit, source, params)
-        else:
-            new = dequantize_float(self.emit, Quantized(source, params), value_of(node).dtype)
-        node.replace_all_uses_with(new)
 
     def _erase(self) -> None:
         made = set(self.emit.made)

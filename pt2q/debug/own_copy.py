@@ -24,8 +24,7 @@ from pt2q.ir.module import (
     import_exported,
 )
 from pt2q.observers import disable_observer
-from pt2q.passes.base import run_passes
-from pt2q.passes.bodies import OpenControlFlow
+from pt2q.passes import OpenControlFlow, run_passes
 
 
 def own_copy(

@@ -19,7 +19,7 @@ from pt2q.ir import ops
 from pt2q.ir.graph import dump
 from pt2q.ir.module import import_exported
 from pt2q.passes import run_passes
-from pt2q.passes.decompose.attention import DecomposeAttention
+from pt2q.passes.transform.attention import DecomposeAttention
 
 AUTO = torch.export.Dim.AUTO
 

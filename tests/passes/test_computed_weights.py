@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from pt2q import convert_pt2e, prepare_pt2e, prepare_qat_pt2e, sqnr, verify
 from pt2q.ir import ops
 from pt2q.ir.module import import_exported
-from pt2q.passes.computed_weights import ComposeLinear, FoldComputedWeights
+from pt2q.passes import ComposeLinear, FoldComputedWeights
 from pt2q.quantizers import (
     OnnxQDQQuantizer,
     X86InductorQuantizer,

@@ -17,7 +17,7 @@ from pt2q import convert_pt2e, prepare_pt2e, sqnr
 from pt2q.ir import ops
 from pt2q.ir.module import import_exported
 from pt2q.passes import run_passes, verified_passes
-from pt2q.passes.decompose.recurrent import DecomposeRecurrent
+from pt2q.passes.transform.recurrent import DecomposeRecurrent
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 
 AUTO = torch.export.Dim.AUTO

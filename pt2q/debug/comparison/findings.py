@@ -15,7 +15,7 @@ from pt2q.debug.rounding.row import RoundingRow
 from pt2q.errors import ComparisonError
 from pt2q.ir import ops
 from pt2q.ir.graph import module_path
-from pt2q.passes.reference.rewrite import ReferenceReport
+from pt2q.passes.reference import ReferenceReport
 
 
 def comparison_of(runs: FourRuns) -> Comparison:

@@ -17,7 +17,7 @@ from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.qparams import QParams
 from pt2q.ir.storage import StorageMap
-from pt2q.passes.reference.rewrite import ReferenceReport
+from pt2q.passes.reference import ReferenceReport
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pt2q.ir import ops
 from pt2q.ir.constants import Constants
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.module import QuantGraphModule, copy_module, deferred_code
-from pt2q.passes.base import run_passes
+from pt2q.passes import run_passes
 from pt2q.passes.batch_norm.fold import FoldConvBatchNorm
 
 

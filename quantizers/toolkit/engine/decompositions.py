@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch.fx import GraphModule
 
 from pt2q.ir.module import QuantGraphModule
-from pt2q.passes.decompose.attention import ORIGIN as ATTENTION
-from pt2q.passes.decompose.attention import DecomposeAttention
-from pt2q.passes.decompose.recurrent import ORIGIN as RECURRENT
-from pt2q.passes.decompose.recurrent import DecomposeRecurrent
+from pt2q.passes.transform.attention import ORIGIN as ATTENTION
+from pt2q.passes.transform.attention import DecomposeAttention
+from pt2q.passes.transform.recurrent import ORIGIN as RECURRENT
+from pt2q.passes.transform.recurrent import DecomposeRecurrent
 from pt2q.quantizers.toolkit.reasons import NOT_TAKEN_APART, Reason
 
 

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from pt2q.errors import SpecError
 from pt2q.ir.control_flow import named_graph_modules
-from pt2q.passes.computed_weights import ComposeLinear, FoldComputedWeights
+from pt2q.passes import ComposeLinear, FoldComputedWeights
 from pt2q.quantizers.toolkit.config import QuantizationConfig
 from pt2q.quantizers.toolkit.engine.annotation_run import AnnotationRun
 from pt2q.quantizers.toolkit.engine.decompositions import Decompositions

@@ -14,7 +14,7 @@ from support.quantized_programs import program
 from pt2q.ir.module import import_exported
 from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.fixed_point import fixed_point
-from pt2q.passes.reference.rescale import shift_right
+from pt2q.passes.reference.requantize import shift_right
 
 more = settings(max_examples=200, deadline=None)
 

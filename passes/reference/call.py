@@ -1,4 +1,4 @@
-"""The table of rules, and what a rule is given.
+"""What a rule is given.
 
 A rule is a function of one `Call`. It writes the integer form of the call and returns what it
 computes, or raises `NoIntegerForm` with the reason why there is none.
@@ -7,8 +7,7 @@ computes, or raises `NoIntegerForm` with the reason why there is none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,28 +20,6 @@ from pt2q.ir.qparams import QParams
 from pt2q.passes.reference.arithmetic import Arithmetic
 from pt2q.passes.reference.params import quantization_of
 from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Term, Value
-
-RULES: dict[ops.Target, Callable[[Call], Value]] = {}
-Function = TypeVar("Function", bound=Callable[..., Value])
-
-
-def reference_rule(*operators: Any) -> Callable[[Function], Function]:
-    """Register the integer form of operators; a later rule replaces an earlier one.
-
-    Args:
-        operators: overloads, packets (every overload) or sets of them.
-
-    Returns:
-        A decorator for a function that takes a `Call` and returns a `Quantized` or a `Sum`.
-    """
-
-    def register(rule: Function) -> Function:
-        for operator in operators:
-            found = operator if isinstance(operator, frozenset) else ops.overloads(operator)
-            RULES.update(dict.fromkeys(found, rule))
-        return rule
-
-    return register
 
 
 class Call:

@@ -1,0 +1,1 @@
+"""What `convert_pt2e` does: observers become operators, constants are stored quantized."""

@@ -1,1 +1,0 @@
-"""Taking attention and recurrent layers apart."""

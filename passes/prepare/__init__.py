@@ -1,0 +1,1 @@
+"""What `prepare_pt2e` does around annotation: control flow opened, observers inserted."""

@@ -1,0 +1,1 @@
+"""What quantizers do in `transform_for_annotation`: operators and weights as backends take them."""

@@ -1,0 +1,72 @@
+"""Write products with a transposed weight as the linear layers that they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from pt2q.ir import ops
+from pt2q.ir.graph import (
+    is_constant,
+    is_float_tensor,
+    value_of,
+)
+
+
+@dataclass(frozen=True)
+class ComposeLinear:
+    """Write ``addmm(bias, x, w.t())``, ``mm(x, w.t())`` and ``x @ w.t()`` as the linear they are.
+
+    Decompositions make the former of the latter. The weight stays the constant that it is, so this
+    is done in training, too.
+
+    Args:
+        keep: operators that stay as they are.
+    """
+
+    keep: frozenset[ops.Target] = frozenset()
+
+    def __call__(self, model: GraphModule) -> bool:
+        """Rewrite in place; returns whether anything was."""
+        return any([self._rewrite(node) for node in list(model.graph.nodes)])
+
+    def _rewrite(self, node: Node) -> bool:
+        found = None if node.target in self.keep else _linear_arguments(node)
+        if found is None:
+            return False
+        *_, transposed = node.all_input_nodes
+        node.target, node.args, node.kwargs = ops.aten.linear.default, found, {}
+        if not transposed.users:
+            transposed.graph.erase_node(transposed)
+        return True
+
+
+def _linear_arguments(node: Node) -> tuple[Node, Node, Node | None] | None:
+    """``(x, weight, bias)`` of a product with a transposed constant, or None."""
+    if ops.is_op(node, ops.ADDMM):
+        if ops.argument(node, "alpha") != 1 or ops.argument(node, "beta") != 1:
+            return None
+        bias, x, factor = node.args[:3]
+    elif ops.is_op(node, ops.MM | ops.MATMUL):
+        (x, factor), bias = node.args[:2], None
+    else:
+        return None
+    weight = _transposed_constant(factor)
+    if weight is None or not isinstance(x, Node) or value_of(x).dim() < 2:
+        return None
+    if not isinstance(bias, Node):
+        return x, weight, None
+    fits = tuple(value_of(bias).shape) == (value_of(weight).shape[0],)
+    return (x, weight, bias) if fits else None
+
+
+def _transposed_constant(factor: Any) -> Node | None:
+    if not isinstance(factor, Node) or factor.op != "call_function":
+        return None
+    source = factor.args[0] if factor.args else None
+    if not isinstance(source, Node) or not is_constant(source) or not is_float_tensor(source):
+        return None
+    rank = int(value_of(source).dim())
+    return source if rank == 2 and ops.permutation(factor, rank) == [1, 0] else None
