@@ -23,8 +23,7 @@ from pt2q.ir import ops
 from pt2q.ir.constants import Constants
 from pt2q.ir.module import QuantGraphModule, import_exported
 from pt2q.ir.storage import StorageMap
-from pt2q.passes import FoldConvBatchNorm, FuseConvBatchNormQAT
-from pt2q.passes.computed_weights import FoldComputedWeights
+from pt2q.passes import FoldComputedWeights, FoldConvBatchNorm, FuseConvBatchNormQAT
 
 WRITES: dict[str, Callable[[Tensor], Tensor]] = {
     "itself": lambda cache: cache.mul_(1.5),
