@@ -9,10 +9,10 @@ import torch
 from torch.fx import Node
 
 from pt2q.ir import ops
-from pt2q.ir.constants import Constants, drop_assertions
+from pt2q.ir.constants import Constants, chain_to_constant, drop_assertions
 from pt2q.ir.dtypes import CAST_DTYPES
 from pt2q.ir.emit import Emitter
-from pt2q.ir.graph import delete_constant, is_constant, is_persistent
+from pt2q.ir.graph import carry, delete_constant, is_constant, is_persistent
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.qparams import read_qparams
 from pt2q.ir.storage import place_of
@@ -70,7 +70,9 @@ class _Folder:
     def fold(self, node: Node) -> None:
         target = self._store(node)
         self.readers[target] = self.readers.get(target, 0) + 1
-        node.replace_all_uses_with(self.emit.before(node).read(target))
+        new = self.emit.before(node).read(target)
+        carry(new, *reversed(chain_to_constant(node)))
+        node.replace_all_uses_with(new)
         self._erase(node)
 
     def _store(self, node: Node) -> str:
@@ -114,10 +116,8 @@ class _Folder:
         return place_of(tensor)
 
     def _base_name(self, node: Node) -> str:
-        at: Any = node.args[0]
-        while isinstance(at, Node) and not is_constant(at) and at.all_input_nodes:
-            at = at.all_input_nodes[0]
-        return str(at.target) if isinstance(at, Node) and is_constant(at) else node.name
+        start = chain_to_constant(node)[-1]
+        return str(start.target) if is_constant(start) else node.name
 
     def _erase(self, node: Node) -> None:
         """Erase a node and the constants that only it read."""

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from pt2q.ir import ops
+from pt2q.ir.graph import TRACE_META, carry
 from pt2q.ir.module import QuantGraphModule
-
-PORTED = ("nn_module_stack", "stack_trace", "torch_fn", "custom")
 
 
 @dataclass(frozen=True)
 class PortNodeMetaForQDQ:
-    """Copy module path and stack trace onto q/dq nodes from the operator they serve.
+    """Give q/dq nodes the metadata of the operator they serve: module path, stack trace, all tags.
 
     A dequantize belongs to the operator that reads it. A quantize belongs to the operator that
     made the value; where that is an input or a weight, to the first operator that reads it.
     Nodes that compute parameters (``choose_qparams``, their getitems, scales) go with their
-    quantize. Backends that partition by module then find whole patterns.
+    quantize. Backends that partition by module or by a tag of their own then find whole patterns,
+    and no tag of one operator on what belongs to another.
     """
 
     def __call__(self, model: QuantGraphModule) -> bool:
@@ -34,8 +34,9 @@ class PortNodeMetaForQDQ:
                 found = True
                 _port_from(node, _maker(node))
         for node in reversed(model.graph.nodes):
-            if "nn_module_stack" not in node.meta and node.op == "get_attr":
-                _port_from(node, _reader(node))
+            reader = _reader(node) if node.op == "get_attr" else None
+            if reader is not None and "nn_module_stack" not in node.meta:
+                node.meta.update({k: reader.meta[k] for k in TRACE_META if k in reader.meta})
         return found
 
 
@@ -62,6 +63,6 @@ def _maker(node: Node) -> Node | None:
 def _port_from(node: Node, source: Node | None) -> None:
     if source is None:
         return
-    for key in PORTED:
-        if key in source.meta:
-            node.meta[key] = source.meta[key]
+    trace = {key: node.meta[key] for key in TRACE_META if key in node.meta}
+    carry(node, source)
+    node.meta = {**trace, **node.meta}

@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from pt2q.ir.control_flow import graph_modules
 from pt2q.ir.emit import Emitter
-from pt2q.ir.graph import edge_name, get_constant, is_constant
+from pt2q.ir.graph import add_meta, edge_name, get_constant, is_constant
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
 from pt2q.observers import ObserverBase
@@ -128,6 +128,7 @@ class _Inserter:
         described = next((n for n in (source, *users) if "nn_module_stack" in n.meta), source)
         self._place(value, before, described)
         new = self.emit.observe(target, value)
+        add_meta(new, source)
         if is_constant(source) and not (self.is_qat or self.storage.is_mutated(source)):
             self._watch_constant(observer, source)
         return new

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from pt2q.ir.control_flow import Branching, branchings, graph_modules, placeholders
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
+    add_meta,
     get_constant,
     holds_tensor,
     is_constant,
@@ -82,6 +83,7 @@ def _constant_for(body: GraphModule, position: int, owner: GraphModule, operand:
         set_constant(body, target, get_constant(owner, operand))
         new = Emitter(body, PASS_NAME).before(old).read(target)
         new.meta = dict(old.meta)
+        add_meta(new, operand)
         old.replace_all_uses_with(new)
     body.graph.erase_node(old)
 

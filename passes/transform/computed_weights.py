@@ -14,9 +14,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from pt2q.ir import ops
-from pt2q.ir.constants import Constants, ancestors, drop_assertions, erase_unread
+from pt2q.ir.constants import Constants, ancestors, chain_to_constant, drop_assertions, erase_unread
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
+    carry,
     is_constant,
     is_float_tensor,
     is_parameter,
@@ -84,11 +85,14 @@ class _Folder:
         number = self._number(node)
         if number not in self.stored:
             self.stored[number] = self._store(node)
-        node.replace_all_uses_with(self.emit.before(node).read(self.stored[number]))
+        new = self.emit.before(node).read(self.stored[number])
+        carry(new, *reversed(chain_to_constant(node)))
+        node.replace_all_uses_with(new)
         return True
 
     def _store(self, node: Node) -> str:
-        base = _first_constant(node)
+        start = chain_to_constant(node)[-1]
+        base = str(start.target) if is_constant(start) else None
         value = self.constants.value(node).detach().clone().contiguous()
         if base is not None and is_parameter(self.model, base):
             value = nn.Parameter(value)
@@ -111,11 +115,3 @@ def _operands(node: Node) -> list[Node]:
     found: list[Node] = []
     map_arg((node.args, node.kwargs), found.append)
     return found
-
-
-def _first_constant(node: Node) -> str | None:
-    """The name of the constant that a chain starts from, seen through first operands."""
-    at = node
-    while at.op == "call_function" and at.all_input_nodes:
-        at = at.all_input_nodes[0]
-    return str(at.target) if is_constant(at) else None

@@ -82,6 +82,18 @@ def ancestors(node: Node) -> list[Node]:
     return order
 
 
+def chain_to_constant(node: Node) -> list[Node]:
+    """The nodes from a call back to the constant that it is computed from, through first operands.
+
+    Args:
+        node: the first of them. The last is a constant, or what the chain starts from without one.
+    """
+    chain = [node]
+    while chain[-1].op == "call_function" and chain[-1].all_input_nodes:
+        chain.append(chain[-1].all_input_nodes[0])
+    return chain
+
+
 def _is_pure(node: Node) -> bool:
     schema = schema_of(node.target)
     if schema is None:

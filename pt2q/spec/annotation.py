@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from pt2q.ir.graph import QUANT_ANNOTATION_KEY as QUANT_ANNOTATION_KEY
 from pt2q.spec.specs import QuantizationSpecBase
-
-QUANT_ANNOTATION_KEY = "quantization_annotation"
-"""Where in ``node.meta`` a quantizer says how a node is quantized."""
 
 
 @dataclass

@@ -21,10 +21,16 @@ from pt2q.ir.graph.attributes import (
 )
 from pt2q.ir.graph.edges import EdgeOrNode, edge_name, inputs_of
 from pt2q.ir.graph.metadata import (
-    COPIED_META,
+    CUSTOM_KEY,
     HANDLE_KEY,
+    OWN_META,
     OWN_PASSES,
+    QUANT_ANNOTATION_KEY,
+    TRACE_META,
+    add_meta,
+    carry,
     copy_meta,
+    handed_on,
     handle_of,
     origin_name,
     provenance,
@@ -38,12 +44,17 @@ from pt2q.ir.graph.text import dump
 from pt2q.ir.graph.values import fake_constant, fake_like, is_float_tensor, value_of
 
 __all__ = [
-    "COPIED_META",
+    "CUSTOM_KEY",
     "HANDLE_KEY",
+    "OWN_META",
     "OWN_PASSES",
+    "QUANT_ANNOTATION_KEY",
+    "TRACE_META",
     "EdgeOrNode",
     "Names",
+    "add_meta",
     "beside",
+    "carry",
     "copy_meta",
     "delete_constant",
     "dump",
@@ -53,6 +64,7 @@ __all__ = [
     "find_attribute",
     "find_owner",
     "get_constant",
+    "handed_on",
     "handle_of",
     "holds_tensor",
     "inputs_of",

@@ -1,4 +1,9 @@
-"""What nodes say of where they come from, and how it is handed on."""
+"""What nodes carry besides their computation, and how it is handed on.
+
+A node that stands for another one carries all of its metadata: what export wrote, and whatever a
+quantizer, a backend or the user tagged it with under keys that nobody here knows. Only what
+belongs to the one node stays behind (`OWN_META`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,28 @@ from typing import Any
 from torch.fx import Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
-COPIED_META = ("nn_module_stack", "stack_trace", "torch_fn", "custom")
+QUANT_ANNOTATION_KEY = "quantization_annotation"
+"""Where in ``node.meta`` a quantizer says how the node is quantized."""
+
+CUSTOM_KEY = "custom"
+"""Where torch keeps what users say of a node: a dictionary, which several nodes may share."""
+
+OWN_META = frozenset(
+    {
+        "val",
+        "tensor_meta",
+        "example_value",
+        "eager_input_vals",
+        "arg_kwarg_vals",
+        "unbacked_bindings",  # which symbols the node introduces
+        "from_node",
+        QUANT_ANNOTATION_KEY,
+    }
+)
+"""What says something of one call alone: its value, its history, how it is to be quantized."""
+
+TRACE_META = ("nn_module_stack", "stack_trace", "torch_fn")
+"""What export says of where an operator is in the user's program."""
 
 OWN_PASSES = "pt2q."
 """How the names of the passes in ``from_node`` begin, to tell them from those of export."""
@@ -32,15 +58,32 @@ def copy_meta(new: Node, source: Node, pass_name: str, value: Any = None) -> Non
 
     Args:
         new: the node just created.
-        source: the node whose module path and stack trace it inherits.
+        source: that node.
         pass_name: who made it; recorded in ``from_node``.
         value: its fake value; None copies that of ``source``.
     """
-    for key in COPIED_META:
-        if key in source.meta:
-            new.meta[key] = source.meta[key]
+    new.meta.update(handed_on(source))
     new.meta["val"] = source.meta.get("val") if value is None else value
     new.meta["from_node"] = provenance(source, pass_name)
+
+
+def handed_on(source: Node) -> dict[str, Any]:
+    """The metadata of a node that a node in its place carries, too."""
+    return {key: value for key, value in source.meta.items() if key not in OWN_META}
+
+
+def add_meta(node: Node, *others: Node) -> None:
+    """Let a node that stands for several carry what it lacks of the metadata of the others.
+
+    Args:
+        node: what it carries already stays.
+        others: the nodes that it stands for, too, the nearest first.
+    """
+    for other in others:
+        found = {**handed_on(other), **node.meta}
+        if other.meta.get(CUSTOM_KEY) and node.meta.get(CUSTOM_KEY):
+            found[CUSTOM_KEY] = {**other.meta[CUSTOM_KEY], **node.meta[CUSTOM_KEY]}
+        node.meta.update(found)
 
 
 HANDLE_KEY = "numeric_debug_handle"
@@ -49,12 +92,12 @@ HANDLE_KEY = "numeric_debug_handle"
 
 def handle_of(node: Node) -> int | None:
     """The numeric debug handle of a node, or None."""
-    return (node.meta.get("custom") or {}).get(HANDLE_KEY)
+    return (node.meta.get(CUSTOM_KEY) or {}).get(HANDLE_KEY)
 
 
 def set_handle(node: Node, handle: int) -> None:
     """Give a node a handle; other nodes may share its ``custom`` dictionary, which is copied."""
-    node.meta["custom"] = {**(node.meta.get("custom") or {}), HANDLE_KEY: handle}
+    node.meta[CUSTOM_KEY] = {**(node.meta.get(CUSTOM_KEY) or {}), HANDLE_KEY: handle}
 
 
 def origin_name(node: Node) -> str:
@@ -68,15 +111,30 @@ def origin_name(node: Node) -> str:
     return name
 
 
+def carry(node: Node, *sources: Node) -> None:
+    """Let a node carry the metadata of others in place of its own, but for what is its own alone.
+
+    Args:
+        node: keeps its value and its history.
+        sources: what it stands for or belongs to; where two say something else, the first holds.
+    """
+    node.meta = {key: value for key, value in node.meta.items() if key in OWN_META}
+    add_meta(node, *sources)
+
+
 def stand_for(node: Node, replaced: Node, pass_name: str) -> None:
     """Put on record that a node gives from now on the value that another one gave.
 
+    It carries what the other one carried, and goes back to both: to the other one last, which is
+    the entry that says whose value it has.
+
     Args:
-        node: a convolution that its batch norm was folded into, say.
+        node: a convolution that its batch norm was folded into, say; its own metadata stays.
         replaced: the node whose value it gives, before that is erased.
         pass_name: who did it; recorded in ``from_node``.
     """
-    node.meta["from_node"] = provenance(replaced, pass_name)
+    add_meta(node, replaced)
+    node.meta["from_node"] = [*node.meta.get("from_node", ()), *provenance(replaced, pass_name)]
     handle = handle_of(replaced)
     if handle is not None:
         set_handle(node, handle)

@@ -11,11 +11,14 @@ from torch.fx import Graph, Node
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from pt2q.ir.emit import copied
+from pt2q.ir.graph import CUSTOM_KEY, OWN_META, QUANT_ANNOTATION_KEY, TRACE_META
 from pt2q.ir.torch_private import codegen_of, set_codegen, tracer_class
 
-HOLDS_NO_NODES = frozenset(
-    {"val", "nn_module_stack", "stack_trace", "torch_fn", "from_node", "custom"}
-)
+HOLDS_NO_NODES = (OWN_META - {QUANT_ANNOTATION_KEY}) | {
+    *TRACE_META,
+    CUSTOM_KEY,
+    *("source_fn_stack", "original_aten", "seq_nr"),
+}
 """Metadata of export, which is shared with the copy as it is."""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ from torch.fx.node import map_arg
 from pt2q.errors import DataError
 from pt2q.ir import ops
 from pt2q.ir.emit import restored
-from pt2q.ir.graph import COPIED_META
+from pt2q.ir.graph import TRACE_META, handed_on
 from pt2q.ir.torch_private import (
     FakeTensor,
     FakeTensorMode,
@@ -128,6 +130,28 @@ def _map_specs(codegen: Any, change: Callable[[Any], Any]) -> Any:
     return result
 
 
+PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype)
+
+
+def _travels(key: str, value: Any) -> bool:
+    """Whether metadata is pickled: all that can be, and does not refer to nodes."""
+    if key in TRACE_META or isinstance(value, PLAIN):
+        return True
+    try:
+        _Probe(io.BytesIO()).dump(value)
+    except Exception:  # whatever the pickling of a user's object raises
+        return False
+    return True
+
+
+class _Probe(pickle.Pickler):
+    """Pickles what refers to no node: a node would bring its whole graph."""
+
+    def persistent_id(self, obj: Any) -> None:
+        if isinstance(obj, Node):
+            raise pickle.PicklingError(f"{obj} is a node")
+
+
 def freeze_graph(graph: Graph) -> tuple[Any, list[Any]]:
     """A graph as plain data.
 
@@ -138,7 +162,8 @@ def freeze_graph(graph: Graph) -> tuple[Any, list[Any]]:
     for node in graph.nodes:
         refer: Any = lambda n: _Ref(n.name)  # noqa: E731 - FX types it as returning an argument
         args, kwargs = map_arg((node.args, node.kwargs), refer)
-        meta = {key: node.meta[key] for key in (*COPIED_META, "from_node") if key in node.meta}
+        meta = {key: value for key, value in handed_on(node).items() if _travels(key, value)}
+        meta.update({key: node.meta[key] for key in ("from_node",) if key in node.meta})
         meta["val"] = _freeze_value(node.meta.get("val"))
         rows.append((node.op, node.name, _freeze_target(node.target), args, kwargs, meta))
     return _map_specs(codegen_of(graph), freeze_spec), rows
