@@ -22,8 +22,12 @@ from pt2q import QuantGraphModule, convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from pt2q.ir import ops
 from pt2q.ir.graph import OWN_META, add_meta, carry, copy_meta, handle_of, set_handle
 from pt2q.ir.module import copy_module, import_exported
-from pt2q.passes import DecomposeAttention, DecomposeRecurrent, run_passes
-from pt2q.passes.transform.computed_weights import FoldComputedWeights
+from pt2q.passes import (
+    DecomposeAttention,
+    DecomposeRecurrent,
+    FoldComputedWeights,
+    run_passes,
+)
 
 TAG, OWN = "quantization_tag", "mine."
 
