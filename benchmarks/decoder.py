@@ -13,20 +13,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import measuring
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support.decoder import decode, decoder, prompt
+from torch import Tensor
 
 from pt2q import Quantizer, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.deploy.executorch import lower
-from pt2q.files import write_bytes
 from pt2q.quantizers import (
     WeightQuantizer,
     XNNPACKQuantizer,
@@ -83,15 +80,13 @@ def measure(name: str) -> dict[str, Any]:
 def markdown(results: list[dict[str, Any]]) -> str:
     """The table of the page: some steps, and the worst of all."""
     head = ["quantization", "run by", *(f"step {s}" for s in SHOWN), "worst", "mean"]
-    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
+    rows = []
     for result in results:
         for where in ("graph", "runtime"):
             steps = result[where]
-            shown = [steps[s - 1] for s in SHOWN]
-            figures = [*shown, min(steps), sum(steps) / len(steps)]
-            cells = [result["quantization"], where, *(f"{f:.1f}" for f in figures)]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            figures = [*(steps[s - 1] for s in SHOWN), min(steps), sum(steps) / len(steps)]
+            rows.append([result["quantization"], where, *(f"{f:.1f}" for f in figures)])
+    return measuring.markdown_table(head, rows, figures=len(head) - 2)
 
 
 def main() -> None:
@@ -102,11 +97,10 @@ def main() -> None:
     if options.markdown is not None:
         print(markdown(json.loads(options.markdown.read_text())["results"]))
         return
-    torch.set_num_threads(1)
+    measuring.set_up()
     with torch.no_grad():
         results = [measure(name) for name in QUANTIZERS]
-    text = json.dumps({"torch": torch.__version__, "results": results}, indent=1)
-    write_bytes(options.out, text.encode())
+    measuring.write_json(options.out, {"torch": torch.__version__, "results": results})
     print(markdown(results))
 
 

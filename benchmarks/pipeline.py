@@ -20,111 +20,83 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
-
-import torch  # noqa: E402
-from support.nets import NETS, residual_mlp  # noqa: E402
+import measuring
+import torch
+from measuring import cpu_seconds, median
+from stacks import Ours, Peer
+from support.nets import NETS, Net, residual_mlp
 
 LAYERS = (100, 200, 400, 800, 1600)
 MODELS = ("mobilenet_v2", "resnet50", "vit_s16", *(f"mlp_{n}" for n in LAYERS))
-RESULT = HERE / "results" / "pipeline.json"
+RESULT = measuring.RESULTS / "pipeline.json"
+SLOW = 400  # layers: the peer is quadratic, one sample of its largest models has to do
 
 
-def net_of(name: str) -> Any:
-    return residual_mlp(int(name.removeprefix("mlp_"))) if name.startswith("mlp_") else NETS[name]
+def layers_of(name: str) -> int:
+    """The layers of a residual MLP; 0 for other networks."""
+    return int(name.removeprefix("mlp_")) if name.startswith("mlp_") else 0
 
 
-class Ours:
-    name = "pt2q"
-
-    def __init__(self) -> None:
-        from pt2q import convert_pt2e, prepare_pt2e
-        from pt2q.quantizers import XNNPACKQuantizer
-
-        self._prepare, self._convert, self._quantizer = prepare_pt2e, convert_pt2e, XNNPACKQuantizer
-
-    def prepare(self, exported: Any) -> Any:
-        return self._prepare(exported.module(check_guards=False), self._quantizer())
-
-    def convert(self, prepared: Any) -> Any:
-        return self._convert(prepared)
+def net_of(name: str) -> Net:
+    return residual_mlp(layers_of(name)) if layers_of(name) else NETS[name]
 
 
-class Peer:
-    name = "peer"
-
-    def __init__(self) -> None:
-        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnn
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-        self._prepare, self._convert, self._xnn = prepare_pt2e, convert_pt2e, xnn
-
-    def prepare(self, exported: Any) -> Any:
-        config = self._xnn.get_symmetric_quantization_config(is_per_channel=True)
-        quantizer = self._xnn.XNNPACKQuantizer().set_global(config)
-        return self._prepare(exported.module(check_guards=False), quantizer)
-
-    def convert(self, prepared: Any) -> Any:
-        return self._convert(prepared)
+def exported_net(name: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    net = net_of(name)
+    inputs = net.inputs(1)
+    return torch.export.export(net.build(0), inputs), inputs
 
 
-def cpu_seconds(call: Any, *args: Any) -> tuple[float, Any]:
-    start = time.process_time()
-    result = call(*args)
-    return time.process_time() - start, result
-
-
-def repeats_for(name: str, side: Any, repeats: int) -> int:
-    """The peer is quadratic: one sample of its largest models has to do."""
-    layers = int(name.removeprefix("mlp_")) if name.startswith("mlp_") else 0
-    return 1 if side.name == "peer" and layers >= 400 else repeats
+# ------------------------------------------------------------------ seconds
 
 
 def passes_of(name: str, repeats: int) -> dict[str, Any]:
-    net = net_of(name)
-    inputs = net.inputs(1)
-    exported = torch.export.export(net.build(0), inputs)
+    """Seconds of prepare and convert of both stacks, in turn, and of calibration."""
+    exported, inputs = exported_net(name)
     sides = [Ours(), Peer()]
-    samples: dict[str, Any] = {s.name: {"prepare": [], "convert": []} for s in sides}
-    prepared: dict[str, Any] = {}
-    for turn in range(repeats + 1):  # the first turn warms up
+    samples: dict[str, Any] = {side.name: {"prepare": [], "convert": []} for side in sides}
+    for turn in range(repeats + 1):
         for side in sides:
-            count = repeats_for(name, side, repeats)
-            if turn > count or (turn == 0 and count == 1):
-                continue
-            seconds, model = cpu_seconds(side.prepare, exported)
-            with torch.no_grad():
-                model(*inputs)
-            converting, _ = cpu_seconds(side.convert, model)
-            if turn > 0:
-                samples[side.name]["prepare"].append(seconds)
-                samples[side.name]["convert"].append(converting)
-            if not name.startswith("mlp_") and turn == repeats:
-                prepared[side.name] = side.prepare(exported)
-    if prepared:
-        samples["calibrate"] = calibration(exported, prepared, net, repeats)
+            if is_run(name, side.name, turn, repeats):
+                seconds = one_flow(side, exported, inputs)
+                add(samples[side.name], seconds if turn > 0 else {})
+    if not layers_of(name):
+        samples["calibrate"] = calibration(name, repeats)
     return samples
 
 
-def calibration(exported: Any, prepared: dict[str, Any], net: Any, repeats: int) -> dict[str, Any]:
-    """Seconds per batch of one: the float module and both prepared ones, in turn."""
-    models = {"float": exported.module(check_guards=False), **prepared}
-    samples: dict[str, list[float]] = {name: [] for name in models}
+def is_run(name: str, side: str, turn: int, repeats: int) -> bool:
+    """The first turn warms up; where one sample has to do, it is taken cold."""
+    once = side == "peer" and layers_of(name) >= SLOW
+    return turn == 1 or not (once or repeats == 1)
+
+
+def add(samples: dict[str, list[float]], seconds: dict[str, float]) -> None:
+    for step, value in seconds.items():
+        samples[step].append(value)
+
+
+def one_flow(side: Any, exported: Any, inputs: tuple[torch.Tensor, ...]) -> dict[str, float]:
+    """Seconds of one prepare and one convert, with a batch between them."""
+    preparing, model = cpu_seconds(side.prepare, exported)
     with torch.no_grad():
-        for turn in range(4 * repeats + 3):
-            batch = net.inputs(1, seed=turn)
-            for name, model in models.items():
-                seconds, _ = cpu_seconds(model, *batch)
-                if turn >= 3:
-                    samples[name].append(seconds)
-    return samples
+        model(*inputs)
+    converting, _ = cpu_seconds(side.convert, model)
+    return {"prepare": preparing, "convert": converting}
+
+
+def calibration(name: str, repeats: int) -> dict[str, list[float]]:
+    """Seconds per batch of one: the float module and both prepared ones, in turn."""
+    exported, _ = exported_net(name)
+    models = {"float": exported.module(check_guards=False)}
+    models |= {side.name: side.prepare(exported) for side in (Ours(), Peer())}
+    batches = [net_of(name).inputs(1, seed=turn) for turn in range(4 * repeats + 3)]
+    runs = {key: lambda turn, m=model: m(*batches[turn]) for key, model in models.items()}
+    with torch.no_grad():
+        return measuring.in_turn(runs, 4 * repeats, warm_up=3)
 
 
 # ------------------------------------------------------------------ memory, in its own process
@@ -132,9 +104,7 @@ def calibration(exported: Any, prepared: dict[str, Any], net: Any, repeats: int)
 
 def peak_megabytes(name: str, side_name: str) -> dict[str, float]:
     """Growth of the resident size over prepare, one batch, convert, each from where it began."""
-    net = net_of(name)
-    inputs = net.inputs(1)
-    exported = torch.export.export(net.build(0), inputs)
+    exported, inputs = exported_net(name)
     with torch.no_grad():
         exported.module(check_guards=False)(*inputs)
     side = Ours() if side_name == "pt2q" else Peer()
@@ -172,10 +142,6 @@ def memory_of(name: str) -> dict[str, Any]:
 # ------------------------------------------------------------------ summary
 
 
-def median(values: list[float]) -> float:
-    return statistics.median(values) if values else math.nan
-
-
 def total(samples: dict[str, Any], side: str) -> float:
     return median(samples[side]["prepare"]) + median(samples[side]["convert"])
 
@@ -195,19 +161,21 @@ def exponent(results: dict[str, Any], side: str) -> float:
     return slope / sum((x - mean_x) ** 2 for x, _ in points)
 
 
+def line_of(name: str, samples: dict[str, Any]) -> str:
+    ours, peer = total(samples, "pt2q"), total(samples, "peer")
+    line = f"{name:14}{ours:13.3f}{peer:13.3f}{peer / ours:8.1f}"
+    if "calibrate" not in samples:
+        return line
+    calibrate = {side: median(values) for side, values in samples["calibrate"].items()}
+    ratios = (calibrate[side] / calibrate["float"] for side in ("pt2q", "peer"))
+    return line + "".join(f"{ratio:12.2f}" for ratio in ratios)
+
+
 def print_summary(results: dict[str, Any]) -> None:
     print(f"{'model':14}{'prepare + convert, s':>26}{'ratio':>8}{'calibration / float':>24}")
     print(f"{'':14}{'pt2q':>13}{'peer':>13}{'':>8}{'pt2q':>12}{'peer':>12}")
     for name, result in results.items():
-        samples = result["passes"]
-        ours, peer = total(samples, "pt2q"), total(samples, "peer")
-        row = f"{name:14}{ours:13.3f}{peer:13.3f}{peer / ours:8.1f}"
-        if "calibrate" in samples:
-            floats = median(samples["calibrate"]["float"])
-            row += "".join(
-                f"{median(samples['calibrate'][s]) / floats:12.2f}" for s in ("pt2q", "peer")
-            )
-        print(row)
+        print(line_of(name, result["passes"]))
     for side in ("pt2q", "peer"):
         print(f"growth with layers, exponent, {side}: {exponent(results, side):.2f}")
     for name, result in results.items():
@@ -217,25 +185,27 @@ def print_summary(results: dict[str, Any]) -> None:
 
 
 def save(results: dict[str, Any], path: Path) -> None:
-    versions = {name: __import__(name).__version__ for name in ("torch", "torchao", "pt2q")}
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"versions": versions, "machine": machine, "results": results}, indent=1)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    found = {
+        "versions": measuring.versions("torch", "torchao", "pt2q"),
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "results": results,
+    }
+    measuring.write_json(path, found)
 
 
-def main() -> None:
+def options_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = options_of()
+    measuring.set_up()
     if options.memory:
         print(json.dumps(peak_megabytes(*options.memory)))
         return
@@ -243,7 +213,7 @@ def main() -> None:
     for name in options.models:
         print(f"... {name}", file=sys.stderr, flush=True)
         results[name] = {"passes": passes_of(name, options.repeats)}
-        if not options.no_memory and not name.startswith("mlp_"):
+        if not options.no_memory and not layers_of(name):
             results[name]["memory"] = memory_of(name)
         save(results, options.out)
     print_summary(results)

@@ -14,191 +14,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+import measuring
+import torch
+from measuring import first, markdown_table
+from road_networks import SUBJECTS, Subject
+from road_programs import ROADS, Run
+from torch import Tensor
 
-import torch  # noqa: E402
-from support import minilm  # noqa: E402
-from support.nets import NETS  # noqa: E402
-from torch import Tensor  # noqa: E402
+from pt2q import convert_pt2e, prepare_pt2e, sqnr
 
-from pt2q import convert_pt2e, prepare_pt2e, sqnr  # noqa: E402
-from pt2q.demo.digits import load_digits  # noqa: E402
-from pt2q.demo.net import load_checkpoint  # noqa: E402
-from pt2q.quantizers import (  # noqa: E402
-    OnnxQDQQuantizer,
-    X86InductorQuantizer,
-    XNNPACKQuantizer,
-    get_default_x86_inductor_quantization_config,
-    get_symmetric_quantization_config,
-)
-
-RESULT = HERE / "results" / "roads.json"
-PAGE = HERE.parent / "docs" / "roads.md"
+RESULT = measuring.RESULTS / "roads.json"
+PAGE = measuring.ROOT / "docs" / "roads.md"
 REPEATS = 15
-
-
-def first(outputs: Any) -> Tensor:
-    while not isinstance(outputs, Tensor):
-        outputs = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs[0]
-    return outputs
-
-
-# ------------------------------------------------------------------ networks
-
-
-@dataclass
-class Subject:
-    """A float model with inputs: (args, kwargs) to calibrate with, and held out."""
-
-    model: torch.nn.Module
-    calibration: list[Any]
-    held_out: list[Any]
-    quality: Callable[[list[Tensor], list[Tensor]], dict[str, float]]
-
-
-def random_net(name: str) -> Subject:
-    net = NETS[name]
-    batches = [((net.inputs(1, seed=i)), {}) for i in range(12)]
-    return Subject(net.build(0), batches[:8], batches[8:], lambda f, q: {})
-
-
-def digits() -> Subject:
-    data = load_digits()
-    labels = data.held_out_labels
-
-    def quality(floats: list[Tensor], results: list[Tensor]) -> dict[str, float]:
-        def right(outputs: list[Tensor]) -> float:
-            guesses = torch.stack([o.argmax() for o in outputs])
-            return 100 * float((guesses == labels).float().mean())
-
-        return {"accuracy": right(results), "float_accuracy": right(floats)}
-
-    held_out = [((x,), {}) for x in data.held_out.split(1)]
-    return Subject(
-        load_checkpoint(), [((x,), {}) for x in data.train[:64].split(1)], held_out, quality
-    )
-
-
-def sentence_encoder() -> Subject:
-    batches = [((), inputs) for inputs in minilm.encode(minilm.sentences())]
-    masks = [inputs["attention_mask"] for _, inputs in batches[minilm.CALIBRATION :]]
-
-    def quality(floats: list[Tensor], results: list[Tensor]) -> dict[str, float]:
-        pairs = zip(floats, results, masks, strict=True)
-        cosines = [(minilm.embedding(f, m) * minilm.embedding(q, m)).sum() for f, q, m in pairs]
-        return {"cosine": float(torch.stack(cosines).mean())}
-
-    count = minilm.CALIBRATION
-    return Subject(minilm.load(), batches[:count], batches[count:], quality)
-
-
-SUBJECTS: dict[str, Callable[[], Subject]] = {
-    "digits": digits,
-    "mobilenet_v2": lambda: random_net("mobilenet_v2"),
-    "resnet50": lambda: random_net("resnet50"),
-    "minilm": sentence_encoder,
-}
-
-
-# ------------------------------------------------------------------ roads
-
-Run = Callable[..., Any]
-
-
-@dataclass
-class Built:
-    """A program of a runtime, its size in bytes, and what it says about its kernels."""
-
-    run: Run
-    size: int
-    kernels: str = ""
-
-
-def constants(model: torch.nn.Module) -> int:
-    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    return sum(tensors.values())
-
-
-def to_xnnpack(model: Any, args: Any, kwargs: Any, folder: Path) -> Built:
-    from pt2q.deploy import executorch
-
-    program = executorch.lower(model, args, kwargs=kwargs)
-    loaded = program.load()
-    return Built(loaded, len(program.buffer), str(program.delegation).splitlines()[0])
-
-
-def to_inductor(model: Any, args: Any, kwargs: Any, folder: Path) -> Built:
-    from pt2q.deploy import inductor
-
-    compiled = inductor.compile(model)
-    compiled(*args, **kwargs)
-    names = list(kwargs)
-
-    def run(*flat: Tensor) -> Any:
-        return compiled(**dict(zip(names, flat, strict=True))) if names else compiled(*flat)
-
-    return Built(run, constants(compiled.model), str(compiled.fusion).splitlines()[0])
-
-
-def to_onnxruntime(model: Any, args: Any, kwargs: Any, folder: Path) -> Built:
-    from pt2q.deploy import onnx
-
-    info = onnx.export(model, args, folder / f"{time.time_ns()}.onnx", kwargs=kwargs)
-    session = onnx.load(info.path, threads=1)
-    names = sorted(session.kernels().items(), key=lambda item: -item[1])
-    words = [f"{count} {name}" for name, count in names if "Q" in name or "Integer" in name]
-    return Built(session, info.size, ", ".join(words))
-
-
-def to_openvino(model: Any, args: Any, kwargs: Any, folder: Path) -> Built:
-    import openvino
-
-    from pt2q.deploy import onnx
-
-    info = onnx.export(model, args, folder / f"{time.time_ns()}.onnx", kwargs=kwargs)
-    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(info.path), "CPU", settings)
-
-    def run(*flat: Tensor) -> Any:
-        return torch.from_numpy(compiled([x.numpy() for x in flat])[0].copy())
-
-    return Built(run, info.size)
-
-
-def xnnpack(dynamic: bool = False) -> Any:
-    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
-    return XNNPACKQuantizer().set_global(config)
-
-
-def x86(dynamic: bool = False) -> Any:
-    config = get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
-    return X86InductorQuantizer().set_global(config)
-
-
-ROADS: dict[str, tuple[Callable[[], Any], Callable[..., Built]]] = {
-    "xnnpack": (xnnpack, to_xnnpack),
-    "xnnpack dynamic": (lambda: xnnpack(True), to_xnnpack),
-    "inductor": (x86, to_inductor),
-    "inductor dynamic": (lambda: x86(True), to_inductor),
-    "onnxruntime": (OnnxQDQQuantizer.onnxruntime, to_onnxruntime),
-    "onnxruntime dynamic": (lambda: OnnxQDQQuantizer.onnxruntime(is_dynamic=True), to_onnxruntime),
-    "openvino": (OnnxQDQQuantizer.openvino, to_openvino),
-    "tensorrt preset, onnxruntime": (OnnxQDQQuantizer.tensorrt, to_onnxruntime),
-    "tensorrt preset, openvino": (OnnxQDQQuantizer.tensorrt, to_openvino),
-}
 
 
 def latencies(a: Run, b: Run, inputs: tuple[Tensor, ...]) -> tuple[float, float]:
@@ -213,16 +46,21 @@ def latencies(a: Run, b: Run, inputs: tuple[Tensor, ...]) -> tuple[float, float]
     return 1e3 * statistics.median(times[0]), 1e3 * statistics.median(times[1])
 
 
-def travel(subject: Subject, road: str, floats: list[Tensor], folder: Path) -> dict[str, Any]:
-    """Quantize a model, take one road, and measure."""
-    make, build = ROADS[road]
+def quantized(subject: Subject, road: str) -> tuple[Any, Any]:
+    """The exported program and the converted model."""
     args, kwargs = subject.calibration[0]
     exported = torch.export.export(subject.model, args, kwargs)
-    prepared = prepare_pt2e(exported, make())
-    if "dynamic" not in road:
-        for batch_args, batch_kwargs in subject.calibration:
-            prepared(*batch_args, **batch_kwargs)
-    converted = convert_pt2e(prepared)
+    prepared = prepare_pt2e(exported, ROADS[road][0]())
+    for batch_args, batch_kwargs in subject.calibration if "dynamic" not in road else ():
+        prepared(*batch_args, **batch_kwargs)
+    return exported, convert_pt2e(prepared)
+
+
+def travel(subject: Subject, road: str, floats: list[Tensor], folder: Path) -> dict[str, Any]:
+    """Quantize a model, take one road, and measure."""
+    exported, converted = quantized(subject, road)
+    args, kwargs = subject.calibration[0]
+    build = ROADS[road][1]
     int8 = build(converted, args, kwargs, folder)
     plain = build(exported.module(check_guards=False), args, kwargs, folder)
     some = [(*a, *k.values()) for a, k in subject.held_out]
@@ -258,22 +96,17 @@ of the tensors. The TensorRT preset is run by other runtimes, which fuse less of
 
 def page(results: dict[str, Any]) -> str:
     head = ["network", "road", "agreement", "SQNR", "task", "MB", "ms float", "ms int8", "ratio"]
-    lines = [INTRODUCTION + "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, roads in results.items():
-        for road, r in roads.items():
-            ratio = r["float_ms"] / r["int8_ms"]
-            cells = [name, road, f"{r['qdq_db']:.0f}", f"{r['float_db']:.1f}", task(r)]
-            cells += [f"{r['float_mb']:.1f} -> {r['int8_mb']:.1f}", f"{r['float_ms']:.2f}"]
-            cells += [f"{r['int8_ms']:.2f}", f"{ratio:.2f}"]
-            lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "What the runtimes say of their int8 kernels:", ""]
-    lines += [
-        f"- {name}, {road}: {r['kernels']}"
-        for name, roads in results.items()
-        for road, r in roads.items()
-        if r["kernels"]
-    ]
-    return "\n".join(lines) + "\n"
+    found = [(name, road, r) for name, roads in results.items() for road, r in roads.items()]
+    table = markdown_table(head, [cells(*one) for one in found])
+    kernels = [f"- {name}, {road}: {r['kernels']}\n" for name, road, r in found if r["kernels"]]
+    says = "\n\nWhat the runtimes say of their int8 kernels:\n\n"
+    return INTRODUCTION + table + says + "".join(kernels)
+
+
+def cells(name: str, road: str, r: dict[str, Any]) -> list[str]:
+    found = [name, road, f"{r['qdq_db']:.0f}", f"{r['float_db']:.1f}", task(r)]
+    found += [f"{r['float_mb']:.1f} -> {r['int8_mb']:.1f}", f"{r['float_ms']:.2f}"]
+    return [*found, f"{r['int8_ms']:.2f}", f"{r['float_ms'] / r['int8_ms']:.2f}"]
 
 
 def task(result: dict[str, Any]) -> str:
@@ -288,10 +121,9 @@ def main() -> None:
     parser.add_argument("--roads", nargs="+", default=None)
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    measuring.set_up()
     torch.set_grad_enabled(False)
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    results = measuring.read_json(RESULT)
     for name in options.models:
         subject = SUBJECTS[name]()
         floats = [first(subject.model(*a, **k)) for a, k in subject.held_out]
@@ -311,9 +143,7 @@ def write(results: dict[str, Any]) -> None:
         for name in SUBJECTS
         if name in results
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(ordered, indent=1) + "\n")
-    PAGE.parent.mkdir(exist_ok=True)
+    measuring.write_json(RESULT, ordered)
     PAGE.write_text(page(ordered))
 
 

@@ -13,27 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
-import warnings
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+import measuring
+import torch
+from measuring import first, markdown_table
+from support import minilm
+from support.nets import NETS
 
-import torch  # noqa: E402
-from support import minilm  # noqa: E402
-from support.nets import NETS  # noqa: E402
-
-from pt2q import convert_pt2e, prepare_pt2e, sqnr  # noqa: E402
-from pt2q.deploy import executorch  # noqa: E402
-from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config  # noqa: E402
+from pt2q import convert_pt2e, prepare_pt2e, sqnr
+from pt2q.deploy import executorch
+from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 
 MODELS = ("mobilenet_v2", "resnet50", "vit_s16", "bert", "minilm")
-RESULT = HERE / "results" / "xnnpack.json"
-PAGE = HERE.parent / "docs" / "xnnpack.md"
+RESULT = measuring.RESULTS / "xnnpack.json"
+PAGE = measuring.ROOT / "docs" / "xnnpack.md"
 CALIBRATION = 8
 WITH_EXCEPTION = "dynamic, one projection in float"
 """MiniLM's most sensitive linear layer: its input has the largest outliers."""
@@ -56,28 +50,27 @@ def quantized(exported: Any, kind: str, batches: list[Any]) -> Any:
     return convert_pt2e(prepared)
 
 
-def first(outputs: Any) -> torch.Tensor:
-    while not isinstance(outputs, torch.Tensor):
-        outputs = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs[0]
-    return outputs
+def minilm_batches() -> tuple[Any, list[Any], list[Any]]:
+    """The model, batches to calibrate on, and batches held out."""
+    batches = [((), inputs) for inputs in minilm.encode(minilm.sentences())]
+    return minilm.load(), batches[: minilm.CALIBRATION], batches[minilm.CALIBRATION :]
+
+
+def net_batches(name: str) -> tuple[Any, list[Any], list[Any]]:
+    """The model, batches to calibrate on, and batches held out."""
+    net = NETS[name]
+    held_out = 64 if name == "bert" else 4  # its output is a handful of numbers
+    batches = [(net.inputs(1, seed=i), {}) for i in range(CALIBRATION + held_out)]
+    return net.build(0), batches[:CALIBRATION], batches[CALIBRATION:]
 
 
 def programs(name: str, kind: str) -> dict[str, Any]:
     """Everything needed to compare one network in one setting."""
-    if name == "minilm":
-        model = minilm.load()
-        batches = [((), b) for b in minilm.encode(minilm.sentences())]
-        calibration, rest = batches[: minilm.CALIBRATION], batches[minilm.CALIBRATION :]
-        exported = minilm.export(model, batches[0][1])
-    else:
-        net = NETS[name]
-        model = net.build(0)
-        held_out = 64 if name == "bert" else 4  # its output is a handful of numbers
-        batches = [(net.inputs(1, seed=i), {}) for i in range(CALIBRATION + held_out)]
-        calibration, rest = batches[:CALIBRATION], batches[CALIBRATION:]
-        exported = torch.export.export(model, batches[0][0])
+    model, calibration, rest = minilm_batches() if name == "minilm" else net_batches(name)
+    args, kwargs = calibration[0]
+    with torch.no_grad():
+        exported = torch.export.export(model, args, kwargs)
     converted = quantized(exported, kind, calibration)
-    args, kwargs = batches[0]
     return {
         "model": model,
         "converted": converted,
@@ -87,33 +80,36 @@ def programs(name: str, kind: str) -> dict[str, Any]:
     }
 
 
-def compare(name: str, kind: str) -> dict[str, Any]:
-    found = programs(name, kind)
-    loaded, reference = found["int8"].load(), found["float"].load()
-    rows = {"float": [], "eager": [], "runtime": [], "mask": []}
+def outputs(found: dict[str, Any], loaded: Any) -> dict[str, list[Any]]:
+    """What the float model, the graph and the runtime give for what was held out."""
+    rows: dict[str, list[Any]] = {"float": [], "eager": [], "runtime": [], "mask": []}
     with torch.no_grad():
         for args, kwargs in found["held_out"]:
-            flat = (*args, *kwargs.values())
             rows["float"].append(first(found["model"](*args, **kwargs)))
             rows["eager"].append(first(found["converted"](*args, **kwargs)))
-            rows["runtime"].append(loaded(*flat)[0])
+            rows["runtime"].append(loaded(*args, *kwargs.values())[0])
             rows["mask"].append(kwargs.get("attention_mask"))
-    stacked = {k: torch.stack(v) for k, v in rows.items() if k != "mask"}
+    return rows
+
+
+def compare(name: str, kind: str) -> dict[str, Any]:
+    found = programs(name, kind)
+    int8, loaded, reference = found["int8"], found["int8"].load(), found["float"].load()
+    rows = outputs(found, loaded)
+    floats, eager, runtime = (torch.stack(rows[key]) for key in ("float", "eager", "runtime"))
     args, kwargs = found["held_out"][0]
     latency = executorch.measure_latency(reference, loaded, (*args, *kwargs.values()), repeats=15)
     result = {
-        "eager_db": float(sqnr(stacked["float"], stacked["eager"])),
-        "runtime_db": float(sqnr(stacked["float"], stacked["runtime"])),
-        "delegation": str(found["int8"].delegation),
-        "quantized_left": list(found["int8"].delegation.quantized_left),
+        "eager_db": float(sqnr(floats, eager)),
+        "runtime_db": float(sqnr(floats, runtime)),
+        "delegation": str(int8.delegation),
+        "quantized_left": list(int8.delegation.quantized_left),
         "float_mb": len(found["float"].buffer) / 1e6,
-        "int8_mb": len(found["int8"].buffer) / 1e6,
+        "int8_mb": len(int8.buffer) / 1e6,
         "float_ms": latency[0],
         "int8_ms": latency[1],
     }
-    if name == "minilm":
-        result.update(cosines(rows))
-    return result
+    return result | (cosines(rows) if name == "minilm" else {})
 
 
 def cosines(rows: dict[str, Any]) -> dict[str, float]:
@@ -141,21 +137,21 @@ Times are medians of the two programs run in turn, in milliseconds, on two x86-6
 
 def page(results: dict[str, Any]) -> str:
     head = ["network", "", "q/dq", "runtime", "MB float", "MB int8", "ms float", "ms int8"]
-    head += ["quantized, not delegated"]
-    lines = [INTRODUCTION + "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, kinds in results.items():
-        for kind, r in kinds.items():
-            cells = [name, kind, f"{r['eager_db']:.1f}", f"{r['runtime_db']:.1f}"]
-            cells += [f"{r['float_mb']:.1f}", f"{r['int8_mb']:.1f}"]
-            cells += [f"{r['float_ms']:.2f}", f"{r['int8_ms']:.2f}"]
-            cells += [", ".join(r["quantized_left"]) or "none"]
-            lines.append("| " + " | ".join(cells) + " |")
-    if "minilm" in results:
-        lines += ["", "Mean cosine of MiniLM's embeddings with float, 32 held-out sentences:", ""]
-        lines += ["| | q/dq | runtime |", "|---|---|---|"]
-        for kind, r in results["minilm"].items():
-            lines.append(f"| {kind} | {r['eager_cosine']:.4f} | {r['runtime_cosine']:.4f} |")
-    return "\n".join(lines) + "\n"
+    rows = [cells(name, kind, r) for name, kinds in results.items() for kind, r in kinds.items()]
+    text = INTRODUCTION + markdown_table([*head, "quantized, not delegated"], rows) + "\n"
+    if "minilm" not in results:
+        return text
+    found = results["minilm"].items()
+    rows = [[kind, f"{r['eager_cosine']:.4f}", f"{r['runtime_cosine']:.4f}"] for kind, r in found]
+    text += "\nMean cosine of MiniLM's embeddings with float, 32 held-out sentences:\n\n"
+    return text + markdown_table(["", "q/dq", "runtime"], rows) + "\n"
+
+
+def cells(name: str, kind: str, r: dict[str, Any]) -> list[str]:
+    found = [name, kind, f"{r['eager_db']:.1f}", f"{r['runtime_db']:.1f}"]
+    found += [f"{r['float_mb']:.1f}", f"{r['int8_mb']:.1f}"]
+    found += [f"{r['float_ms']:.2f}", f"{r['int8_ms']:.2f}"]
+    return [*found, ", ".join(r["quantized_left"]) or "none"]
 
 
 def main() -> None:
@@ -163,15 +159,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    measuring.set_up()
     results: dict[str, Any] = {}
     for name in options.models:
         kinds = ("static", "dynamic", WITH_EXCEPTION) if name == "minilm" else ("static", "dynamic")
         results[name] = {kind: compare(name, kind) for kind in kinds}
         print(name, json.dumps(results[name], indent=1), flush=True)
     if not options.no_write:
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        measuring.write_json(RESULT, results)
         PAGE.write_text(page(results))
 
 

@@ -84,39 +84,67 @@ def optimizer_for(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=rate, weight_decay=0.01)
 
 
+def prepared(run: Run, net: nn.Module, data: Digits, bits: int) -> pt2q.QuantGraphModule:
+    """A copy of the float network, ready to be trained."""
+    exported = export(copy.deepcopy(net).train(), data.train)
+    chosen = quantizer(bits, is_qat=True, learned=run.learned)
+    return pt2q.prepare_qat_pt2e(exported, chosen, fast=run.fast).train()
+
+
 def train(run: Run, net: nn.Module, data: Digits, bits: int, epochs: int) -> None:
     """Fine-tune a copy of the float network and convert it."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    exported = export(copy.deepcopy(net).train(), data.train)
-    model = pt2q.prepare_qat_pt2e(
-        exported, quantizer(bits, is_qat=True, learned=run.learned), fast=run.fast
-    ).train()
-    steps = epochs * (len(data.train) // 32)
-    optimizer = optimizer_for(model, 1e-3)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    schedule = QATSchedule(
-        model,
-        freeze_observers_after=None if run.learned else steps * 3 // 4,
-        freeze_statistics_after=steps * 3 // 4,
-    )
+    model = prepared(run, net, data, bits)
     start = time.process_time()
+    epoch = Epoch.of(run, model, data, steps=epochs * (len(data.train) // 32))
     for _ in range(epochs):
-        model.train()
-        order = torch.randperm(len(data.train), generator=generator)
-        for index in order[: len(data.train) // 32 * 32].split(32):
-            schedule.step()
-            logits = model(jitter(data.train[index], generator))
-            optimizer.zero_grad()
-            F.cross_entropy(logits, data.train_labels[index], label_smoothing=0.05).backward()
-            optimizer.step()
-            rates.step()
-            if run.learned and schedule.steps == 4:
-                model.apply(pt2q.enable_learning)  # the first batches set the steps
+        epoch.run(generator)
         run.curve.append(accuracy(copy.deepcopy(model).eval().apply(pt2q.disable_observer), data))
         print(f"{run.name}: epoch {len(run.curve)}: {run.curve[-1]:.2f}", flush=True)
     run.seconds = time.process_time() - start
     run.converted = accuracy(pt2q.convert_pt2e(model.eval()), data)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """All digits once, in batches of 32 and a random order."""
+
+    model: pt2q.QuantGraphModule
+    data: Digits
+    learned: bool
+    optimizer: torch.optim.Optimizer
+    rates: torch.optim.lr_scheduler.LRScheduler
+    schedule: QATSchedule
+
+    @classmethod
+    def of(cls, run: Run, model: pt2q.QuantGraphModule, data: Digits, steps: int) -> Epoch:
+        """What a training of some steps needs."""
+        optimizer = optimizer_for(model, 1e-3)
+        rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = QATSchedule(
+            model,
+            freeze_observers_after=None if run.learned else steps * 3 // 4,
+            freeze_statistics_after=steps * 3 // 4,
+        )
+        return cls(model, data, run.learned, optimizer, rates, schedule)
+
+    def run(self, generator: torch.Generator) -> None:
+        """Train on every batch."""
+        self.model.train()
+        order = torch.randperm(len(self.data.train), generator=generator)
+        for index in order[: len(order) // 32 * 32].split(32):
+            self.schedule.step()
+            self._step(jitter(self.data.train[index], generator), self.data.train_labels[index])
+            if self.learned and self.schedule.steps == 4:
+                self.model.apply(pt2q.enable_learning)  # the first batches set the steps
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        logits = self.model(images)
+        self.optimizer.zero_grad()
+        F.cross_entropy(logits, labels, label_smoothing=0.05).backward()
+        self.optimizer.step()
+        self.rates.step()
 
 
 def draw(path: Path, runs: list[Run], bits: int, float_accuracy: float, low: float) -> None:

@@ -1,0 +1,101 @@
+"""What the benchmarks share: the set-up, clocks, results on disk.
+
+Imported before torch, because OpenMP reads its settings once; after it, `support` is importable.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT / "tests"))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from pt2q.files import write_bytes  # noqa: E402
+
+
+def set_up() -> None:
+    """One thread, and nothing on the terminal but figures."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+
+
+def cpu_seconds(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """How long a call takes, in CPU seconds of this process, and what it gives."""
+    start = time.process_time()
+    result = call(*args)
+    return time.process_time() - start, result
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[int], Any]], repeats: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """CPU seconds of several calls that are made in turn.
+
+    Args:
+        calls: each is given the number of the turn.
+        repeats: how many turns count.
+        warm_up: how many turns before them do not.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warm_up + repeats):
+        for name, call in calls.items():
+            seconds, _ = cpu_seconds(call, turn)
+            if turn >= warm_up:
+                samples[name].append(seconds)
+    return samples
+
+
+def median(values: list[float]) -> float:
+    """The median; NaN of nothing."""
+    return statistics.median(values) if values else float("nan")
+
+
+def first(outputs: Any) -> Tensor:
+    """The first tensor of what a model gives."""
+    while not isinstance(outputs, Tensor):
+        outputs = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs[0]
+    return outputs
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of installed packages, by name."""
+    return {name: version(name) for name in packages}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What an earlier run has written; nothing if there was none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_json(path: Path, found: Any) -> None:
+    """Write results; an interrupted run leaves the earlier ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def markdown_table(head: list[str], rows: list[list[str]], figures: int = 0) -> str:
+    """A table of a page.
+
+    Args:
+        head: the names of the columns.
+        rows: their cells.
+        figures: how many columns, the last ones, are aligned at the right.
+    """
+    align = ["---"] * (len(head) - figures) + ["---:"] * figures
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
