@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from pt2q.passes import verified_passes
+
 # The same examples in every run, however slow the machine: a failure repeats.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -19,4 +21,17 @@ torch.set_num_threads(1)
 def fixed_seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def every_pass_is_verified() -> Iterator[None]:
+    """The laws of the graph are checked after each pass; nothing records gradients."""
+    with verified_passes(), torch.no_grad():
         yield

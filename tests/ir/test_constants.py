@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,15 +26,11 @@ from pt2q import (
     sqnr,
 )
 from pt2q.ir import ops
-from pt2q.passes import verified_passes
 
-pytestmark = pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning")
-
-
-@pytest.fixture(autouse=True)
-def verified_without_gradients() -> Iterator[None]:
-    with verified_passes(), torch.no_grad():
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning"),
+    pytest.mark.usefixtures("every_pass_is_verified"),
+]
 
 
 class Reached(nn.Module):

@@ -15,11 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pt2q.errors import InputShapeError
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 class Keywords(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,13 +26,10 @@ from pt2q import QuantGraphModule, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.passes import StoreStateQuantized, run_passes, verified_passes
 from pt2q.quantizers import StateQuantizer, XNNPACKQuantizer
 
-pytestmark = pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning"),
+    pytest.mark.usefixtures("no_gradients"),
+]
 
 
 def stored(kind: type[nn.Module]) -> tuple[QuantGraphModule, QuantGraphModule, list[str]]:

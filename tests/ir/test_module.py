@@ -21,11 +21,7 @@ from pt2q import QuantGraphModule, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.ir.graph import dump
 from pt2q.ir.module import FlowRecord, Note, Stage, copy_module, import_exported
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def saved(model: QuantGraphModule) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from pt2q import (
     sqnr,
 )
 from pt2q.errors import InputShapeError
-from pt2q.passes import verified_passes
 from pt2q.quantizers import (
     XNNPACKQuantizer,
 )
@@ -31,13 +29,10 @@ from pt2q.quantizers import (
 AUTO = torch.export.Dim.AUTO
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning")
-
-
-@pytest.fixture(autouse=True)
-def verified_without_gradients() -> Iterator[None]:
-    with verified_passes(), torch.no_grad():
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning"),
+    pytest.mark.usefixtures("every_pass_is_verified"),
+]
 
 
 class Sentence(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from support.every_operator import everything, quantized, quantizers
@@ -23,15 +21,11 @@ from pt2q import (
     sqnr,
 )
 from pt2q.ir import ops
-from pt2q.passes import verified_passes
 
-pytestmark = pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning")
-
-
-@pytest.fixture(autouse=True)
-def verified_without_gradients() -> Iterator[None]:
-    with verified_passes(), torch.no_grad():
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning"),
+    pytest.mark.usefixtures("every_pass_is_verified"),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

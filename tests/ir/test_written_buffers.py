@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,13 +31,10 @@ from pt2q.ir.storage import copies
 from pt2q.passes import verified_passes
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 
-pytestmark = pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning"),
+    pytest.mark.usefixtures("no_gradients"),
+]
 
 
 QUANTIZERS = {

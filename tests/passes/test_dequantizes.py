@@ -27,13 +27,10 @@ from pt2q.passes import (
     verified_passes,
 )
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+
 aten = torch.ops.aten
-
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
 
 
 def annotate_inputs(node: Node) -> QuantizationAnnotation | None:

@@ -27,13 +27,10 @@ from pt2q.passes import (
 from pt2q.spec import QuantizationSpec
 from pt2q.spec.plan import build_plan
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+
 aten = torch.ops.aten
-
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
 
 
 def insert(model: QuantGraphModule, annotate: Any) -> QuantGraphModule:

@@ -30,11 +30,7 @@ from pt2q.passes import (
     verified_passes,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,11 @@ from pt2q import (
     sqnr,
 )
 from pt2q.ir import ops
-from pt2q.passes import verified_passes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning"),
     pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def every_pass_is_verified():
-    with verified_passes(), torch.no_grad():
-        yield
 
 
 IMAGE = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))

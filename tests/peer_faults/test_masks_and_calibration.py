@@ -24,19 +24,12 @@ from pt2q import (
 )
 from pt2q.errors import NoDataError
 from pt2q.ir import ops
-from pt2q.passes import verified_passes
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning"),
     pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def every_pass_is_verified():
-    with verified_passes(), torch.no_grad():
-        yield
 
 
 class Masked(nn.Module):

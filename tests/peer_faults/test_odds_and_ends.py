@@ -27,18 +27,11 @@ from pt2q import (
     sqnr,
 )
 from pt2q.ir import ops
-from pt2q.passes import verified_passes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning"),
     pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def every_pass_is_verified():
-    with verified_passes(), torch.no_grad():
-        yield
 
 
 def assert_noop(model: nn.Module, *inputs: Any) -> None:

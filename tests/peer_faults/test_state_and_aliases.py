@@ -29,7 +29,6 @@ from pt2q import (
     prepare_pt2e,
     sqnr,
 )
-from pt2q.passes import verified_passes
 
 aten = torch.ops.aten
 
@@ -38,12 +37,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pt2q.errors.NothingQuantizedWarning"),
     pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def every_pass_is_verified():
-    with verified_passes(), torch.no_grad():
-        yield
 
 
 def test_a_shared_spec_may_point_at_a_later_node() -> None:
