@@ -119,4 +119,4 @@ def test_who_shares_storage_with_whom() -> None:
     assert storage.must_write_through(node["add"], view)
     assert storage.must_write_through(node["state"], node["add_"])
     assert not storage.must_write_through(node["apart"], node["add"])
-    assert storage.is_external(node["x"]) and not storage.is_external(view)
+    assert storage.root[node["x"]] is node["x"]

@@ -1,0 +1,14 @@
+"""The main calls: prepare, calibrate or train, convert. Each is a visible list of passes."""
+
+from pt2q.flow.annotating import annotate
+from pt2q.flow.converting import conversion_passes, convert_pt2e, reference_passes
+from pt2q.flow.preparing import prepare_pt2e, prepare_qat_pt2e
+
+__all__ = [
+    "annotate",
+    "conversion_passes",
+    "convert_pt2e",
+    "prepare_pt2e",
+    "prepare_qat_pt2e",
+    "reference_passes",
+]

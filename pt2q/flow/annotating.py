@@ -1,0 +1,87 @@
+"""Let a quantizer say what it wants, and resolve that to a plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import GraphModule
+
+from pt2q.errors import FlowError
+from pt2q.ir.control_flow import boundary_links, graph_modules
+from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.observers.foreign import replacement_for
+from pt2q.spec import Quantizer, annotated_apart
+from pt2q.spec.foreign import adopt_annotations
+from pt2q.spec.plan import Plan, build_plan
+
+
+def annotate(model: QuantGraphModule, quantizer: Quantizer) -> Plan:
+    """Let a quantizer transform, annotate and validate a model, and resolve what it says.
+
+    Args:
+        model: changed in place by ``transform_for_annotation`` and by the annotations.
+        quantizer: the backend's, or the user's own.
+
+    Returns:
+        The plan; printing it shows every sharing group.
+    """
+    ask(model, quantizer)
+    return resolve(model)
+
+
+def resolve(model: QuantGraphModule) -> Plan:
+    """The plan that the annotations of a model amount to.
+
+    Args:
+        model: annotated; it is not changed.
+
+    Raises:
+        AnnotationError, SharingError: they contradict the graph or each other.
+    """
+    graphs = [module.graph for module in graph_modules(model)]
+    return build_plan(*graphs, links=boundary_links(model))
+
+
+def ask(model: QuantGraphModule, quantizer: Quantizer) -> None:
+    """Let a quantizer transform, annotate and validate a model.
+
+    Args:
+        model: changed in place.
+        quantizer: the backend's, or the user's own.
+
+    Raises:
+        FlowError: it is no quantizer, or gave back something else than a model.
+    """
+    _check_quantizer(quantizer)
+    for module in graph_modules(model):
+        _take(module, quantizer.transform_for_annotation(module))
+    for module in annotated_apart(quantizer, model):
+        _take(module, quantizer.annotate(module))
+    for module in graph_modules(model):
+        quantizer.validate(module)
+        adopt_annotations(module.graph, replacement_for)
+
+
+def _check_quantizer(quantizer: object) -> None:
+    missing = [
+        name
+        for name in ("transform_for_annotation", "annotate", "validate")
+        if not callable(getattr(quantizer, name, None))
+    ]
+    if missing or isinstance(quantizer, type):
+        what = quantizer.__name__ if isinstance(quantizer, type) else type(quantizer).__name__
+        raise FlowError(
+            f"{what} is no quantizer instance (it lacks {missing or 'being instantiated'}); "
+            "pass an object such as XNNPACKQuantizer()"
+        )
+
+
+def _take(model: GraphModule, result: Any) -> None:
+    """Adopt what a quantizer gave back, which may be another module."""
+    if result is model or result is None:
+        return
+    if not isinstance(result, GraphModule):
+        raise FlowError(f"a quantizer must give back the model, found {type(result).__name__}")
+    moved = copy_module(result)
+    model.__dict__.update({k: moved.__dict__[k] for k in ("_modules", "_parameters", "_buffers")})
+    model.graph = moved.graph

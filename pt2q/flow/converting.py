@@ -1,0 +1,137 @@
+"""From a calibrated or trained model to one with quantize and dequantize operators."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch.fx import GraphModule
+
+from pt2q.errors import FlowError, NotExportedError, ReferenceIncompleteWarning
+from pt2q.flow.modules import own_modules, paused_collection
+from pt2q.ir.model_state import restore_state
+from pt2q.ir.modes import switch_mode
+from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage, copy_module, deferred_code
+from pt2q.ir.record import stage_of
+from pt2q.passes import (
+    CloseControlFlow,
+    DuplicateDQPass,
+    FoldConvBatchNorm,
+    FoldConvBatchNormQAT,
+    FoldQuantizedConstants,
+    ObserversToQDQ,
+    OwnTensors,
+    Pass,
+    PortNodeMetaForQDQ,
+    RemoveUnusedAttributes,
+    RemoveUnusedConstants,
+    RewriteToReference,
+    run_passes,
+)
+from pt2q.passes.reference import ReferenceReport
+
+
+def convert_pt2e(
+    model: GraphModule,
+    use_reference_representation: bool = False,
+    fold_quantize: bool = True,
+) -> QuantGraphModule:
+    """Replace the observers of a calibrated or trained model by quantize / dequantize operators.
+
+    Buffers that a post-training model writes into, such as caches, start from the values they had
+    when it was prepared: calibration leaves nothing behind. Those of a trained model stay.
+
+    Args:
+        model: what `prepare_pt2e` or `prepare_qat_pt2e` returned, after calibration or
+            training. It is not changed: it may be trained on and converted again.
+        use_reference_representation: rewrite the quantized operators to integer arithmetic.
+        fold_quantize: store weights quantized; False keeps them in float behind a quantize.
+
+    Returns:
+        The converted module, in evaluation mode's graph; it can be exported again with
+        ``torch.export.export``, saved and lowered.
+
+    Raises:
+        FlowError: the model was never prepared, or is converted already.
+        NoDataError: an activation observer saw no data.
+    """
+    _check_prepared(model)
+    assert isinstance(model, QuantGraphModule)
+    with deferred_code(), paused_collection():
+        converted = copy_module(model, model.record.at_stage(Stage.CONVERTED))
+        restore_state(converted)
+        if model.record.stage is Stage.PREPARED_QAT:
+            switch_mode(converted, False)
+            run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])
+        passes = conversion_passes(
+            fold_quantize=fold_quantize, reference=use_reference_representation
+        )
+        run_passes(converted, passes)
+        if model.record.stage is Stage.PREPARED_QAT:
+            run_passes(converted, [OwnTensors()])
+    converted.recompile()
+    for module in converted.modules():
+        module.training = False  # export's module says True even of a graph in evaluation mode
+    if use_reference_representation:
+        _warn_of_float(converted)
+    return converted
+
+
+def conversion_passes(*, fold_quantize: bool, reference: bool = False) -> list[Pass]:
+    """The pipeline of `convert_pt2e`, in order.
+
+    Args:
+        fold_quantize: whether constants are stored quantized.
+        reference: whether quantized operators become integer arithmetic.
+    """
+    passes: list[Pass] = [
+        ObserversToQDQ(),
+        RemoveUnusedConstants(),
+        DuplicateDQPass(),
+        PortNodeMetaForQDQ(),
+    ]
+    if fold_quantize:
+        passes.append(FoldQuantizedConstants())
+    if reference:
+        passes += reference_passes()
+    passes += [CloseControlFlow(), RemoveUnusedAttributes()]
+    return passes
+
+
+def reference_passes() -> list[Pass]:
+    """What `conversion_passes` adds for the reference representation, in order."""
+    return [RewriteToReference(), RemoveUnusedConstants()]
+
+
+def _warn_of_float(model: QuantGraphModule) -> None:
+    """Name the quantized operators that have no integer form."""
+    left = [
+        f"{path}{item}"
+        for path, module in own_modules(model)
+        if (report := module.record.get(ReferenceReport)) is not None
+        for item in report.left
+        if item.between
+    ]
+    if left:
+        lines = "\n".join(f"  {item}" for item in left)
+        warnings.warn(
+            f"{len(left)} quantized operator(s) stay in float in the reference representation:\n"
+            f"{lines}\nGive them a rule (pt2q.passes.reference.reference_rule) or leave them "
+            "unquantized",
+            ReferenceIncompleteWarning,
+            stacklevel=3,
+        )
+
+
+def _check_prepared(model: object) -> None:
+    if not isinstance(model, GraphModule):
+        raise NotExportedError(
+            f"{type(model).__name__} was never captured with torch.export; {EXPORT_HINT}"
+        )
+    stage = stage_of(model)
+    if stage is Stage.CONVERTED:
+        raise FlowError("this model is already converted; use it as it is")
+    if stage is Stage.FLOAT:
+        raise FlowError(
+            "this model was never prepared; call prepare_pt2e(exported, quantizer), calibrate "
+            "the result, and convert that"
+        )

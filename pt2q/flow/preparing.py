@@ -1,0 +1,144 @@
+"""From an exported model to one that observes, or that trains with rounding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from pt2q.errors import BatchNormNotFoldedWarning, NothingQuantizedWarning
+from pt2q.flow.annotating import annotate, ask, resolve
+from pt2q.flow.modules import own_modules, paused_collection
+from pt2q.ir.model_state import keep_state
+from pt2q.ir.module import QuantGraphModule, Stage, deferred_code, import_exported
+from pt2q.passes import (
+    FoldConvBatchNorm,
+    FuseConvBatchNormQAT,
+    InsertObservers,
+    OpenControlFlow,
+    Pass,
+    SizeLearnedScales,
+    run_passes,
+)
+from pt2q.spec import Quantizer
+from pt2q.spec.plan import Plan
+
+
+def prepare_pt2e(
+    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, fold_batch_norm: bool = True
+) -> QuantGraphModule:
+    """Insert observers into an exported model, for post-training quantization.
+
+    Args:
+        model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed;
+            the result shares its parameters, and has copies of the buffers that it writes into.
+        quantizer: says what is quantized and how.
+        fold_batch_norm: fold inference-mode batch norms into the convolution or linear before
+            them where that provably keeps the function.
+
+    Returns:
+        The prepared module. Call it with representative inputs to calibrate, then hand it to
+        `convert_pt2e`.
+
+    Raises:
+        NotExportedError: the model was not captured with ``torch.export``.
+        FlowError: the model is prepared or converted already.
+        AnnotationError, SharingError: the quantizer's annotations contradict the graph or
+            each other.
+    """
+    with _preparing(model, Stage.PREPARED) as prepared:
+        if fold_batch_norm:
+            run_passes(prepared, [FoldConvBatchNorm()])
+        plan = annotate(prepared, quantizer)
+        run_passes(prepared, [_insertion(plan, quantizer, is_qat=False)])
+    _warn(prepared, plan)
+    return prepared
+
+
+def prepare_qat_pt2e(
+    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, fast: bool = False
+) -> QuantGraphModule:
+    """Insert fake quantizers into an exported model, for quantization-aware training.
+
+    Batch norms stay, and train: what is rounded is the weight with its batch norm folded in
+    (`FuseConvBatchNormQAT`), which is the weight that `convert_pt2e` deploys.
+
+    Args:
+        model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed;
+            the result shares its parameters, which training then moves.
+        quantizer: its specs make fake quantizers: `FusedMovingAvgObsFakeQuantize` and its kin.
+            A `NothingQuantizedWarning` says so if not one of them does.
+        fast: train with a batch norm that undoes the weight's scaling by itself. The function is
+            the same; its rounding errors are not those of ``torch.ao.nn.intrinsic.qat``.
+
+    Returns:
+        The prepared module, in the mode in which it was exported. Call ``.train()``, train it,
+        and hand it to `convert_pt2e`.
+
+    Raises:
+        NotExportedError: the model was not captured with ``torch.export``.
+        FlowError: the model is prepared or converted already.
+        AnnotationError, SharingError: the quantizer's annotations contradict the graph or
+            each other.
+    """
+    with _preparing(model, Stage.PREPARED_QAT) as prepared:
+        ask(prepared, quantizer)
+        run_passes(prepared, [FuseConvBatchNormQAT(fast)])
+        plan = resolve(prepared)
+        run_passes(prepared, [_insertion(plan, quantizer, is_qat=True), SizeLearnedScales()])
+    _warn(prepared, plan)
+    if plan.groups and not any(hasattr(m, "fake_quant_enabled") for m in prepared.modules()):
+        warnings.warn(
+            "the quantizer's specs make observers, no fake quantizers: training does not see the "
+            "rounding. Give it a configuration for training, such as "
+            "get_symmetric_quantization_config(is_qat=True) or OnnxQDQQuantizer.tensorrt("
+            "is_qat=True)",
+            NothingQuantizedWarning,
+            stacklevel=2,
+        )
+    return prepared
+
+
+@contextmanager
+def _preparing(model: ExportedProgram | GraphModule, stage: Stage) -> Iterator[QuantGraphModule]:
+    """A copy of a model to work on within the block; after it, its code is up to date."""
+    with deferred_code(), paused_collection():
+        prepared = import_exported(model)
+        if stage is Stage.PREPARED:  # calibration leaves nothing behind, training does
+            keep_state(prepared)
+        run_passes(prepared, [OpenControlFlow()])
+        yield prepared
+    prepared.recompile()
+    prepared.record.stage = stage
+
+
+def _insertion(plan: Plan, quantizer: Quantizer, *, is_qat: bool) -> Pass:
+    callback = getattr(quantizer, "prepare_obs_or_fq_callback", None)
+    return InsertObservers(plan, callback, is_qat)
+
+
+def _warn(model: QuantGraphModule, plan: Plan) -> None:
+    kept = [
+        f"{path}{note.node}: {note.text}"
+        for path, module in own_modules(model)
+        for note in module.record.notes
+        if note.origin.startswith("conv_bn")
+    ]
+    if kept:
+        lines = "\n".join(f"  {note}" for note in kept)
+        warnings.warn(
+            f"{len(kept)} batch norm(s) stay in the model:\n{lines}",
+            BatchNormNotFoldedWarning,
+            stacklevel=3,
+        )
+    if not plan.groups:
+        warnings.warn(
+            "the quantizer annotated nothing: the model stays in float. Its rules may name "
+            "modules or operators that the model does not have; its report (quantizer.report(), "
+            "or --report) says why",
+            NothingQuantizedWarning,
+            stacklevel=3,
+        )
