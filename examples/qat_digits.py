@@ -137,7 +137,7 @@ class Epoch:
             self.schedule.step()
             self._step(jitter(self.data.train[index], generator), self.data.train_labels[index])
             if self.learned and self.schedule.steps == 4:
-                self.model.apply(pt2q.enable_learning)  # the first batches set the steps
+                self.model.apply(pt2q.enable_range_learning)  # the first batches set the steps
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         logits = self.model(images)

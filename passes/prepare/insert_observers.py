@@ -13,9 +13,9 @@ from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import add_meta, edge_name, get_constant, is_constant
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
-from pt2q.observers import ObserverBase
 from pt2q.observers.foreign import is_foreign
 from pt2q.observers.make import Observers, make_observers
+from pt2q.observers.protocol import complete, set_for_constant
 from pt2q.spec.plan import Plan
 
 OBSERVER_NAME = "activation_post_process"
@@ -46,6 +46,10 @@ class InsertObservers:
         observers = make_observers(self.plan, is_qat=self.is_qat)
         if self.callback is not None:
             self.callback(model, observers)
+        for edge_or_node, observer in observers.items():
+            group = self.plan.group_of.get(edge_or_node)
+            if group is not None:
+                complete(observer, self.plan.groups[group].spec)
         for edge_or_node, reason in self.plan.skipped:
             model.record.note("insert_observers", edge_name(edge_or_node), reason)
         for module in graph_modules(model):
@@ -157,6 +161,5 @@ class _Inserter:
 
     def _watch_constant(self, observer: Any, source: Node) -> None:
         """A weight is observed at once; alone in its group, again only when it changes."""
-        if isinstance(observer, ObserverBase):  # a fake quantizer knows by itself
-            observer.constant_input = len(self.values[id(observer)]) == 1
+        set_for_constant(observer, alone=len(self.values[id(observer)]) == 1)
         observer(get_constant(self.model, source))

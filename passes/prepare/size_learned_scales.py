@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.fx import Node
 
 from pt2q.ir.graph import inputs_of, value_of
 from pt2q.ir.module import QuantGraphModule
@@ -13,9 +14,9 @@ from pt2q.observers import LearnableFakeQuantize
 
 @dataclass(frozen=True)
 class SizeLearnedScales:
-    """One scale per channel for every per-channel `LearnableFakeQuantize` of a prepared module.
+    """Parameters for every `LearnableFakeQuantize` of a prepared module, one per scale.
 
-    Its scales are Parameters, and the channels are known from the graph alone.
+    How many there are is known from the graph alone.
     """
 
     def __call__(self, model: QuantGraphModule) -> bool:
@@ -24,8 +25,12 @@ class SizeLearnedScales:
             if node.op != "call_module":
                 continue
             module = model.get_submodule(str(node.target))
-            if isinstance(module, LearnableFakeQuantize) and module.ch_axis is not None:
-                value = value_of(inputs_of(node)[0])
-                assert isinstance(value, torch.Tensor)
-                module.set_channels(int(value.shape[module.ch_axis]))
+            if isinstance(module, LearnableFakeQuantize):
+                module.set_channels(_channels(node, module.ch_axis))
         return False
+
+
+def _channels(node: Node, axis: int | None) -> int:
+    value = value_of(inputs_of(node)[0])
+    assert isinstance(value, torch.Tensor)
+    return 1 if axis is None else int(value.shape[axis])

@@ -9,6 +9,9 @@ FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 CAST_DTYPES = (torch.float16, torch.bfloat16)
 """Dtypes that are converted to: they have no scale."""
 
+STORED_AS = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}
+"""Plain dtypes for those of torch's older quantized tensors."""
+
 PER_CHANNEL_SCHEMES = (
     torch.per_channel_affine,
     torch.per_channel_symmetric,

@@ -28,7 +28,8 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, s: Tensor, z: Tensor, low: int, high: int) -> Tensor:
-        levels = x / s
+        # The operators of a converted graph multiply by the reciprocal, too.
+        levels = x * (1.0 / s)
         q = levels.round().add_(z)
         inside = (q >= low) & (q <= high)
         q.clamp_(low, high).sub_(z)
@@ -66,26 +67,33 @@ def learned_step(
     quant_min: int,
     quant_max: int,
     ch_axis: int | None = None,
+    grad_factor: float = 1.0,
 ) -> Tensor:
-    """Fake-quantize with gradients for the parameters, scaled as LSQ says.
-
-    The gradients of the parameters are multiplied by ``1 / sqrt(numbers per scale * quant_max)``
-    (Esser et al. 2020, section 2.2), so that steps of scales and of weights are of like size.
+    """Fake-quantize with gradients for the parameters.
 
     Args:
-        x: floating point numbers.
+        x: floating point numbers; narrow ones are computed in float32.
         scale: [1], or [C] with ``ch_axis``; positive.
         zero_point: of the same shape, a float; rounded here.
         quant_min, quant_max: the integers used.
         ch_axis: the axis the parameters run along, or None.
+        grad_factor: the gradients of the parameters are multiplied by it; see `lsq_factor`.
     """
     shape = shape_along(ch_axis, x.dim())
-    share = 1.0 / math.sqrt(x.numel() / scale.numel() * max(quant_max, 1))
-    s = _ScaleGradient.apply(scale, share)  # type: ignore[no-untyped-call]
-    z = _ScaleGradient.apply(zero_point, share)  # type: ignore[no-untyped-call]
+    s = _ScaleGradient.apply(scale, grad_factor)  # type: ignore[no-untyped-call]
+    z = _ScaleGradient.apply(zero_point, grad_factor)  # type: ignore[no-untyped-call]
     # The zero point in use is an integer of the range; its gradient passes straight through.
     whole = z + (z.detach().round().clamp(quant_min, quant_max) - z.detach())
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     result: Tensor = _LearnedStep.apply(  # type: ignore[no-untyped-call]
-        x, s.reshape(shape), whole.reshape(shape), quant_min, quant_max
+        wide, s.reshape(shape), whole.reshape(shape), quant_min, quant_max
     )
-    return result
+    return result.to(x.dtype)
+
+
+def lsq_factor(x: Tensor, quant_max: int) -> float:
+    """Return ``1 / sqrt(numbers * quant_max)``.
+
+    With it, steps of scales and of weights are of like size (Esser et al. 2020, section 2.2).
+    """
+    return 1.0 / math.sqrt(x.numel() * max(quant_max, 1))

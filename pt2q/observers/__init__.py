@@ -1,40 +1,128 @@
 """Collectors of statistics, and their forms for training."""
 
-from pt2q.observers.base import ObserverBase, UniformQuantizationObserverBase
-from pt2q.observers.batched import batched_qparams
-from pt2q.observers.bounded_histogram import BoundedHistogramObserver
-from pt2q.observers.derived import DerivedObserverOrFakeQuantize
-from pt2q.observers.fake_quantizer import FakeQuantize
-from pt2q.observers.fake_quantizer_base import FakeQuantizeBase
-from pt2q.observers.fixed import FixedQParamsObserver
-from pt2q.observers.fixed_fake_quantizer import FixedQParamsFakeQuantize
-from pt2q.observers.fused_fake_quantizer import FusedMovingAvgObsFakeQuantize
-from pt2q.observers.group_fake_quantizer import GroupFakeQuantize
-from pt2q.observers.histogram import HistogramObserver
-from pt2q.observers.learnable_fake_quantizer import LearnableFakeQuantize
-from pt2q.observers.make import make_observer, make_observers
-from pt2q.observers.min_max import MinMaxObserver, PerChannelMinMaxObserver
+from pt2q.observers.affine import (
+    AffineQuantizedObserverBase,
+)
+from pt2q.observers.base import (
+    ObserverBase,
+)
+from pt2q.observers.batched import (
+    batched_qparams,
+)
+from pt2q.observers.bounded_histogram import (
+    BoundedHistogramObserver,
+)
+from pt2q.observers.defaults import (
+    default_debug_observer,
+    default_dynamic_fake_quant,
+    default_dynamic_quant_observer,
+    default_embedding_fake_quant,
+    default_fake_quant,
+    default_fixed_qparams_range_0to1_fake_quant,
+    default_fixed_qparams_range_0to1_observer,
+    default_fixed_qparams_range_neg1to1_fake_quant,
+    default_fixed_qparams_range_neg1to1_observer,
+    default_float_qparams_observer,
+    default_fused_act_fake_quant,
+    default_fused_per_channel_wt_fake_quant,
+    default_fused_wt_fake_quant,
+    default_histogram_fake_quant,
+    default_histogram_observer,
+    default_observer,
+    default_per_channel_weight_fake_quant,
+    default_per_channel_weight_observer,
+    default_placeholder_observer,
+    default_reuse_input_observer,
+    default_weight_fake_quant,
+    default_weight_observer,
+    fused_per_channel_wt_fake_quant_range_neg_127_to_127,
+    fused_wt_fake_quant_range_neg_127_to_127,
+    per_channel_weight_observer_range_neg_127_to_127,
+    weight_observer_range_neg_127_to_127,
+)
+from pt2q.observers.derived import (
+    DerivedObserverOrFakeQuantize,
+)
+from pt2q.observers.fake_quantizer import (
+    FakeQuantize,
+)
+from pt2q.observers.fake_quantizer_base import (
+    FakeQuantizeBase,
+)
+from pt2q.observers.families import (
+    OBSERVERS,
+    ObserverFamily,
+    constructor_for,
+)
+from pt2q.observers.fixed import (
+    FixedQParamsObserver,
+)
+from pt2q.observers.fixed_fake_quantizer import (
+    FixedQParamsFakeQuantize,
+)
+from pt2q.observers.fused_fake_quantizer import (
+    FusedMovingAvgObsFakeQuantize,
+)
+from pt2q.observers.group_fake_quantizer import (
+    GroupFakeQuantize,
+)
+from pt2q.observers.histogram import (
+    HistogramObserver,
+)
+from pt2q.observers.learnable_fake_quantizer import (
+    LearnableFakeQuantize,
+)
+from pt2q.observers.make import (
+    make_observer,
+    make_observers,
+)
+from pt2q.observers.min_max import (
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 from pt2q.observers.moving_average import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
-from pt2q.observers.per_group import PerGroupMinMaxObserver
-from pt2q.observers.placeholder import NoopObserver, PlaceholderObserver
+from pt2q.observers.per_group import (
+    PerGroupMinMaxObserver,
+)
+from pt2q.observers.placeholder import (
+    NoopObserver,
+    PlaceholderObserver,
+)
+from pt2q.observers.protocol import (
+    Form,
+    ObserverOrFakeQuantize,
+    form_of,
+    has_data,
+)
+from pt2q.observers.recording import (
+    RecordingObserver,
+    ReuseInputObserver,
+)
 from pt2q.observers.switches import (
     disable_fake_quant,
     disable_observer,
+    disable_range_learning,
     enable_fake_quant,
-    enable_learning,
     enable_observer,
+    enable_range_learning,
+)
+from pt2q.observers.uniform import (
+    UniformQuantizationObserverBase,
 )
 
 __all__ = [
+    "OBSERVERS",
+    "AffineQuantizedObserverBase",
     "BoundedHistogramObserver",
     "DerivedObserverOrFakeQuantize",
     "FakeQuantize",
     "FakeQuantizeBase",
     "FixedQParamsFakeQuantize",
     "FixedQParamsObserver",
+    "Form",
     "FusedMovingAvgObsFakeQuantize",
     "GroupFakeQuantize",
     "HistogramObserver",
@@ -44,16 +132,50 @@ __all__ = [
     "MovingAveragePerChannelMinMaxObserver",
     "NoopObserver",
     "ObserverBase",
+    "ObserverFamily",
+    "ObserverOrFakeQuantize",
     "PerChannelMinMaxObserver",
     "PerGroupMinMaxObserver",
     "PlaceholderObserver",
+    "RecordingObserver",
+    "ReuseInputObserver",
     "UniformQuantizationObserverBase",
     "batched_qparams",
+    "constructor_for",
+    "default_debug_observer",
+    "default_dynamic_fake_quant",
+    "default_dynamic_quant_observer",
+    "default_embedding_fake_quant",
+    "default_fake_quant",
+    "default_fixed_qparams_range_0to1_fake_quant",
+    "default_fixed_qparams_range_0to1_observer",
+    "default_fixed_qparams_range_neg1to1_fake_quant",
+    "default_fixed_qparams_range_neg1to1_observer",
+    "default_float_qparams_observer",
+    "default_fused_act_fake_quant",
+    "default_fused_per_channel_wt_fake_quant",
+    "default_fused_wt_fake_quant",
+    "default_histogram_fake_quant",
+    "default_histogram_observer",
+    "default_observer",
+    "default_per_channel_weight_fake_quant",
+    "default_per_channel_weight_observer",
+    "default_placeholder_observer",
+    "default_reuse_input_observer",
+    "default_weight_fake_quant",
+    "default_weight_observer",
     "disable_fake_quant",
     "disable_observer",
+    "disable_range_learning",
     "enable_fake_quant",
-    "enable_learning",
     "enable_observer",
+    "enable_range_learning",
+    "form_of",
+    "fused_per_channel_wt_fake_quant_range_neg_127_to_127",
+    "fused_wt_fake_quant_range_neg_127_to_127",
+    "has_data",
     "make_observer",
     "make_observers",
+    "per_channel_weight_observer_range_neg_127_to_127",
+    "weight_observer_range_neg_127_to_127",
 ]

@@ -13,21 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from pt2q.errors import NoDataError, NonFiniteActivationError
-from pt2q.ir.dtypes import CAST_DTYPES, dtype_bounds, is_per_channel, is_quantized_dtype
-from pt2q.numerics.qparams import DEFAULT_EPS, choose_qparams
+from pt2q.ir.dtypes import STORED_AS
+from pt2q.observers.protocol import range_has_data
 from pt2q.spec.constructor import PartialWrapper, with_args
 
 
 class ObserverBase(nn.Module, ABC):
     """Base of observers: a module that returns its input and says how to quantize it.
 
-    A subclass has ``forward`` and ``calculate_qparams``, and any arguments.
+    A subclass has ``forward`` and ``calculate_qparams``, and any arguments. What it does not say
+    for itself is taken from the spec when it is inserted. It may have ``convert(model, node)``,
+    which then writes, once for each call of the observer, what stands in its place in the converted
+    graph.
 
     Args:
         dtype: Type of the quantized values, or float16 / bfloat16 for a mere conversion.
         is_dynamic: The parameters are found at run time; here it is only carried along.
+        quant_min, quant_max, qscheme, ch_axis: Kept as they are; None leaves them to the spec.
 
     Attributes:
+        quantizes: Whether conversion writes anything in its place.
+        collects: Whether it has to see data before conversion.
         node_name: The node whose output is watched, for messages; set by the insertion pass.
         constant_input: The input is a weight: observe it again only when it has changed.
         observer_enabled: Whether calls observe.
@@ -35,14 +41,31 @@ class ObserverBase(nn.Module, ABC):
 
     dtype: torch.dtype
     is_dynamic: bool
+    quant_min: int | None
+    quant_max: int | None
+    qscheme: torch.qscheme | None
+    ch_axis: int | None
     node_name: str
     constant_input: bool
     observer_enabled: bool
+    quantizes: bool = True
+    collects: bool = False
 
-    def __init__(self, dtype: torch.dtype = torch.int8, is_dynamic: bool = False) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.int8,
+        is_dynamic: bool = False,
+        *,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        qscheme: torch.qscheme | None = None,
+        ch_axis: int | None = None,
+    ) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype = STORED_AS.get(dtype, dtype)
         self.is_dynamic = is_dynamic
+        self.quant_min, self.quant_max = quant_min, quant_max
+        self.qscheme, self.ch_axis = qscheme, ch_axis
         self.node_name = ""
         self.constant_input = False
         self.observer_enabled = True
@@ -63,7 +86,7 @@ class ObserverBase(nn.Module, ABC):
 
     @abstractmethod
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Return ``(scale, zero_point)``, float32 and int64, of shape ``[1]`` or ``[C]``.
+        """Return ``(scale, zero_point)``, one of each or one for every channel or part.
 
         Raises:
             NoDataError: nothing was observed.
@@ -75,8 +98,11 @@ class ObserverBase(nn.Module, ABC):
 
     @property
     def has_data(self) -> bool:
-        """Whether at least one value was observed; may synchronise with an accelerator."""
-        return True
+        """Whether at least one value was observed; may synchronise with an accelerator.
+
+        Read off ``min_val`` and ``max_val`` where there are such; else assumed.
+        """
+        return range_has_data(self)
 
     @property
     def together_with(self) -> Hashable:
@@ -108,92 +134,3 @@ class ObserverBase(nn.Module, ABC):
             f"{self._where()} no value was observed; run the prepared model on calibration data "
             "that reaches this node before converting it"
         )
-
-
-class UniformQuantizationObserverBase(ObserverBase):
-    """Base of observers for evenly spaced integers: their range, the scheme and the axis.
-
-    Args:
-        dtype: Type of the quantized values, or float16 / bfloat16 for a mere conversion.
-        quant_min: Smallest integer in use; the smallest of ``dtype`` if not given.
-        quant_max: Largest integer in use; the largest of ``dtype`` if not given.
-        qscheme: Per tensor or per channel, affine or symmetric; the class's own if ``None``.
-        ch_axis: Channel axis of a per-channel scheme, 0 if not given.
-        is_dynamic: The parameters are found at run time; here it is only carried along.
-        eps: Smallest scale.
-
-    Raises:
-        TypeError: ``dtype`` cannot be quantized to.
-        ValueError: the range does not fit ``dtype``, or the scheme does not fit the class.
-    """
-
-    default_qscheme: torch.qscheme = torch.per_tensor_affine
-    per_channel: bool | None = None
-    """Whether the class takes per-channel schemes alone, per-tensor ones alone, or (None) both."""
-
-    def __init__(
-        self,
-        *,
-        dtype: torch.dtype = torch.int8,
-        quant_min: int | None = None,
-        quant_max: int | None = None,
-        qscheme: torch.qscheme | None = None,
-        ch_axis: int | None = None,
-        is_dynamic: bool = False,
-        eps: float | Tensor = DEFAULT_EPS,
-    ) -> None:
-        super().__init__(dtype, is_dynamic)
-        self.qscheme = self.default_qscheme if qscheme is None else qscheme
-        self.quant_min, self.quant_max = _resolve_range(dtype, quant_min, quant_max)
-        self._check_scheme()
-        self.ch_axis = 0 if ch_axis is None and is_per_channel(self.qscheme) else ch_axis
-        self.eps = float(eps)
-
-    def _check_scheme(self) -> None:
-        if self.per_channel is None or is_per_channel(self.qscheme) == self.per_channel:
-            return
-        expected = "per-channel" if self.per_channel else "per-tensor"
-        raise ValueError(
-            f"{type(self).__name__} expects a {expected} qscheme, found {self.qscheme}; "
-            "use the observer of the other kind"
-        )
-
-    def _calculate_qparams(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scale and zero point that cover a range; see `choose_qparams`."""
-        assert self.quant_min is not None and self.quant_max is not None
-        return choose_qparams(
-            min_val,
-            max_val,
-            quant_min=self.quant_min,
-            quant_max=self.quant_max,
-            dtype=self.dtype,
-            qscheme=self.qscheme,
-            eps=self.eps,
-        )
-
-    def extra_repr(self) -> str:
-        """Return the settings, for ``repr``."""
-        axis = "" if self.ch_axis is None else f", ch_axis={self.ch_axis}"
-        return (
-            f"dtype={self.dtype}, quant_min={self.quant_min}, quant_max={self.quant_max}, "
-            f"qscheme={self.qscheme}{axis}, is_dynamic={self.is_dynamic}, eps={self.eps:.3g}"
-        )
-
-
-def _resolve_range(
-    dtype: torch.dtype, quant_min: int | None, quant_max: int | None
-) -> tuple[int | None, int | None]:
-    """Return the range of integers in use: what is given, else all that ``dtype`` holds."""
-    if dtype in CAST_DTYPES:
-        return quant_min, quant_max
-    if not is_quantized_dtype(dtype):
-        raise TypeError(f"expected a dtype to quantize to, found {dtype}")
-    least, greatest = (int(bound) for bound in dtype_bounds(dtype))
-    low = least if quant_min is None else quant_min
-    high = greatest if quant_max is None else quant_max
-    if not least <= low < high <= greatest:
-        raise ValueError(
-            f"expected {least} <= quant_min < quant_max <= {greatest} for {dtype}, "
-            f"found quant_min={low}, quant_max={high}"
-        )
-    return low, high

@@ -16,7 +16,11 @@ from pt2q.numerics.rounding import round_trip
 from pt2q.numerics.straight_through import fake_quantize
 from pt2q.observers.fake_quantizer_base import FakeQuantizeBase
 from pt2q.observers.moving_average import MovingAverageMinMaxObserver
+from pt2q.observers.protocol import SPEC_FIELDS
 from pt2q.observers.resizing import make_room
+from pt2q.spec.constructor import accepted
+from pt2q.spec.granularity import Granularity
+from pt2q.spec.resolved_granularity import granularity_made_by, granularity_of
 
 # The int32 range holds no more float32 integers than this, and a spec's float8 has its own steps.
 _FLOAT_INTEGERS = 2**24
@@ -37,6 +41,11 @@ class FakeQuantize(FakeQuantizeBase):
     """
 
     activation_post_process: Any
+    dtype: torch.dtype
+    quant_min: int
+    quant_max: int
+    qscheme: torch.qscheme
+    ch_axis: int | None
     scale: Tensor
     zero_point: Tensor
 
@@ -49,40 +58,41 @@ class FakeQuantize(FakeQuantizeBase):
         **observer_kwargs: Any,
     ) -> None:
         super().__init__()
-        self.activation_post_process = observer(
-            quant_min=quant_min, quant_max=quant_max, is_dynamic=is_dynamic, **observer_kwargs
-        )
-        found = self.activation_post_process
-        if found.quant_min is None or found.quant_max is None:
-            raise SpecError(f"{type(self).__name__}: {found.dtype} is no type to quantize to")
-        self.dtype, self.qscheme, self.eps = found.dtype, found.qscheme, found.eps
-        self.quant_min, self.quant_max = found.quant_min, found.quant_max
-        self.ch_axis = found.ch_axis if is_per_channel(found.qscheme) else None
+        given: dict[str, Any] = {"quant_min": quant_min, "quant_max": quant_max}
+        given["is_dynamic"] = is_dynamic
+        given.update(observer_kwargs)
+        self.activation_post_process = found = observer(**accepted(observer, given))
+        for name in SPEC_FIELDS:
+            said = getattr(found, name, None)
+            setattr(self, name, given.get(name) if said is None else said)
+        if self.quant_min is None or self.quant_max is None:
+            raise SpecError(f"{type(self).__name__}: {self.dtype} is no type to quantize to")
+        self.qscheme = torch.per_tensor_affine if self.qscheme is None else self.qscheme
+        self.ch_axis = self.ch_axis if is_per_channel(self.qscheme) else None
+        self.eps = float(getattr(found, "eps", 0.0))
         self.is_dynamic = is_dynamic
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self._ready: bool | None = None
 
-    @property
-    def node_name(self) -> str:
-        """The node whose output is watched, for messages."""
-        return str(self.activation_post_process.node_name)
+    @classmethod
+    def granularity_for(
+        cls, observer: Any = MovingAverageMinMaxObserver, **arguments: Any
+    ) -> Granularity:
+        """The granularity of a fake quantizer made with these arguments: its observer's."""
+        return granularity_made_by(observer, **arguments)
 
-    @node_name.setter
-    def node_name(self, name: str) -> None:
-        self.activation_post_process.node_name = name
+    @property
+    def granularity(self) -> Granularity:
+        """How much of the tensor shares a scale: as its observer."""
+        return granularity_of(self.activation_post_process)
 
     @property
     def has_data(self) -> bool:
         """Whether there are parameters: something was observed."""
-        if self._ready is None or not self._ready:
-            self._ready = bool(self.activation_post_process.has_data)
+        if not self._ready:
+            self._ready = super().has_data
         return self._ready
-
-    @property
-    def constant_input(self) -> bool:
-        """Whether a constant is to be shown again before conversion: it still is observed."""
-        return self._is_on()[0]
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return the parameters in use, float32 and int64: those of the last training step."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.observers.base import UniformQuantizationObserverBase
+from pt2q.observers.uniform import UniformQuantizationObserverBase
 
 
 class FixedQParamsObserver(UniformQuantizationObserverBase):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pt2q.ir.dtypes import STORED_AS
 from pt2q.observers.base import ObserverBase
 from pt2q.observers.fake_quantizer import FakeQuantize
 from pt2q.observers.fake_quantizer_base import FakeQuantizeBase
@@ -25,7 +26,6 @@ from pt2q.observers.moving_average import (
 )
 from pt2q.observers.placeholder import NoopObserver, PlaceholderObserver
 from pt2q.spec.constructor import unwrapped, with_args
-from pt2q.spec.foreign import STORED_AS
 
 _OURS = {
     cls.__name__: cls
@@ -105,17 +105,3 @@ def _peer_classes(module: str) -> dict[Any, Any]:
 def is_foreign(observer: Any) -> bool:
     """Whether an observer or fake quantizer in a model is of another library."""
     return not isinstance(observer, ObserverBase | FakeQuantizeBase)
-
-
-def saw_data(observer: Any) -> bool:
-    """Whether an observer or fake quantizer of another library has seen a value.
-
-    Args:
-        observer: one that keeps ``min_val`` and ``max_val``, as all that follow a range do; of
-            any other it is not known, and its own ``calculate_qparams`` has to tell.
-    """
-    watched = getattr(observer, "activation_post_process", observer)
-    low, high = getattr(watched, "min_val", None), getattr(watched, "max_val", None)
-    if not isinstance(low, torch.Tensor) or not isinstance(high, torch.Tensor):
-        return True
-    return low.numel() > 0 and bool((low <= high).any())

@@ -11,6 +11,7 @@ from pt2q.numerics.qparams import DEFAULT_EPS
 from pt2q.numerics.straight_through import fake_quantize_groups
 from pt2q.observers.fake_quantizer import FakeQuantize
 from pt2q.observers.per_group import PerGroupMinMaxObserver
+from pt2q.spec.granularity import Granularity, PerGroup
 
 
 class GroupFakeQuantize(FakeQuantize):
@@ -49,6 +50,13 @@ class GroupFakeQuantize(FakeQuantize):
             scale_dtype=scale_dtype,
         )
         self.group_size, self.scale_dtype = group_size, scale_dtype
+
+    @classmethod
+    def granularity_for(
+        cls, observer: Any = None, *, group_size: int = 32, **arguments: Any
+    ) -> Granularity:
+        """The granularity of a fake quantizer made with these arguments."""
+        return PerGroup(group_size)
 
     def _observe(self, x: Tensor) -> None:
         self.activation_post_process.reset()

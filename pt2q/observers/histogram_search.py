@@ -23,7 +23,7 @@ def searched_qparams(observers: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
     """
     grid = observers[0].grid
     ranges = torch.stack([torch.stack([o.min_val, o.max_val]).cpu() for o in observers])
-    eps = torch.tensor([o.eps for o in observers])
+    eps = torch.cat([o.eps.cpu() for o in observers])
     scale, zero_point = _of_full_range(observers[0], ranges, eps, grid)
     # A range that the smallest scale covers leaves nothing to search.
     wide = (scale > eps).nonzero().view(-1)

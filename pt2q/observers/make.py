@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from pt2q.errors import AnnotationError
-from pt2q.ir.graph import EdgeOrNode, edge_name
+from pt2q.ir.graph import EdgeOrNode, edge_name, is_observer
 from pt2q.observers.derived import DerivedObserverOrFakeQuantize
 from pt2q.observers.fixed import FixedQParamsObserver
 from pt2q.observers.fixed_fake_quantizer import FixedQParamsFakeQuantize
+from pt2q.observers.protocol import SPEC_FIELDS
+from pt2q.spec.constructor import accepted
 from pt2q.spec.plan import Group, Plan
 from pt2q.spec.specs import (
     DerivedQuantizationSpec,
@@ -20,7 +20,6 @@ from pt2q.spec.specs import (
 )
 
 Observers = dict[EdgeOrNode, Any]
-_FIELDS = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")
 
 
 def make_observers(plan: Plan, *, is_qat: bool) -> Observers:
@@ -60,8 +59,10 @@ def make_observer(group: Group, sources: list[Any], *, is_qat: bool) -> Any:
         fixed: Any = FixedQParamsFakeQuantize if is_qat else FixedQParamsObserver
         return fixed(scale=spec.scale, zero_point=spec.zero_point, **_given(spec))
     assert isinstance(spec, QuantizationSpec)
-    made = spec.observer_or_fake_quant_ctr(is_dynamic=spec.is_dynamic, **_given(spec))
-    if isinstance(made, torch.nn.Module) and hasattr(made, "calculate_qparams"):
+    constructor = spec.observer_or_fake_quant_ctr
+    asked = {**_given(spec), "is_dynamic": spec.is_dynamic}
+    made = constructor(**accepted(constructor, asked))
+    if is_observer(made):
         return made
     raise AnnotationError(
         f"{edge_name(group.members[0])}: observer_or_fake_quant_ctr made a "
@@ -71,5 +72,5 @@ def make_observer(group: Group, sources: list[Any], *, is_qat: bool) -> Any:
 
 def _given(spec: QuantizationSpecBase) -> dict[str, Any]:
     """What a spec says for itself; the rest is the observer's own."""
-    given = {name: getattr(spec, name, None) for name in _FIELDS}
+    given = {name: getattr(spec, name, None) for name in SPEC_FIELDS}
     return {name: value for name, value in given.items() if value is not None}

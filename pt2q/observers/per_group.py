@@ -10,6 +10,8 @@ from torch import Tensor
 from pt2q.errors import SpecError
 from pt2q.numerics.extremes import MASK_LIMITS
 from pt2q.observers.statistics import StatisticsObserver
+from pt2q.spec.granularity import Granularity, PerGroup
+from pt2q.spec.resolved_granularity import granularity_from
 
 
 class PerGroupMinMaxObserver(StatisticsObserver):
@@ -19,6 +21,7 @@ class PerGroupMinMaxObserver(StatisticsObserver):
 
     Args:
         group_size: how many values share a scale; it must divide ``in``.
+        granularity: the same in other words: `PerGroup`.
         scale_dtype: round scales to it, the precision that kernels hold them in (many bfloat16), so
             that the converted model computes what they compute.
         **kwargs: as `UniformQuantizationObserverBase`; the scheme is symmetric per channel.
@@ -30,15 +33,26 @@ class PerGroupMinMaxObserver(StatisticsObserver):
     max_val: Tensor
 
     def __init__(
-        self, *, group_size: int, scale_dtype: torch.dtype = torch.bfloat16, **kwargs: Any
+        self,
+        *,
+        group_size: int | None = None,
+        granularity: Granularity | None = None,
+        scale_dtype: torch.dtype = torch.bfloat16,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if group_size < 1:
-            raise SpecError(f"group_size must be positive, found {group_size}")
-        self.group_size = group_size
+        group = granularity_from(granularity=granularity, group_size=group_size)
+        if not isinstance(group, PerGroup):
+            raise SpecError(f"{type(self).__name__}: give group_size, or PerGroup as granularity")
+        self.group_size = group.group_size
         self.scale_dtype = scale_dtype
         self.register_buffer("min_val", torch.empty(0))
         self.register_buffer("max_val", torch.empty(0))
+
+    @property
+    def granularity(self) -> Granularity:
+        """How much of the tensor shares a scale."""
+        return PerGroup(self.group_size)
 
     def _observe(self, x: Tensor) -> None:
         if x.dim() != 2 or x.shape[1] % self.group_size:

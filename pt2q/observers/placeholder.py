@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from pt2q.errors import NoDataError
-from pt2q.observers.base import UniformQuantizationObserverBase
+from pt2q.observers.uniform import UniformQuantizationObserverBase
+from pt2q.spec.granularity import Granularity, PerToken
+from pt2q.spec.resolved_granularity import as_granularity
 
 
 class PlaceholderObserver(UniformQuantizationObserverBase):
@@ -15,12 +17,20 @@ class PlaceholderObserver(UniformQuantizationObserverBase):
 
     Args:
         per_token: Dynamic parameters for each token (the last axis) and not for the tensor.
+        granularity: The same in other words: `PerToken` or `PerTensor`.
         **kwargs: As :class:`UniformQuantizationObserverBase`.
     """
 
-    def __init__(self, *, per_token: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, per_token: bool = False, granularity: Granularity | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.per_token = per_token
+        self.per_token = per_token or as_granularity(granularity) == PerToken()
+
+    @property
+    def granularity(self) -> Granularity:
+        """How much of the tensor shares a scale."""
+        return PerToken() if self.per_token else super().granularity
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` and take no notice."""
@@ -40,3 +50,5 @@ class PlaceholderObserver(UniformQuantizationObserverBase):
 
 class NoopObserver(PlaceholderObserver):
     """Observes nothing and quantizes nothing."""
+
+    quantizes = False

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pt2q.ir.storage import place_of
-from pt2q.observers.base import UniformQuantizationObserverBase
 from pt2q.observers.resizing import make_room
+from pt2q.observers.uniform import UniformQuantizationObserverBase
 
 
 class StatisticsObserver(UniformQuantizationObserverBase):
@@ -22,6 +22,8 @@ class StatisticsObserver(UniformQuantizationObserverBase):
     Args:
         **kwargs: As :class:`UniformQuantizationObserverBase`.
     """
+
+    collects = True
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from pt2q.observers.base import ObserverBase
-from pt2q.observers.learnable_fake_quantizer import LearnableFakeQuantize
+from pt2q.observers.learning_switches import LearningSwitches
 
 
 def _switch(module: nn.Module, method: str, enabled: bool) -> None:
@@ -37,7 +37,13 @@ def disable_fake_quant(module: nn.Module) -> None:
     enable_fake_quant(module, False)
 
 
-def enable_learning(module: nn.Module) -> None:
-    """Let `LearnableFakeQuantize` learn; for ``model.apply(enable_learning)``."""
-    if isinstance(module, LearnableFakeQuantize):
-        module.enable_param_learning()
+def enable_range_learning(module: nn.Module) -> None:
+    """Let fake quantizers that can learn; for ``model.apply(enable_range_learning)``."""
+    if isinstance(module, LearningSwitches):
+        module.enable_range_learning()
+
+
+def disable_range_learning(module: nn.Module) -> None:
+    """Let them keep what they learned; for ``model.apply(disable_range_learning)``."""
+    if isinstance(module, LearningSwitches):
+        module.disable_range_learning()

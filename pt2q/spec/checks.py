@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from pt2q.errors import SpecError
 from pt2q.ir.dtypes import CAST_DTYPES, FLOAT8_DTYPES, INTEGER_DTYPES, is_per_channel
+from pt2q.spec.constructor import unwrapped
 
 _STORED = (*INTEGER_DTYPES, *FLOAT8_DTYPES, *CAST_DTYPES)
+LEFT_IN_FLOAT = torch.float32
+"""The dtype of a spec that asks for nothing to be done."""
 
 
 def dtype_limits(dtype: torch.dtype) -> tuple[float, float]:
@@ -42,10 +47,21 @@ def check_range(name: str, dtype: torch.dtype, low: int | None, high: int | None
         )
 
 
-def check_axis(name: str, qscheme: torch.qscheme | None, ch_axis: int | None) -> None:
-    """Raise SpecError if a scheme and an axis contradict each other."""
-    per_channel = is_per_channel(qscheme)
-    if per_channel and ch_axis is None:
-        raise SpecError(f"{name}: {qscheme} needs ch_axis, the dimension that has its own scales")
-    if not per_channel and ch_axis is not None:
-        raise SpecError(f"{name}: ch_axis={ch_axis} needs a per-channel qscheme, found {qscheme}")
+def axis_in_use(
+    qscheme: torch.qscheme | None, ch_axis: int | None, constructor: Any = None
+) -> int | None:
+    """Return the channel axis that a scheme means, so that equal specs are equal.
+
+    Args:
+        qscheme: None leaves the choice, and so the axis, to the observer.
+        ch_axis: as given; it means nothing beside a per-tensor scheme.
+        constructor: of the observer; a per-channel scheme without an axis takes the one among its
+            arguments, else 0.
+    """
+    if qscheme is None:
+        return ch_axis
+    if not is_per_channel(qscheme):
+        return None
+    if ch_axis is None:
+        ch_axis = unwrapped(constructor)[1].get("ch_axis")
+    return 0 if ch_axis is None else ch_axis

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 
-ObserverCtr: TypeAlias = Callable[..., Any]
+ObserverOrFakeQuantizeConstructor: TypeAlias = Callable[..., Any]
 """An observer or fake-quantize class, what its ``with_args`` returned, a partial or a function."""
 
 
@@ -98,8 +99,8 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two arguments are equal: partials and tensors by what they hold."""
     if isinstance(one, functools.partial) and isinstance(other, functools.partial):
         return PartialWrapper(one) == PartialWrapper(other)
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return _same_tensor(one, other)
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
@@ -108,9 +109,33 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def _same_tensor(one: Any, other: Any) -> bool:
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return False
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 def with_args(cls: Callable[..., Any], **kwargs: Any) -> PartialWrapper:
     """Return a constructor of ``cls`` with some arguments filled in."""
     return PartialWrapper(functools.partial(cls, **kwargs))
+
+
+def accepted(ctr: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a constructor takes by name.
+
+    Args:
+        ctr: a class or function, or either with arguments filled in.
+        arguments: by name.
+    """
+    called, _ = unwrapped(ctr)
+    try:
+        parameters = inspect.signature(ctr if called is None else called).parameters.values()
+    except (TypeError, ValueError):  # written in C, say
+        return dict(arguments)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(arguments)
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in arguments.items() if name in named}
 
 
 def unwrapped(ctr: Any) -> tuple[Any, dict[str, Any]]:

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from pt2q.errors import AnnotationError, SpecError
-from pt2q.ir.dtypes import is_per_channel
+from pt2q.ir.dtypes import STORED_AS, is_per_channel
 from pt2q.spec.annotation import QUANT_ANNOTATION_KEY, QuantizationAnnotation
 from pt2q.spec.constructor import unwrapped
 from pt2q.spec.specs import (
@@ -27,9 +27,6 @@ from pt2q.spec.specs import (
 
 Replacement: TypeAlias = Callable[[Any], Any]
 """Our constructor for one of the other stack's, or that one itself."""
-
-STORED_AS = {torch.quint8: torch.uint8, torch.qint8: torch.int8, torch.qint32: torch.int32}
-"""Plain dtypes for those of torch's older quantized tensors."""
 
 
 def adopt_annotations(graph: Graph, replacement_for: Replacement) -> int:

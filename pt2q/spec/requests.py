@@ -13,7 +13,7 @@ from pt2q.errors import AnnotationError
 from pt2q.ir.graph import EdgeOrNode, edge_name, is_float_tensor
 from pt2q.ir.storage import StorageMap
 from pt2q.spec.annotation import annotation_of
-from pt2q.spec.specs import QuantizationSpecBase
+from pt2q.spec.specs import QuantizationSpec, QuantizationSpecBase
 
 QUANTIZABLE = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -82,13 +82,18 @@ def _read_one(
             f"{edge_name(key)} is annotated with a {type(spec).__name__}; use QuantizationSpec, "
             "SharedQuantizationSpec, DerivedQuantizationSpec or FixedQParamsQuantizationSpec"
         )
-    reason = _why_not(value)
+    reason = _why_not(value) or _asks_for_float(spec)
     if reason is not None:
         found.skip(key, reason)
     elif not isinstance(key, Node) and storage.must_write_through(*key):
         found.skip(key, "written in place: the write has to reach the original tensor")
     else:
         found.add(key, spec, implicit)
+
+
+def _asks_for_float(spec: QuantizationSpecBase) -> str | None:
+    in_float = isinstance(spec, QuantizationSpec) and spec.stays_in_float
+    return "left in float, as its spec's float32 asks" if in_float else None
 
 
 def _why_not(value: Node) -> str | None:

@@ -6,6 +6,7 @@ mistake is reported at the line that made it and not after calibration.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from typing import Any
 import torch
 
 from pt2q.errors import SpecError
+from pt2q.ir.dtypes import STORED_AS, is_per_channel
 from pt2q.ir.graph import EdgeOrNode
-from pt2q.spec.checks import check_axis, check_range, dtype_limits
-from pt2q.spec.constructor import ObserverCtr
+from pt2q.spec.checks import LEFT_IN_FLOAT, axis_in_use, check_range, dtype_limits
+from pt2q.spec.constructor import ObserverOrFakeQuantizeConstructor, PartialWrapper, unwrapped
 
 
 class QuantizationSpecBase(ABC):  # noqa: B024 - a closed family, told apart by isinstance
@@ -29,11 +31,14 @@ class QuantizationSpec(QuantizationSpecBase):
 
     Args:
         dtype: what is stored: an integer or float8 dtype, or float16 / bfloat16 for a cast.
-        observer_or_fake_quant_ctr: class, or ``Class.with_args(...)``, called with the other
-            fields of this spec.
+            float32, with an observer that collects nothing, leaves the tensor in float.
+        observer_or_fake_quant_ctr: class, ``Class.with_args(...)``, ``functools.partial`` or
+            function, called with those of the other fields that it takes. A partial is stored as a
+            `PartialWrapper`, which compares by content.
         quant_min, quant_max: the integers used, inside the dtype; None means all of it.
-        qscheme: per-tensor or per-channel, affine or symmetric.
-        ch_axis: the dimension of a per-channel scheme; given exactly for those.
+        qscheme: per-tensor or per-channel, affine or symmetric; None leaves it to the observer.
+        ch_axis: the dimension of a per-channel scheme: the observer's, else 0, if it is not given.
+            It means nothing beside a per-tensor scheme, and is then None.
         is_dynamic: parameters are computed from each input at run time.
 
     Raises:
@@ -41,7 +46,7 @@ class QuantizationSpec(QuantizationSpecBase):
     """
 
     dtype: torch.dtype
-    observer_or_fake_quant_ctr: ObserverCtr
+    observer_or_fake_quant_ctr: ObserverOrFakeQuantizeConstructor
     quant_min: int | None = None
     quant_max: int | None = None
     qscheme: torch.qscheme | None = None
@@ -49,8 +54,20 @@ class QuantizationSpec(QuantizationSpecBase):
     is_dynamic: bool = False
 
     def __post_init__(self) -> None:
-        check_range("QuantizationSpec", self.dtype, self.quant_min, self.quant_max)
-        check_axis("QuantizationSpec", self.qscheme, self.ch_axis)
+        if isinstance(self.observer_or_fake_quant_ctr, functools.partial):
+            wrapped = PartialWrapper(self.observer_or_fake_quant_ctr)
+            object.__setattr__(self, "observer_or_fake_quant_ctr", wrapped)
+        object.__setattr__(self, "dtype", STORED_AS.get(self.dtype, self.dtype))
+        axis = axis_in_use(self.qscheme, self.ch_axis, self.observer_or_fake_quant_ctr)
+        object.__setattr__(self, "ch_axis", axis)
+        if not self.stays_in_float:
+            check_range("QuantizationSpec", self.dtype, self.quant_min, self.quant_max)
+
+    @property
+    def stays_in_float(self) -> bool:
+        """Whether nothing is to be done: float32, with an observer that collects nothing."""
+        cls, _ = unwrapped(self.observer_or_fake_quant_ctr)
+        return self.dtype is LEFT_IN_FLOAT and not getattr(cls, "collects", False)
 
 
 @dataclass(frozen=True)
@@ -80,7 +97,8 @@ class FixedQParamsQuantizationSpec(QuantizationSpecBase):
     def __post_init__(self) -> None:
         name = "FixedQParamsQuantizationSpec"
         check_range(name, self.dtype, self.quant_min, self.quant_max)
-        check_axis(name, self.qscheme, None)
+        if is_per_channel(self.qscheme):
+            raise SpecError(f"{name}: one scale needs a per-tensor qscheme, found {self.qscheme}")
         if not 0 < self.scale < float("inf"):
             raise SpecError(f"{name}: scale must be finite and positive, found {self.scale}")
         least, greatest = dtype_limits(self.dtype)
@@ -127,6 +145,6 @@ class DerivedQuantizationSpec(QuantizationSpecBase):
         # A list is what quantizers pass; a tuple is what can be hashed.
         object.__setattr__(self, "derived_from", tuple(self.derived_from))
         check_range("DerivedQuantizationSpec", self.dtype, self.quant_min, self.quant_max)
-        check_axis("DerivedQuantizationSpec", self.qscheme, self.ch_axis)
+        object.__setattr__(self, "ch_axis", axis_in_use(self.qscheme, self.ch_axis))
         if not self.derived_from:
             raise SpecError("DerivedQuantizationSpec: derived_from names no tensor")

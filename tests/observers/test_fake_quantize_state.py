@@ -87,7 +87,7 @@ def test_fixed_parameters_stay() -> None:
         lambda: FusedMovingAvgObsFakeQuantize(MovingAveragePerChannelMinMaxObserver, **CHANNEL),
         lambda: FusedMovingAvgObsFakeQuantize(**AFFINE),
         lambda: FakeQuantize(PerChannelMinMaxObserver, **CHANNEL),
-        lambda: LearnableFakeQuantize(PerChannelMinMaxObserver, channels=5, **CHANNEL),
+        lambda: LearnableFakeQuantize(PerChannelMinMaxObserver, channel_len=5, **CHANNEL),
         lambda: GroupFakeQuantize(4),
     ],
 )

@@ -18,7 +18,7 @@ import pt2q
 from pt2q import observers
 from pt2q.errors import NoDataError, NothingQuantizedWarning
 from pt2q.ir import ops
-from pt2q.observers.foreign import saw_data
+from pt2q.observers import has_data
 
 
 def test_all_kinds_of_specs_agree_with_the_peer() -> None:
@@ -66,14 +66,14 @@ def test_observers_of_the_peer_without_data_are_reported() -> None:
         )
 
 
-def test_saw_data() -> None:
+def test_whether_a_foreign_observer_has_data() -> None:
     watching = peer.PerChannelMinMaxObserver(dtype=torch.int8)
-    assert not saw_data(watching)
+    assert not has_data(watching)
     watching(torch.randn(3, 4))
-    assert saw_data(watching)
+    assert has_data(watching)
     fake = peer.FakeQuantize(observer=peer.MinMaxObserver, quant_min=0, quant_max=255)
-    assert not saw_data(fake)
-    assert saw_data(peer.FixedQParamsObserver(scale=1.0, zero_point=0))
+    assert not has_data(fake)
+    assert has_data(peer.FixedQParamsObserver(scale=1.0, zero_point=0))
 
 
 @pytest.mark.parametrize("qat", [False, True])

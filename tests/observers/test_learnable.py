@@ -9,7 +9,7 @@ from torch import nn
 import pt2q
 from pt2q.errors import SpecError
 from pt2q.numerics import rounding
-from pt2q.numerics.learned_step import learned_step
+from pt2q.numerics.learned_step import learned_step, lsq_factor
 from pt2q.numerics.straight_through import fake_quantize_groups
 from pt2q.observers import (
     DerivedObserverOrFakeQuantize,
@@ -21,9 +21,8 @@ from pt2q.observers import (
 SYMMETRIC = {"qscheme": torch.per_tensor_symmetric, "quant_min": -127, "quant_max": 127}
 
 
-def lsq_by_autograd(x, scale, zero_point, low, high, shape) -> torch.Tensor:
+def lsq_by_autograd(x, scale, zero_point, low, high, shape, share) -> torch.Tensor:
     """The formula of the paper, with `detach` for what has no gradient."""
-    share = 1 / (x.numel() / scale.numel() * high) ** 0.5
     s = (scale * share + (scale - scale * share).detach()).reshape(shape)
     z = (zero_point * share + (zero_point - zero_point * share).detach()).reshape(shape)
     z = z + (z.round().clamp(low, high) - z).detach()
@@ -33,8 +32,9 @@ def lsq_by_autograd(x, scale, zero_point, low, high, shape) -> torch.Tensor:
     return (v - z) * s
 
 
+@pytest.mark.parametrize("share", [1.0, 1 / (36 * 7) ** 0.5])
 @pytest.mark.parametrize("axis", [None, 0, 1])
-def test_learned_step_gradients(axis: int | None) -> None:
+def test_learned_step_gradients(axis: int | None, share: float) -> None:
     count, shape = (1, [1, 1]) if axis is None else (6, [6, 1] if axis == 0 else [1, 6])
     x = torch.randn(6, 6, dtype=torch.float64) * 3
     scale = torch.rand(count, dtype=torch.float64) * 0.2 + 0.05
@@ -42,8 +42,8 @@ def test_learned_step_gradients(axis: int | None) -> None:
     weights = torch.randn(6, 6, dtype=torch.float64)
     grads = []
     for function in (
-        lambda *a: learned_step(*a, -8, 7, axis),
-        lambda *a: lsq_by_autograd(*a, -8, 7, shape),
+        lambda *a: learned_step(*a, -8, 7, axis, share),
+        lambda *a: lsq_by_autograd(*a, -8, 7, shape, share),
     ):
         leaves = [t.clone().requires_grad_() for t in (x, scale, zero_point)]
         y = function(*leaves)
@@ -58,7 +58,7 @@ def test_learned_step_against_the_operator_of_torch() -> None:
     share = 1 / (500 * 7) ** 0.5
     grads = []
     for function in (
-        lambda x, s, z: learned_step(x, s, z, -8, 7),
+        lambda x, s, z: learned_step(x, s, z, -8, 7, None, lsq_factor(x, 7)),
         lambda x, s, z: torch._fake_quantize_learnable_per_tensor_affine(x, s, z, -8, 7, share),
     ):
         leaves = [t.clone().requires_grad_() for t in (x, scale, zero_point)]
@@ -71,12 +71,13 @@ def test_learned_step_against_the_operator_of_torch() -> None:
 def test_learning_starts_from_the_observed_range_and_lowers_the_error() -> None:
     torch.manual_seed(1)
     x = torch.randn(4096)
-    fake = LearnableFakeQuantize(MinMaxObserver, **{**SYMMETRIC, "quant_min": -8, "quant_max": 7})
+    bits = {**SYMMETRIC, "quant_min": -8, "quant_max": 7}
+    fake = LearnableFakeQuantize(MinMaxObserver, use_grad_scaling=True, **bits)
     fake(x)
     start = fake.scale.detach().clone()
     torch.testing.assert_close(start, x.abs().amax().reshape(1) / 7.5)
     before = pt2q.sqnr(x, fake(x))
-    fake.apply(pt2q.enable_learning)
+    fake.apply(pt2q.enable_range_learning)
     optimizer = torch.optim.SGD([fake.scale], lr=5.0)
     for _ in range(100):
         optimizer.zero_grad()

@@ -38,7 +38,7 @@ def test_constructor_is_a_value(cls) -> None:
 @pytest.mark.parametrize(
     "arguments, error",
     [
-        ({"reduce_range": True}, TypeError),
+        ({"bits": 8}, TypeError),
         ({"dtype": torch.int64}, TypeError),
         ({"dtype": torch.float16}, TypeError),
         ({"quant_min": 5, "quant_max": 5}, ValueError),

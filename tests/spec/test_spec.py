@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
+
 import pytest
 import torch
 from torch.fx import Graph
 
 from pt2q import (
     DerivedQuantizationSpec,
+    FakeQuantize,
     FixedQParamsQuantizationSpec,
     HistogramObserver,
     MinMaxObserver,
+    NoopObserver,
+    PartialWrapper,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
     QuantizationAnnotation,
@@ -33,6 +39,14 @@ EVERYTHING = {
     torch.uint16: (0, 65535),
     torch.int32: (-(2**31), 2**31 - 1),
 }
+
+
+def some_eps() -> float:
+    return 0.5
+
+
+def some_function(**arguments) -> MinMaxObserver:
+    return MinMaxObserver(**arguments)
 
 
 @pytest.fixture
@@ -75,18 +89,83 @@ def test_narrow_floats_are_allowed(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("scheme", PER_CHANNEL)
-def test_per_channel_needs_its_axis(scheme: torch.qscheme) -> None:
+def test_a_per_channel_scheme_has_an_axis(scheme: torch.qscheme) -> None:
+    def make(observer=PerChannelMinMaxObserver, **axis) -> QuantizationSpec:
+        return QuantizationSpec(torch.int8, observer, -127, 127, scheme, **axis)
+
     for axis in (0, 1, -1):
-        spec = QuantizationSpec(torch.int8, PerChannelMinMaxObserver, -127, 127, scheme, axis)
-        assert spec.ch_axis == axis
-    with pytest.raises(SpecError, match="needs ch_axis"):
-        QuantizationSpec(torch.int8, PerChannelMinMaxObserver, -127, 127, scheme)
+        assert make(ch_axis=axis).ch_axis == axis
+    assert make() == make(ch_axis=0)
+    along_one = PerChannelMinMaxObserver.with_args(ch_axis=1)
+    assert make(along_one).ch_axis == 1
+    assert make(functools.partial(PerChannelMinMaxObserver, ch_axis=1)).ch_axis == 1
+    assert make(along_one, ch_axis=2).ch_axis == 2
 
 
-@pytest.mark.parametrize("scheme", [AFFINE, torch.per_tensor_symmetric, None])
-def test_an_axis_needs_per_channel(scheme: torch.qscheme | None) -> None:
-    with pytest.raises(SpecError, match="needs a per-channel qscheme"):
-        QuantizationSpec(torch.int8, MinMaxObserver, -127, 127, scheme, ch_axis=0)
+@pytest.mark.parametrize("scheme", [AFFINE, torch.per_tensor_symmetric])
+def test_an_axis_means_nothing_beside_a_per_tensor_scheme(scheme: torch.qscheme) -> None:
+    with_axis = QuantizationSpec(torch.int8, MinMaxObserver, -127, 127, scheme, ch_axis=0)
+    without = QuantizationSpec(torch.int8, MinMaxObserver, -127, 127, scheme)
+    assert with_axis == without and hash(with_axis) == hash(without)
+    assert with_axis.ch_axis is None
+
+
+def test_float32_with_a_placeholder_leaves_in_float() -> None:
+    for observer in (PlaceholderObserver, PlaceholderObserver.with_args(eps=1.0), NoopObserver):
+        spec = QuantizationSpec(
+            torch.float32, observer, is_dynamic=False, ch_axis=0, qscheme=AFFINE, quant_min=0
+        )
+        assert spec.stays_in_float
+    assert not QuantizationSpec(torch.int8, PlaceholderObserver).stays_in_float
+
+
+def test_scheme_axis_and_time_may_be_left_out() -> None:
+    spec = QuantizationSpec(dtype=torch.uint8, observer_or_fake_quant_ctr=MinMaxObserver)
+    assert (spec.qscheme, spec.ch_axis, spec.is_dynamic) == (None, None, False)
+    assert QuantizationSpec(torch.quint8, MinMaxObserver) == spec
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: functools.partial(MinMaxObserver, eps=0.5),
+        lambda: PartialWrapper(functools.partial(MinMaxObserver, eps=0.5)),
+        lambda: MinMaxObserver.with_args(eps=0.5),
+        lambda: functools.partial(MinMaxObserver, eps=torch.tensor([0.5])),
+        lambda: MinMaxObserver.with_callable_args(eps=some_eps),
+        lambda: functools.partial(functools.partial(FakeQuantize, observer=MinMaxObserver), eps=1),
+        lambda: FakeQuantize.with_args(observer=functools.partial(MinMaxObserver, eps=0.5)),
+        lambda: MinMaxObserver,
+        lambda: some_function,
+    ],
+)
+def test_constructors_of_equal_content_make_equal_specs(make) -> None:
+    one, other = (QuantizationSpec(torch.int8, make(), -8, 7, AFFINE) for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+    assert one != QuantizationSpec(torch.int8, HistogramObserver, -8, 7, AFFINE)
+    assert pickle.loads(pickle.dumps(one)) == one
+    made = one.observer_or_fake_quant_ctr(dtype=torch.int8, quant_min=-8, quant_max=7)
+    assert (made.quant_min, made.quant_max) == (-8, 7)
+
+
+def test_constructors_of_other_content_differ() -> None:
+    makers = [
+        functools.partial(MinMaxObserver, eps=0.5),
+        functools.partial(MinMaxObserver, eps=0.25),
+        functools.partial(MinMaxObserver, eps=torch.tensor([0.5, 0.5])),
+        functools.partial(HistogramObserver, eps=0.5),
+        functools.partial(MinMaxObserver, eps=0.5, dtype=torch.uint8),
+        MinMaxObserver.with_callable_args(eps=some_eps),
+    ]
+    specs = [QuantizationSpec(torch.int8, make) for make in makers]
+    assert all(one != other for i, one in enumerate(specs) for other in specs[:i])
+
+
+def test_computed_arguments_are_computed_for_each_observer() -> None:
+    eps = iter([0.5, 0.25])
+    make = MinMaxObserver.with_callable_args(eps=lambda: next(eps)).with_args(dtype=torch.uint8)
+    assert [float(make().eps) for _ in range(2)] == [0.5, 0.25]
+    assert float(make.with_args(eps=1.0)().eps) == 1.0
 
 
 def test_fixed_parameters_are_checked() -> None:
@@ -103,7 +182,7 @@ def test_fixed_parameters_are_checked() -> None:
             FixedQParamsQuantizationSpec(torch.uint8, scale, 0)
     with pytest.raises(SpecError, match="does not fit"):
         FixedQParamsQuantizationSpec(torch.uint8, 1.0, 0, -1, 255)
-    with pytest.raises(SpecError, match="needs ch_axis"):
+    with pytest.raises(SpecError, match="one scale needs a per-tensor qscheme"):
         FixedQParamsQuantizationSpec(torch.int8, 1.0, 0, qscheme=torch.per_channel_affine)
 
 
@@ -118,8 +197,8 @@ def test_derived_specs_are_checked(node) -> None:
         DerivedQuantizationSpec([], derive, torch.int32)
     with pytest.raises(SpecError, match="must be below"):
         DerivedQuantizationSpec([node], derive, torch.int32, 7, 7)
-    with pytest.raises(SpecError, match="needs ch_axis"):
-        DerivedQuantizationSpec([node], derive, torch.int32, qscheme=torch.per_channel_affine)
+    channels = torch.per_channel_affine
+    assert DerivedQuantizationSpec([node], derive, torch.int32, qscheme=channels).ch_axis == 0
 
 
 def test_equal_specs_are_equal_and_hash_alike(node) -> None:

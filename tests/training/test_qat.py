@@ -60,7 +60,7 @@ def test_a_checkpoint_continues_bit_for_bit(options: dict) -> None:
     straight = fresh()
     optimizer = adam(straight)
     train(straight, optimizer, data[:4])
-    straight.apply(pt2q.enable_learning)
+    straight.apply(pt2q.enable_range_learning)
     saved = io.BytesIO()
     torch.save({"model": straight.state_dict(), "optimizer": optimizer.state_dict()}, saved)
     saved.seek(0)

@@ -1,0 +1,114 @@
+"""Scale and zero point of every observer of a prepared model that is asked for them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch.fx import Node
+
+from pt2q.errors import NoDataError
+from pt2q.ir.constants import Constants
+from pt2q.ir.graph import module_path
+from pt2q.ir.module import QuantGraphModule
+from pt2q.observers import Form, ObserverBase, batched_qparams, form_of, has_data
+
+QParams: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Scale and zero point by the identity of the observer."""
+
+Calls: TypeAlias = list[tuple[Node, Any]]
+"""The calls of observers in a graph, each with its observer."""
+
+
+def found_parameters(found: Sequence[tuple[str, QuantGraphModule, Calls]]) -> QParams:
+    """The parameters of all static observers, each asked once however often it is used.
+
+    Args:
+        found: of each module its path, itself and its calls of observers.
+
+    Raises:
+        NoDataError: a static activation observer never saw data.
+    """
+    with _constants_shown(found):
+        _require_data([(path, *call) for path, _, calls in found for call in calls])
+        return _all_qparams([call for _, _, calls in found for call in calls])
+
+
+def _is_static(observer: Any) -> bool:
+    return form_of(observer) is Form.STATIC
+
+
+@contextmanager
+def _constants_shown(found: Sequence[tuple[str, QuantGraphModule, Calls]]) -> Iterator[None]:
+    """Within it, observers of constants have seen them: weights want no forward pass.
+
+    Those that had no data of their own, because what they watch is computed (a transposed weight),
+    forget it afterwards: they belong to the prepared model, which a conversion leaves as it was.
+    """
+    forget: dict[int, Any] = {}
+    for _, module, calls in found:
+        constants = Constants(module)
+        for node, observer in calls:
+            value = node.args[0]
+            if not _is_static(observer) or not isinstance(value, Node):
+                continue
+            if constants.is_constant(value) and _wants_to_see(observer, forget):
+                observer(constants.value(value))
+    try:
+        yield
+    finally:
+        for forgets in forget.values():
+            forgets()
+
+
+def _wants_to_see(observer: Any, forget: dict[int, Any]) -> bool:
+    """Whether a constant is to be shown; enters how it is forgotten where it has to be."""
+    if getattr(observer, "constant_input", False) or id(observer) in forget:
+        return True
+    if has_data(observer):
+        return False
+    forget[id(observer)] = _way_back(observer)
+    return True
+
+
+def _way_back(observer: Any) -> Any:
+    """What makes an observer forget: its own ``reset``, else its state as it is now."""
+    own = getattr(type(observer), "reset", ObserverBase.reset)
+    if own is not ObserverBase.reset:
+        return observer.reset
+    state = copy.deepcopy(observer.__dict__)
+    return lambda: observer.__dict__.update(state)
+
+
+def _all_qparams(found: Calls) -> QParams:
+    static = {id(o): o for _, o in found if _is_static(o)}
+    # Ours are searched together, which is several times faster than one by one.
+    together = [o for o in static.values() if isinstance(o, ObserverBase) and o.together_with]
+    qparams: QParams = dict(zip(map(id, together), batched_qparams(together), strict=True))
+    for key, observer in static.items():
+        if key not in qparams:
+            qparams[key] = observer.calculate_qparams()
+    return qparams
+
+
+def _require_data(found: list[tuple[str, Node, Any]]) -> None:
+    """Complain of observers without data, each by where it is first used."""
+    static = {id(o): (path, node, o) for path, node, o in reversed(found) if _is_static(o)}
+    empty = [(p, n) for p, n, o in reversed(static.values()) if not has_data(o)]
+    if not empty:
+        return
+    names = [path + node.args[0].name for path, node in empty if isinstance(node.args[0], Node)]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    raise NoDataError(
+        f"no data was observed at {shown}. Either calibrate: call the prepared model with "
+        "representative inputs that reach them before convert_pt2e; or leave them in float: "
+        "give the quantizer None for their module, e.g. "
+        f"quantizer.set_module_name({_module_hint(empty[0][1])!r}, None)"
+    )
+
+
+def _module_hint(node: Node) -> str:
+    return module_path(node) or "name.of.module"

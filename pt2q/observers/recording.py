@@ -1,0 +1,67 @@
+"""Observers that change nothing in the converted model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pt2q.errors import NoDataError
+from pt2q.observers.base import ObserverBase
+
+
+class RecordingObserver(ObserverBase):
+    """Keeps a copy of every tensor that passes, for debugging; conversion leaves it out.
+
+    Args:
+        dtype: Carried along.
+
+    Attributes:
+        tensor_val: The tensors.
+    """
+
+    quantizes = False
+
+    def __init__(self, dtype: torch.dtype = torch.uint8) -> None:
+        super().__init__(dtype)
+        self.tensor_val: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep a copy of ``x`` and return ``x``."""
+        if self.observer_enabled:
+            self.tensor_val.append(x.detach().clone())
+        return x
+
+    def get_tensor_value(self) -> list[Tensor]:
+        """Return the tensors kept so far."""
+        return self.tensor_val
+
+    def reset(self) -> None:
+        """Forget the tensors."""
+        self.tensor_val = []
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Raise: it finds no parameters."""
+        raise NoDataError(f"{self._where()} it records tensors and finds no parameters")
+
+
+class ReuseInputObserver(ObserverBase):
+    """Stands for the observer of an operator's input; here sharing is said with a spec.
+
+    It takes no notice and conversion leaves it out: annotate with a `SharedQuantizationSpec`.
+    """
+
+    quantizes = False
+
+    def __init__(self) -> None:
+        super().__init__(torch.uint8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Raise: it has no parameters of its own."""
+        raise NoDataError(
+            f"{self._where()} it has no parameters of its own; annotate the tensor with a "
+            "SharedQuantizationSpec of the input's"
+        )
