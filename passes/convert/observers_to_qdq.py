@@ -10,8 +10,8 @@ from torch.fx import Node
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.graph import is_observer
 from pt2q.ir.module import QuantGraphModule
-from pt2q.passes.observed_parameters import QParams, found_parameters
-from pt2q.passes.qdq_operators import QDQWriter
+from pt2q.passes.convert.observed_parameters import QParams, found_parameters
+from pt2q.passes.convert.qdq_operators import QDQWriter
 
 
 def observer_nodes(model: QuantGraphModule) -> list[tuple[Node, Any]]:

@@ -17,7 +17,7 @@ from pt2q.ir.graph import fake_like, value_of
 from pt2q.ir.module import QuantGraphModule
 from pt2q.numerics.qparams import DEFAULT_EPS
 from pt2q.observers import Form, form_of
-from pt2q.passes.observed_parameters import QParams
+from pt2q.passes.convert.observed_parameters import QParams
 from pt2q.spec import Granularity, PerAxis, PerGroup, PerTensor, PerToken, granularity_of
 from pt2q.spec.resolved_granularity import simplest
 
