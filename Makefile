@@ -32,6 +32,7 @@ lint: $(VENV)/.pt2q-lint installed-copy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/one_emitter.py
+	$(BIN)/python .ci/torch_private.py
 	cd "$(VENV)/typed" && PYTHONPATH=. "$(abspath $(BIN))/lint-imports" --no-cache --config "$(CURDIR)/pyproject.toml"
 
 format: $(VENV)/.pt2q-lint

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from pt2q.app.conversion import Track, calibrate_and_convert, split_off
 from pt2q.app.recipe import Recipe
 from pt2q.deploy.backend import Backend, Deployed, Example, Run
 from pt2q.deploy.registry import BACKENDS
 from pt2q.deploy.signature import Batch, dynamic_shapes, signature_of
+from pt2q.ir.torch_private import pytree
 from pt2q.numerics.sqnr import sqnr
 from pt2q.quantizers import Report
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pt2q.debug.error import Error
+from pt2q.ir.torch_private import pytree
 
 
 @dataclass

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
 from pt2q.ir.constants import ancestors
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.graph import find_attribute, get_constant
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.torch_private import pytree
 
 Visit = Callable[[str, int, Node, tuple[Any, ...], Any], Any]
 """Given the body's path, the number of its call, a node, its arguments and its value, returns the

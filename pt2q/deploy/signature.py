@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
-from torch.utils import _pytree as pytree
 
 from pt2q.errors import DataError
+from pt2q.ir.torch_private import pytree
 
 Batch = tuple[Tensor, ...]
 """The tensors of one call, in the order of the program's inputs."""

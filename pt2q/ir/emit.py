@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 from typing_extensions import Self
 
 from pt2q.ir import ops
@@ -26,6 +24,7 @@ from pt2q.ir.graph import (
     set_constant,
     value_of,
 )
+from pt2q.ir.torch_private import FakeTensor, pytree
 
 
 class Emitter:

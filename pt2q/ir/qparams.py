@@ -14,6 +14,7 @@ from torch.fx import Node
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import fake_like, value_of
+from pt2q.ir.torch_private import schema_of
 
 _qd = ops.qd
 PER_TENSOR = (_qd.quantize_per_tensor.default, _qd.dequantize_per_tensor.default)
@@ -135,7 +136,7 @@ def read_qparams(node: Node, resolve: Callable[[Node], Any] | None = None) -> QP
 
 @lru_cache
 def _argument_names(target: ops.Target) -> tuple[str, ...]:
-    return tuple(a.name for a in target._schema.arguments if a.name in FIELDS)  # type: ignore[attr-defined]
+    return tuple(a.name for a in schema_of(target).arguments if a.name in FIELDS)
 
 
 # ------------------------------------------------------------------ writing
@@ -178,4 +179,4 @@ def _arguments(target: ops.Target, params: QParams, out: torch.dtype | None) -> 
 
 @lru_cache
 def _has_output_dtype(target: ops.Target) -> bool:
-    return any(a.name == "output_dtype" for a in target._schema.arguments)  # type: ignore[attr-defined]
+    return any(a.name == "output_dtype" for a in schema_of(target).arguments)

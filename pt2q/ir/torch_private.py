@@ -4,18 +4,16 @@ Everything else asks this file, so that a new release of torch is read through h
 says on which release each name was last seen to do what its row says.
 
 Left where they are used: the dictionaries that hold what a module owns (``_parameters``,
-``_buffers``, ``_modules``, ``_non_persistent_buffers_set``). Subclasses of `torch.nn.Module` have
-written to them since the first releases, and torch's own documentation does.
+``_buffers``, ``_modules``, ``_non_persistent_buffers_set``), which subclasses of `torch.nn.Module`
+have written to since the first releases. `make lint` finds every other private name.
 """
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+import pkgutil
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
@@ -23,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 # Registers the quantized_decomposed operators; a program that loads a saved model needs it too.
 from torch.ao.quantization.fx import _decomposed as quantized_decomposed
+from torch.export._tree_utils import reorder_kwargs as reorder_kwargs
 from torch.fx import Graph, Node
 from torch.fx.graph import _PyTreeCodeGen as PyTreeCodeGen
 from torch.utils import _pytree as pytree
@@ -38,16 +37,33 @@ CHECKED = {
     "torch.fx.graph.Graph._tracer_cls": "2.13.0",  # handed on to a copy
     "torch.fx.graph._PyTreeCodeGen": "2.13.0",  # its pytree_info holds the specs of arguments
     "torch.fx.node.Node._erased": "2.13.0",  # set by Graph.erase_node
+    "torch.nn.Module._forward_pre_hooks": "2.13.0",  # by key; as is _with_kwargs
+    "torch.Tensor._version": "2.13.0",  # counts writes in place
+    "torch.export._tree_utils.reorder_kwargs": "2.13.0",  # in the order of a spec
     "torch.utils._pytree": "2.13.0",  # tree_flatten and kin, TreeSpec
     "torch.utils._python_dispatch._disable_current_modes": "2.13.0",  # a context manager
     "torch.storage.UntypedStorage._cdata": "2.13.0",  # the address of the storage object
     "torch._dynamo.exc.TorchDynamoException": "2.13.0",  # the base of what capturing raises
-    "torch._inductor": "2.13.0",  # modules that `inductor` gives
+    "torch._inductor.aoti_compile_and_package": "2.13.0",  # a package of an exported program
+    "torch._inductor.aoti_load_package": "2.13.0",  # what runs it
+    "torch._inductor.compile_fx.compile_fx": "2.13.0",  # a backend of torch.compile
+    "torch._inductor.config": "2.13.0",  # freezing, fx_graph_cache, post_grad_custom_post_pass
+    "torch._inductor.custom_graph_pass.CustomGraphPass": "2.13.0",  # the base of such a pass
+    "torch._inductor.fx_passes.mkldnn_fusion": "2.13.0",  # _qlinear_binary_can_be_inplace
+    "torch._inductor.virtualized.V": "2.13.0",  # V.graph is the graph at work
 }
 """Name and the release it was checked on."""
 
+GUARDS = "_guards_fn"
+"""The submodule that checks inputs in what ``ExportedProgram.module()`` gives."""
+
+MAY_ADD_IN_PLACE = "_qlinear_binary_can_be_inplace"
+"""In ``mkldnn_fusion``: whether a kernel may add into a tensor that it is given."""
+
 __all__ = [
     "CHECKED",
+    "GUARDS",
+    "MAY_ADD_IN_PLACE",
     "FakeTensor",
     "FakeTensorMode",
     "OpOverload",
@@ -55,15 +71,19 @@ __all__ = [
     "PyTreeCodeGen",
     "codegen_of",
     "disable_current_modes",
-    "inductor",
+    "forward_pre_hooks",
     "is_erased",
     "overload_name",
+    "private",
     "pytree",
     "quantized_decomposed",
+    "remove_forward_pre_hook",
+    "reorder_kwargs",
     "schema_of",
     "set_codegen",
     "storage_address",
     "tracer_class",
+    "version_of",
 ]
 
 
@@ -118,10 +138,40 @@ def storage_address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def inductor(module: str) -> ModuleType:
-    """A module of Inductor, which is private as a whole; loaded at the first call, in a second.
+def forward_pre_hooks(module: nn.Module) -> dict[int, Any]:
+    """The hooks that run before a module's forward, by key."""
+    return dict(module._forward_pre_hooks)
+
+
+def remove_forward_pre_hook(module: nn.Module, key: int) -> None:
+    """Remove a hook that runs before a module's forward.
 
     Args:
-        module: its name below ``torch._inductor``, such as ``config``.
+        module: its owner.
+        key: from `forward_pre_hooks`.
     """
-    return importlib.import_module(f"{torch.__name__}._inductor.{module}")
+    del module._forward_pre_hooks[key]
+    module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written in place; None in inference mode, which keeps no count.
+
+    Args:
+        tensor: views of one tensor share the count.
+    """
+    return None if tensor.is_inference() else int(tensor._version)
+
+
+def private(name: str) -> Any:
+    """What a row of `CHECKED` names, loaded at the first call: Inductor takes a second.
+
+    Args:
+        name: as in `CHECKED`.
+
+    Raises:
+        KeyError: it is not in there.
+    """
+    if name not in CHECKED:
+        raise KeyError(f"{name} is not in CHECKED; try it on the torch in use and enter it there")
+    return pkgutil.resolve_name(name)

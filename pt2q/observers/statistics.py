@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pt2q.ir.storage import place_of
+from pt2q.ir.torch_private import version_of
 from pt2q.observers.resizing import make_room
 from pt2q.observers.uniform import UniformQuantizationObserverBase
 
@@ -53,8 +54,7 @@ class StatisticsObserver(UniformQuantizationObserverBase):
 
     def _input_changed(self, x: Tensor) -> bool:
         """Whether a constant input is not the one last seen; forgets the old one if so."""
-        version = None if x.is_inference() else x._version
-        this = (*place_of(x), version)
+        this = (*place_of(x), version_of(x))
         if this == self._last_input:
             return False
         self.reset()

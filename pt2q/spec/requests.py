@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 
 from pt2q.errors import AnnotationError
 from pt2q.ir.graph import EdgeOrNode, edge_name, is_float_tensor
 from pt2q.ir.storage import StorageMap
+from pt2q.ir.torch_private import FakeTensor
 from pt2q.spec.annotation import annotation_of
 from pt2q.spec.specs import QuantizationSpec, QuantizationSpecBase
 

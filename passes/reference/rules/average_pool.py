@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
+from pt2q.ir.torch_private import schema_of
 from pt2q.passes.reference.call import Call
 from pt2q.passes.reference.fixed_point import INT32_LIMIT
 from pt2q.passes.reference.rule_table import reference_rule
@@ -72,7 +73,7 @@ def _window_counts(call: Call, sizes: list[Any]) -> Tensor:
     known_count(sizes[-spatial:])
     ones = torch.ones(1, 1, *sizes[-spatial:], dtype=torch.float64)
     node = call.node
-    arguments = [ops.argument(node, a.name) for a in node.target._schema.arguments[1:]]  # type: ignore[union-attr]
+    arguments = [ops.argument(node, a.name) for a in schema_of(node.target).arguments[1:]]
     averages = node.target(ones, *arguments)  # type: ignore[operator]
     widened = ones.unsqueeze(-2) if ops.is_op(node, ops.AVG_POOL1D) else ones
     target, _, *rest = _sum_pool(call, None)

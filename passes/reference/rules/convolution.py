@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
+from pt2q.ir.torch_private import schema_of
 from pt2q.passes.reference.call import Call
 from pt2q.passes.reference.rule_table import reference_rule
 from pt2q.passes.reference.rules.products import (
@@ -74,7 +75,7 @@ def _accumulate(call: Call, x: Quantized, weight: Quantized, bound: int, transpo
 
 def _same_call(call: Call, changed: dict[str, Any]) -> Node:
     """The same operator with some arguments changed."""
-    schema = call.node.target._schema  # type: ignore[union-attr]
+    schema = schema_of(call.node.target)
     given = [a.name for a in schema.arguments]
     arguments = [changed.get(name, call.argument(name)) for name in given]
     positional = [v for v, a in zip(arguments, schema.arguments, strict=True) if not a.kwarg_only]

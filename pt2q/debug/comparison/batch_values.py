@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from pt2q.debug.comparison.common_value import CommonValue
 from pt2q.debug.comparison.places import place_tag
 from pt2q.debug.error_sums import mismatch
 from pt2q.debug.identity import Key
+from pt2q.ir.torch_private import pytree
 
 
 class BatchValues:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pt2q.errors import ComparisonError
 from pt2q.ir.module import InputCheck
+from pt2q.ir.torch_private import pytree
 
 
 def batches_of(inputs: Any) -> Iterator[Any]:

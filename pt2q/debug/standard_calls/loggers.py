@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from pt2q.debug.identity import Key, handles_of, value_nodes
 from pt2q.debug.own_copy import own_copy
@@ -19,6 +18,7 @@ from pt2q.debug.standard_calls.results import Logged
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.emit import Emitter
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.torch_private import pytree
 
 LOGGER_NAME = "numeric_debug_logger"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pt2q.debug.error_sums import mismatch
 from pt2q.debug.identity import Key
 from pt2q.errors import ComparisonError
+from pt2q.ir.torch_private import pytree
 from pt2q.numerics.sqnr import sqnr
 
 Logged = tuple[str, object, list[Any]]

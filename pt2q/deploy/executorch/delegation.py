@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
+from pt2q.ir.torch_private import OpOverload
 
 # Compute that XNNPACK has int8 kernels for; one of these left to a portable kernel between
 # a dequantize and a quantize runs in float and is slower than the float program.
@@ -88,12 +88,12 @@ def _calls(node: Node, lowered: Mapping[str, Any]) -> bool:
 def _overload(node: Node) -> Any:
     """The ATen overload behind a node; the edge dialect wraps overloads in a class of its own."""
     wrapped = getattr(node.target, "_op", None)
-    return wrapped if isinstance(wrapped, torch._ops.OpOverload) else node.target
+    return wrapped if isinstance(wrapped, OpOverload) else node.target
 
 
 def _operator_name(node: Node) -> str:
     target = _overload(node)
-    return str(target) if isinstance(target, torch._ops.OpOverload) else str(node.target)
+    return str(target) if isinstance(target, OpOverload) else str(node.target)
 
 
 def _is_quantized_compute(node: Node) -> bool:

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export._tree_utils import reorder_kwargs
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from pt2q.deploy.export import export_rewritten, require_graph
 from pt2q.deploy.inductor import package_inputs
@@ -20,6 +18,7 @@ from pt2q.deploy.inductor.settings import aoti_compile_and_package, aoti_load_pa
 from pt2q.deploy.library_output import first_line, quiet_python
 from pt2q.errors import DataError, InputShapeError, LoweringError
 from pt2q.files import SaveError, ensure_writable, replacing
+from pt2q.ir.torch_private import pytree, reorder_kwargs
 
 
 def package(

@@ -13,6 +13,7 @@ from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import get_constant, is_constant, value_of
 from pt2q.ir.module import InputCheck, QuantGraphModule, copy_module
 from pt2q.ir.qparams import read_qparams, write_dequantize
+from pt2q.ir.torch_private import forward_pre_hooks, remove_forward_pre_hook
 
 _WEIGHTED = ops.CONV | ops.LINEAR | ops.ADDMM | ops.MM
 _PER_TENSOR = ops.overloads(ops.qd.dequantize_per_tensor)
@@ -60,10 +61,9 @@ def take_input_checks(model: QuantGraphModule) -> tuple[InputCheck, ...]:
     Args:
         model: what `for_inductor` gave; changed in place.
     """
-    found = {k: h for k, h in model._forward_pre_hooks.items() if isinstance(h, InputCheck)}
+    found = {k: h for k, h in forward_pre_hooks(model).items() if isinstance(h, InputCheck)}
     for key in found:
-        del model._forward_pre_hooks[key]
-        model._forward_pre_hooks_with_kwargs.pop(key, None)
+        remove_forward_pre_hook(model, key)
     return tuple(found.values())
 
 

@@ -1,7 +1,7 @@
 """What of Inductor's own modules is used, and its settings while it compiles for us.
 
-The names of `torch._inductor` used here are private ones, checked on torch 2.13.0; the other files
-of this folder ask this one.
+Inductor is private as a whole (`pt2q.ir.torch_private` says what was checked); the other files of
+this folder ask this one.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch._dynamo.exc import TorchDynamoException as TorchDynamoException
-from torch._inductor import aoti_compile_and_package as aoti_compile_and_package
-from torch._inductor import aoti_load_package as aoti_load_package
-from torch._inductor import config
-from torch._inductor.compile_fx import compile_fx
-from torch._inductor.custom_graph_pass import CustomGraphPass
-from torch._inductor.fx_passes import mkldnn_fusion
-from torch._inductor.virtualized import V
 from torch.fx import Graph, GraphModule
 
 from pt2q.deploy.library_output import quiet_python
+from pt2q.ir.torch_private import MAY_ADD_IN_PLACE, private
+
+TorchDynamoException = private("torch._dynamo.exc.TorchDynamoException")
+aoti_compile_and_package = private("torch._inductor.aoti_compile_and_package")
+aoti_load_package = private("torch._inductor.aoti_load_package")
+compile_fx = private("torch._inductor.compile_fx.compile_fx")
+config = private("torch._inductor.config")
+CustomGraphPass = private("torch._inductor.custom_graph_pass.CustomGraphPass")
+mkldnn_fusion = private("torch._inductor.fx_passes.mkldnn_fusion")
+V = private("torch._inductor.virtualized.V")
 
 CACHE_TAG = "pt2q"
 """Keeps what is compiled here apart, in Inductor's caches, from what is compiled without us."""
@@ -61,12 +63,12 @@ def _patched(settings: Any, **values: Any) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _sums_into_temporaries() -> Iterator[None]:
-    original = getattr(mkldnn_fusion, "_qlinear_binary_can_be_inplace", None)
+    original = getattr(mkldnn_fusion, MAY_ADD_IN_PLACE, None)
     if original is None:  # a torch without oneDNN fuses nothing
         yield
         return
     guarded = _writes_temporaries_only(original)
-    with mock.patch.object(mkldnn_fusion, "_qlinear_binary_can_be_inplace", guarded):
+    with mock.patch.object(mkldnn_fusion, MAY_ADD_IN_PLACE, guarded):
         yield
 
 
@@ -85,7 +87,7 @@ def _writes_temporaries_only(original: Callable[[Any], bool]) -> Callable[[Any],
     return may_write
 
 
-class _Watch(CustomGraphPass):
+class _Watch(CustomGraphPass):  # type: ignore[misc, valid-type]
     """A pass of Inductor that changes nothing."""
 
     def __init__(self, record: Callable[[Graph], None]) -> None:

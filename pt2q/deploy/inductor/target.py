@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from pt2q.deploy.backend import ActivationMode, Backend, Deployed, Example, Model
 from pt2q.deploy.inductor.ahead_of_time import load_package, package
 from pt2q.deploy.inductor.dry_run import fusion_report
 from pt2q.deploy.inductor.fusion import FusionReport
 from pt2q.deploy.signature import Batch
+from pt2q.ir.torch_private import pytree
 from pt2q.quantizers import (
     QuantizationConfig,
     X86InductorQuantizer,

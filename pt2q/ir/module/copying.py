@@ -10,6 +10,7 @@ from pt2q.ir.module.graph_copy import copy_graph, move_metadata
 from pt2q.ir.module.graph_module import QuantGraphModule
 from pt2q.ir.module.input_check import InputCheck
 from pt2q.ir.record import FlowRecord, record_of
+from pt2q.ir.torch_private import forward_pre_hooks
 
 
 def copy_module(model: GraphModule, record: FlowRecord | None = None) -> QuantGraphModule:
@@ -31,7 +32,7 @@ def _copy(
 ) -> QuantGraphModule:
     result = QuantGraphModule(model, copy_graph(model.graph, memo), record=record)
     graphs.append(result.graph)
-    for hook in model._forward_pre_hooks.values():
+    for hook in forward_pre_hooks(model).values():
         if isinstance(hook, InputCheck):
             hook.install(result)
     for name, body in _bodies(result).items():

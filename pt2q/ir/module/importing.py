@@ -10,6 +10,7 @@ from pt2q.ir.module.copying import copy_module
 from pt2q.ir.module.graph_module import QuantGraphModule
 from pt2q.ir.module.input_check import InputCheck
 from pt2q.ir.record import Stage
+from pt2q.ir.torch_private import GUARDS
 
 EXPORT_HINT = (
     "capture it first:\n"
@@ -58,7 +59,7 @@ def _check_exported(model: object) -> None:
 
 
 def _is_guard(model: GraphModule, node: Node) -> bool:
-    return node.op == "call_module" and str(node.target) == "_guards_fn"
+    return node.op == "call_module" and str(node.target) == GUARDS
 
 
 def _drop_guards(model: QuantGraphModule) -> None:
@@ -66,5 +67,5 @@ def _drop_guards(model: QuantGraphModule) -> None:
     for node in list(model.graph.nodes):
         if _is_guard(model, node):
             model.graph.erase_node(node)
-            delattr(model, "_guards_fn")
+            delattr(model, GUARDS)
             model.recompile()

@@ -1,0 +1,99 @@
+"""torch's private names: all in one file, each of them there and doing what the file says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import Graph
+
+from pt2q.ir import torch_private
+from pt2q.ir.torch_private import CHECKED, private
+
+ROOT = Path(__file__).parents[2]
+RULE = ROOT / ".ci" / "torch_private.py"
+ON_INSTANCES = {  # attributes that objects have and their classes need not
+    "torch.fx.graph.Graph._codegen": lambda: Graph(),
+    "torch.fx.graph.Graph._tracer_cls": lambda: Graph(),
+    "torch.fx.node.Node._erased": lambda: Graph().placeholder("x"),
+    "torch.nn.Module._forward_pre_hooks": lambda: nn.Module(),
+    "torch.Tensor._version": lambda: torch.zeros(1),
+    "torch.storage.UntypedStorage._cdata": lambda: torch.zeros(1).untyped_storage(),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_every_name_exists_in_this_torch(name: str) -> None:
+    if name in ON_INSTANCES:
+        assert hasattr(ON_INSTANCES[name](), name.rpartition(".")[2])
+    else:
+        assert private(name) is not None
+    assert CHECKED[name].split(".")[0].isdigit()
+
+
+def test_a_name_that_was_not_checked_is_refused() -> None:
+    with pytest.raises(KeyError, match=r"torch\._dynamo\.config is not in CHECKED.*enter it there"):
+        private("torch._dynamo.config")
+
+
+def test_the_names_that_are_wrapped() -> None:
+    graph = Graph()
+    node = graph.placeholder("x")
+    assert not torch_private.is_erased(node)
+    graph.erase_node(node)
+    assert torch_private.is_erased(node)
+    assert torch_private.schema_of(torch.ops.aten.add.Tensor).arguments[1].name == "other"
+    assert torch_private.schema_of(len) is None
+    assert torch_private.overload_name(torch.ops.aten.add.Tensor) == "Tensor"
+    counted = torch.zeros(2)
+    counted.add_(1)
+    assert torch_private.version_of(counted) == 1
+    with torch.inference_mode():
+        assert torch_private.version_of(torch.zeros(2)) is None
+    module = nn.Module()
+    module.register_forward_pre_hook(print, with_kwargs=True)
+    ((key, hook),) = torch_private.forward_pre_hooks(module).items()
+    assert hook is print
+    torch_private.remove_forward_pre_hook(module, key)
+    assert not torch_private.forward_pre_hooks(module)
+
+
+def run_rule(*folders: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(RULE), *map(str, folders)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_no_other_file_names_them() -> None:
+    result = run_rule()
+    assert (result.returncode, result.stdout) == (0, ""), result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("from torch.utils import _pytree", "torch.utils._pytree"),
+        ("from torch._subclasses import FakeTensor", "torch._subclasses.FakeTensor"),
+        ("import torch._dynamo.config", "torch._dynamo.config"),
+        ("is_overload = isinstance(target, torch._ops.OpOverload)", "torch._ops"),
+        ("schema = node.target._schema", "_schema"),
+        ("found = getattr(node.target, '_schema', None)", "_schema"),
+        ("graph._codegen = None", "_codegen"),
+    ],
+)
+def test_the_rule_finds_a_private_name(tmp_path: Path, line: str, name: str) -> None:
+    (tmp_path / "module.py").write_text(f"x = 1\n{line}\n")
+    result = run_rule(tmp_path)
+    assert result.returncode == 1
+    assert f"module.py:2: {name}" in result.stdout and "ir/torch_private.py" in result.stdout
+
+
+def test_the_rule_leaves_alone_what_is_ours(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(
+        "class A:\n    _x = 1\n    def _f(self):\n        self._y = self._buffers\n"
+        "def g(a):\n    return a._x, a._y, a._f(), a.__dict__\n"
+    )
+    assert run_rule(tmp_path).returncode == 0
