@@ -81,7 +81,10 @@ def _constant_for(body: GraphModule, position: int, owner: GraphModule, operand:
     target = str(operand.target)
     if old.users:
         set_constant(body, target, get_constant(owner, operand))
-        new = Emitter(body, PASS_NAME).before(old).read(target)
+        # Behind the inputs, so that closing, which adds one for it, adds it before its readers.
+        inputs = ("placeholder", "get_attr")
+        following = next(node for node in body.graph.nodes if node.op not in inputs)
+        new = Emitter(body, PASS_NAME).before(following, origin=old).read(target)
         new.meta = dict(old.meta)
         add_meta(new, operand)
         old.replace_all_uses_with(new)

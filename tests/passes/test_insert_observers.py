@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.golden import assert_golden_graph, exact, exact_input
-from support.passes import Fork, imported
+from support.golden import exact, exact_input
+from support.passes import Fork, annotate_all_edges, imported
 from support.small_quantizers import (
-    ACTIVATION,
     FunctionQuantizer,
 )
 from torch import Tensor, nn
@@ -40,17 +39,10 @@ def insert(model: QuantGraphModule, annotate: Any) -> QuantGraphModule:
 
 
 def test_observers_are_numbered_and_placed_behind_what_they_watch() -> None:
-    model = insert(imported(exact(Fork()), exact_input(2, 4)), _all_edges)
-    assert_golden_graph("insert_observers", model)
+    model = insert(imported(exact(Fork()), exact_input(2, 4)), annotate_all_edges)
     nodes = list(model.graph.nodes)
     kinds = [n.op for n in nodes]
     assert "call_function" not in kinds[: len(kinds) - kinds[::-1].index("placeholder")]
-
-
-def _all_edges(node: Node) -> QuantizationAnnotation | None:
-    if node.op != "call_function":
-        return None
-    return QuantizationAnnotation(dict.fromkeys(node.all_input_nodes, ACTIVATION), ACTIVATION)
 
 
 def test_names_of_the_model_are_not_taken() -> None:
@@ -62,7 +54,7 @@ def test_names_of_the_model_are_not_taken() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + self.activation_post_process_0
 
-    model = insert(imported(Model(), torch.randn(4)), _all_edges)
+    model = insert(imported(Model(), torch.randn(4)), annotate_all_edges)
     assert torch.equal(model.activation_post_process_0, torch.ones(4))
     assert hasattr(model, "activation_post_process_1")
 

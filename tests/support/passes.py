@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
-from pt2q import QuantGraphModule, prepare_pt2e
+from pt2q import QuantGraphModule, QuantizationAnnotation, prepare_pt2e
 from pt2q.ir.module import copy_module, import_exported
+from support.small_quantizers import ACTIVATION
 
 
 def imported(model: nn.Module, *inputs: Any) -> QuantGraphModule:
@@ -24,6 +26,19 @@ class Fork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) + torch.tanh(x) * (x * x)
+
+
+def annotate_inputs(node: Node) -> QuantizationAnnotation | None:
+    if node.op != "call_function":
+        return None
+    inputs = [n for n in node.all_input_nodes if n.op == "placeholder"]
+    return QuantizationAnnotation(dict.fromkeys(inputs, ACTIVATION)) if inputs else None
+
+
+def annotate_all_edges(node: Node) -> QuantizationAnnotation | None:
+    if node.op != "call_function":
+        return None
+    return QuantizationAnnotation(dict.fromkeys(node.all_input_nodes, ACTIVATION), ACTIVATION)
 
 
 def calibrated(model: nn.Module, quantizer: Any, *inputs: Any) -> QuantGraphModule:
