@@ -19,6 +19,7 @@ from pt2q import QuantGraphModule
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.graph import dump, module_path
 from pt2q.passes import run_passes, verified_passes
+from pt2q.passes.prepare.insert_observers import OBSERVER_NAME
 
 pytestmark = [
     pytest.mark.usefixtures("no_gradients"),
@@ -29,7 +30,7 @@ FOLDER = "passes"
 
 
 def text_of(model: QuantGraphModule, original: torch.nn.Module) -> str:
-    """Graphs with the module of each call, and what the module holds."""
+    """Graphs with the module of each call, and what the module holds: of observers Parameters."""
     shared = {id(tensor) for tensor in original.state_dict(keep_vars=True).values()}
     lines = []
     for path, module in named_graph_modules(model):
@@ -39,7 +40,8 @@ def text_of(model: QuantGraphModule, original: torch.nn.Module) -> str:
             place = module_path(node)
             lines.append(f"  {line}" + (f"  # {place}" if place else ""))
     held = [*model.named_parameters(remove_duplicate=False)]
-    held += model.named_buffers(remove_duplicate=False)
+    buffers = model.named_buffers(remove_duplicate=False)
+    held += [pair for pair in buffers if OBSERVER_NAME not in pair[0]]
     for name, tensor in sorted(held):
         kind = "Parameter" if isinstance(tensor, torch.nn.Parameter) else "buffer"
         dtype = str(tensor.dtype).removeprefix("torch.")
