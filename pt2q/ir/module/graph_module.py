@@ -18,8 +18,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from pt2q.ir.graph import named_tensors
 from pt2q.ir.modes import switch_mode
+from pt2q.ir.module.frozen import freeze_spec, thaw_spec
 from pt2q.ir.module.graph_copy import copy_graph, move_metadata
-from pt2q.ir.module.pickling import freeze_graph, freeze_spec, thaw_graph, thaw_spec
+from pt2q.ir.module.pickling import freeze_graph, thaw_graph
 from pt2q.ir.record import FlowRecord
 from pt2q.ir.storage import View, restore_views, views_among
 from pt2q.ir.torch_private import pytree
@@ -131,7 +132,7 @@ def _keep_persistence(root: torch.nn.Module, new: torch.nn.Module) -> None:
 
 
 def _rebuild(
-    state: dict[str, Any], frozen: tuple[Any, list[Any]], views: tuple[View, ...] = ()
+    state: dict[str, Any], frozen: tuple[Any, list[Any]], views: tuple[View, ...]
 ) -> QuantGraphModule:
     root = torch.nn.Module()
     root.__dict__ = {k: thaw_spec(v) for k, v in state.items()}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from pt2q.ir import ops
 from pt2q.ir.control_flow import Branching, branchings, placeholders, results
-from pt2q.ir.graph import find_attribute
 from pt2q.ir.storage.effects import Effects, effects_of
-from pt2q.ir.storage.identity import span_of, storage_of
+from pt2q.ir.storage.overlap import Spans, constant_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class _Reader:
     position: dict[Node, int] = field(init=False)
     calls: dict[Node, Branching] = field(init=False)
     parent: dict[Node, Node] = field(default_factory=dict)
-    spans: dict[int, list[tuple[int, int, Node]]] = field(default_factory=dict)
+    spans: Spans = field(default_factory=Spans)
     effects: dict[Node, Effects] = field(default_factory=dict)
     given_out: dict[Node, dict[int, tuple[Node, ...]]] = field(default_factory=dict)
 
@@ -98,19 +95,9 @@ class _Reader:
         for node in self.graph.find_nodes(op="get_attr"):
             first = by_name.setdefault(str(node.target), node)
             self.join(first, node)
-        for target, node in by_name.items():
-            tensor = _tensor(self.graph, target)
-            if tensor is not None:
-                self.spans.setdefault(storage_of(tensor), []).append((*span_of(tensor), node))
-        for found in self.spans.values():
-            for one, other in _overlapping(found):
-                self.join(one, other)
-
-    def overlapping(self, tensor: Tensor) -> list[Node]:
-        """The constants of the graph that a tensor overlaps."""
-        start, end = span_of(tensor)
-        known = self.spans.get(storage_of(tensor), ())
-        return [node for low, high, node in known if low < end and start < high]
+        self.spans = Spans.of((node, constant_of(node)) for node in by_name.values())
+        for one, other in self.spans.joined():
+            self.join(one, other)
 
     # -------------------------------------------------------------- calls
 
@@ -160,9 +147,7 @@ class _Body:
             if isinstance(operand, Node):
                 self._lies_in(inner, [operand])
         for node in body.graph.find_nodes(op="get_attr"):
-            tensor = _tensor(body.graph, str(node.target))
-            if tensor is not None:
-                self._lies_in(node, around.overlapping(tensor))
+            self._lies_in(node, around.spans.overlapping(constant_of(node)))
 
     def _lies_in(self, inner: Node, outer: list[Node]) -> None:
         self.outside.setdefault(self.reading.root[inner], []).extend(outer)
@@ -175,22 +160,3 @@ class _Body:
         """The nodes outside whose storage a result may lie in."""
         result = results(self.body)[index]
         return self.outside.get(self.reading.root[result], []) if isinstance(result, Node) else []
-
-
-def _tensor(graph: Graph, target: str) -> Tensor | None:
-    owner = graph.owning_module
-    found = None if owner is None else find_attribute(owner, target)
-    return found if isinstance(found, Tensor) else None
-
-
-def _overlapping(spans: list[tuple[int, int, Node]]) -> Iterator[tuple[Node, Node]]:
-    """Pairs that join all the spans of one storage that overlap, directly or through others."""
-    if len(spans) < 2:
-        return
-    reach, first = -1, spans[0][2]
-    for start, end, node in sorted(spans, key=lambda span: span[:2]):
-        if start < reach:
-            yield first, node
-        elif end > start:
-            first = node
-        reach = max(reach, end)

@@ -1,9 +1,4 @@
-"""Operators that hold graphs: ``cond``, ``while_loop``, ``scan`` and ``map``.
-
-Where each keeps its bodies and operands is one row of a table. In a prepared model they are run
-by plain Python functions with the same meaning, so that observers inside see every call and
-gradients flow as in any other code; convert puts the operators back.
-"""
+"""Calls of control-flow operators: where each keeps its bodies and operands is a row of a table."""
 
 from __future__ import annotations
 
@@ -11,53 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
-
-
-def run_cond(
-    predicate: Tensor | bool, true_body: Any, false_body: Any, operands: Sequence[Any] = ()
-) -> Any:
-    """``true_body(*operands)`` if ``predicate`` else ``false_body(*operands)``."""
-    return (true_body if bool(predicate) else false_body)(*operands)
-
-
-def run_while_loop(
-    condition: Any, body: Any, carried: Sequence[Any], additional: Sequence[Any] = ()
-) -> tuple[Any, ...]:
-    """Replace ``carried`` by ``body(*carried, *additional)`` while ``condition`` holds of them."""
-    values = tuple(carried)
-    while bool(_single(condition(*values, *additional))):
-        values = tuple(body(*values, *additional))
-    return values
-
-
-def run_scan(
-    body: Any, initial: Sequence[Any], sliced: Sequence[Tensor], additional: Sequence[Any] = ()
-) -> tuple[Any, ...]:
-    """Fold ``body`` over the first dimension; returns the last carry and the stacked results."""
-    carry = tuple(initial)
-    rows = []
-    for step in range(sliced[0].shape[0]):
-        results = tuple(body(*carry, *(x[step] for x in sliced), *additional))
-        carry, row = results[: len(carry)], results[len(carry) :]
-        rows.append(row)
-    return (*carry, *(torch.stack(column) for column in zip(*rows, strict=True)))
-
-
-def run_map(body: Any, sliced: Sequence[Tensor], additional: Sequence[Any] = ()) -> Any:
-    """Apply ``body`` to each slice of the first dimension and stack the results."""
-    rows = [
-        tuple(body(*(x[step] for x in sliced), *additional)) for step in range(sliced[0].shape[0])
-    ]
-    return tuple(torch.stack(column) for column in zip(*rows, strict=True))
-
-
-def _single(result: Any) -> Any:
-    return result[0] if isinstance(result, tuple | list) else result
+from pt2q.ir.control_flow.runners import run_cond, run_map, run_scan, run_while_loop
 
 
 @dataclass(frozen=True)
@@ -181,29 +133,3 @@ def results(body: GraphModule) -> list[Any]:
     """What a body returns, flat."""
     value = body.graph.output_node().args[0]
     return list(value) if isinstance(value, tuple | list) else [value]
-
-
-def boundary_links(model: GraphModule) -> list[tuple[Node, Node]]:
-    """Pairs of nodes in different graphs that are one value, or one after the other.
-
-    An operand and the placeholder it arrives at; a result and the getitem that takes it; a
-    carried value and what replaces it in the next step. They have one set of parameters.
-    """
-    links: list[tuple[Any, Any]] = []
-    for module in graph_modules(model):
-        for call in branchings(module):
-            links.extend(_links(call))
-    return [(a, b) for a, b in links if isinstance(a, Node) and isinstance(b, Node)]
-
-
-def _links(call: Branching) -> Iterator[tuple[Any, Any]]:
-    for body in call.bodies:
-        yield from zip(call.operands, placeholders(body), strict=True)
-    taken = {user.args[1]: user for user in call.node.users if user.target is ops.GETITEM}
-    for index in call.layout.returning:
-        body = call.bodies[index]
-        inner = results(body)
-        yield from ((inner[i], user) for i, user in taken.items() if isinstance(i, int))
-        if call.layout.carried is not None:
-            count = len(call.group(call.layout.carried))
-            yield from zip(inner[:count], placeholders(body), strict=False)
