@@ -9,7 +9,7 @@ from pt2q.observers import PerChannelMinMaxObserver
 from pt2q.quantizers.toolkit.config import EPS, QuantizationConfig
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
 from pt2q.quantizers.toolkit.reasons import EMBEDDINGS_ONLY
-from pt2q.quantizers.toolkit.table import checks
+from pt2q.quantizers.toolkit.table import checks, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_weighted
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
 from pt2q.quantizers.toolkit.table.kernel_limits import INT8, KernelLimits, TensorLimits
@@ -25,6 +25,7 @@ LOOKUP = Rule(
     ),
     annotate=annotate_weighted,
     checks=(checks.constant_weight, checks.float32_only),
+    examples=(examples.LOOKUP,),
 )
 
 
@@ -43,7 +44,7 @@ def get_embedding_quantization_config() -> QuantizationConfig:
 
 EMBEDDINGS = BackendTable(
     runtime="EmbeddingQuantizer",
-    default=get_embedding_quantization_config,
+    configure=lambda mode: get_embedding_quantization_config(),
     configuration="get_embedding_quantization_config()",
     rules=(LOOKUP,),
     else_in_float=EMBEDDINGS_ONLY,

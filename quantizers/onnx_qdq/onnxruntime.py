@@ -8,8 +8,8 @@ from pt2q.ir import ops
 from pt2q.quantizers.onnx_qdq import shared_rows as shared
 from pt2q.quantizers.onnx_qdq.configs import get_onnxruntime_quantization_config
 from pt2q.quantizers.onnx_qdq.kernels import ACTIVATION, unweighted, weighted
-from pt2q.quantizers.toolkit.config import Mode
-from pt2q.quantizers.toolkit.table import checks, common_rows
+from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
+from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_activations
 from pt2q.quantizers.toolkit.table.rule import Rule, When, in_training
 
@@ -25,6 +25,7 @@ TRANSPOSED = replace(
     name="transposed convolution",
     heads=ops.CONV_TRANSPOSE,
     kernel=weighted(ACTIVATION, axis=1),
+    examples=(examples.TRANSPOSED, examples.GROUPED_TRANSPOSED),
 )
 # Its operator also gives float: a transformer's residual stream needs more than 8 bits.
 LINEAR = replace(shared.LINEAR, kernel=weighted(ACTIVATION, "QGemm", "MatMulIntegerToFloat"))
@@ -43,6 +44,7 @@ ADDITION = Rule(
     annotate=annotate_activations,
     checks=checks.TWO_TENSORS,
     when=When.BETWEEN_QUANTIZED,
+    examples=(examples.ADDITION, examples.RESIDUAL),
 )
 MULTIPLICATION = replace(
     ADDITION,
@@ -50,29 +52,48 @@ MULTIPLICATION = replace(
     heads=ops.MUL,
     tails=(),
     kernel=unweighted(ACTIVATION, "QLinearMul"),
+    examples=(examples.MULTIPLICATION,),
 )
 CONCATENATION = replace(common_rows.CONCATENATION, kernel=unweighted(ACTIVATION, "QLinearConcat"))
 AVERAGE = replace(
     common_rows.AVERAGE,
-    kernel=unweighted(ACTIVATION, "QLinearAveragePool", "QLinearGlobalAveragePool"),
+    heads=ops.AVG_POOL,
+    kernel=unweighted(ACTIVATION, "QLinearAveragePool"),
     annotate=annotate_activations,
+    examples=(examples.AVERAGE_POOL,),
+)
+# The runtime averages in float; int8 before and after it loses little.
+MEAN = replace(
+    AVERAGE,
+    name="mean",
+    heads=ops.MEAN | ops.ADAPTIVE_AVG_POOL,
+    kernel=unweighted(ACTIVATION),
+    examples=(examples.MEAN, examples.GLOBAL_POOL),
 )
 MOVE = replace(
     common_rows.MOVE,
     heads=common_rows.MOVE.heads | ops.SUBSET,
     kernel=unweighted(ACTIVATION),
+    examples=(*common_rows.MOVE.examples, examples.PART),
 )
 DROPOUT = replace(common_rows.DROPOUT, kernel=unweighted(ACTIVATION))
 
+
+def _configure(mode: Mode) -> QuantizationConfig:
+    return get_onnxruntime_quantization_config(
+        is_qat=mode is Mode.QAT, is_dynamic=mode is Mode.DYNAMIC
+    )
+
+
 ONNXRUNTIME = shared.OnnxTable(
     runtime="ONNX Runtime",
-    default=get_onnxruntime_quantization_config,
+    configure=_configure,
     configuration="get_onnxruntime_quantization_config()",
     rules=(
         CONVOLUTION,
-        in_training(CONVOLUTION),
+        in_training(CONVOLUTION, examples.CONVOLUTION_IN_TRAINING),
         TRANSPOSED,
-        in_training(TRANSPOSED),
+        in_training(TRANSPOSED, examples.TRANSPOSED_IN_TRAINING),
         LINEAR,
         DYNAMIC_LINEAR,
         PRODUCT,
@@ -80,10 +101,30 @@ ONNXRUNTIME = shared.OnnxTable(
         MULTIPLICATION,
         CONCATENATION,
         AVERAGE,
+        MEAN,
         MOVE,
         DROPOUT,
     ),
     in_float=shared.IN_FLOAT,
     leaves_out_relu=True,
 )
-OPENVINO = replace(ONNXRUNTIME, runtime="OpenVINO")
+OPENVINO_KERNELS = {
+    "convolution": ("Convolution",),
+    "convolution in training": ("Convolution",),
+    "linear": ("FullyConnected",),
+    "concatenation": ("Concatenation",),
+    "average": ("Pooling",),
+    "mean": ("Reduce",),
+}
+"""What OpenVINO computes in integers, by the rows of ONNX Runtime's table; the rest in float."""
+
+
+def _for_openvino(rule: Rule) -> Rule:
+    assert rule.kernel is not None
+    names = OPENVINO_KERNELS.get(rule.name, ())
+    return replace(rule, kernel=replace(rule.kernel, names=names))
+
+
+OPENVINO = replace(
+    ONNXRUNTIME, runtime="OpenVINO", rules=tuple(map(_for_openvino, ONNXRUNTIME.rules))
+)

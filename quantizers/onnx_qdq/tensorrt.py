@@ -15,7 +15,7 @@ from pt2q.quantizers.toolkit.reading.residual_additions import (
     why_no_residual,
 )
 from pt2q.quantizers.toolkit.reasons import Reason
-from pt2q.quantizers.toolkit.table import checks, common_rows
+from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_chain, annotate_weighted_inputs
 from pt2q.quantizers.toolkit.table.rule import Match, Rule, When, in_training
 
@@ -40,7 +40,7 @@ def _annotate_skip_branch(match: Match) -> None:
 
 CONVOLUTION = replace(
     shared.CONVOLUTION,
-    kernel=weighted(SYMMETRIC),
+    kernel=weighted(SYMMETRIC, "Conv"),
     annotate=annotate_weighted_inputs,
     modes=frozenset({Mode.STATIC}),
 )
@@ -48,36 +48,42 @@ TRANSPOSED = replace(
     CONVOLUTION,
     name="transposed convolution",
     heads=ops.CONV_TRANSPOSE,
-    kernel=weighted(SYMMETRIC, axis=1),
+    kernel=weighted(SYMMETRIC, "ConvTranspose", axis=1),
+    examples=(examples.TRANSPOSED, examples.GROUPED_TRANSPOSED),
 )
-LINEAR = replace(shared.LINEAR, kernel=weighted(SYMMETRIC))
-PRODUCT = replace(shared.PRODUCT, kernel=unweighted(SYMMETRIC))
+LINEAR = replace(shared.LINEAR, kernel=weighted(SYMMETRIC, "Gemm", "MatMul"))
+PRODUCT = replace(shared.PRODUCT, kernel=unweighted(SYMMETRIC, "MatMul"))
 RESIDUAL = Rule(
     name="residual addition",
     heads=ops.ADD,
     tails=(ops.RELU,),
-    kernel=unweighted(SYMMETRIC),
+    kernel=unweighted(SYMMETRIC, "Add"),
     annotate=_annotate_skip_branch,
     checks=(*checks.TWO_TENSORS, _adds_to_product),
     when=When.BETWEEN_QUANTIZED,
+    examples=(examples.RESIDUAL, examples.ADDITION),
 )
-AVERAGE = replace(common_rows.AVERAGE, kernel=unweighted(SYMMETRIC))
+AVERAGE = replace(
+    common_rows.AVERAGE,
+    kernel=unweighted(SYMMETRIC, "AveragePool", "ReduceMean", "GlobalAveragePool"),
+)
 # These commute with a quantize; the runtime moves it by itself.
 MOVE = replace(
     common_rows.MOVE,
     heads=common_rows.MOVE.heads | ops.CAT,
     kernel=unweighted(SYMMETRIC),
+    examples=(*common_rows.MOVE.examples, examples.CONCATENATION),
 )
 
 TENSORRT = shared.OnnxTable(
     runtime="TensorRT",
-    default=get_tensorrt_quantization_config,
+    configure=lambda mode: get_tensorrt_quantization_config(is_qat=mode is Mode.QAT),
     configuration="get_tensorrt_quantization_config()",
     rules=(
         CONVOLUTION,
-        in_training(CONVOLUTION),
+        in_training(CONVOLUTION, examples.CONVOLUTION_IN_TRAINING),
         TRANSPOSED,
-        in_training(TRANSPOSED),
+        in_training(TRANSPOSED, examples.TRANSPOSED_IN_TRAINING),
         LINEAR,
         PRODUCT,
         RESIDUAL,

@@ -12,7 +12,7 @@ from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
-from pt2q.quantizers.toolkit.table import checks, common_rows
+from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
 from pt2q.quantizers.toolkit.table.kernel_limits import (
     INT4,
@@ -24,7 +24,10 @@ from pt2q.quantizers.toolkit.table.kernel_limits import (
     TensorLimits,
 )
 from pt2q.quantizers.toolkit.table.rule import Match
-from pt2q.quantizers.weights.configs import get_weight_only_quantization_config
+from pt2q.quantizers.weights.configs import (
+    get_dynamic_activation_4bit_weight_config,
+    get_weight_only_quantization_config,
+)
 from pt2q.spec.constructor import unwrapped
 
 FLOATS = tuple(
@@ -76,11 +79,19 @@ TRANSPOSED = replace(
     name="transposed convolution",
     heads=ops.CONV_TRANSPOSE,
     kernel=replace(KERNEL, weight=replace(WEIGHT, axis=1)),
+    examples=(examples.TRANSPOSED, examples.GROUPED_TRANSPOSED),
 )
+
+
+def _configure(mode: Mode) -> QuantizationConfig:
+    if mode is Mode.DYNAMIC:
+        return get_dynamic_activation_4bit_weight_config()
+    return get_weight_only_quantization_config()
+
 
 WEIGHTS = BackendTable(
     runtime="WeightQuantizer",
-    default=get_weight_only_quantization_config,
+    configure=_configure,
     configuration="get_weight_only_quantization_config()",
     rules=(LINEAR, CONVOLUTION, TRANSPOSED),
     else_in_float=reasons.NO_WEIGHT,

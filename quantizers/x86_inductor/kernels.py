@@ -25,4 +25,6 @@ CONVOLUTION = KernelLimits(
 LINEAR = replace(CONVOLUTION, names=("onednn.qlinear",), dimensions=(2, ANY_RANK[1]))
 DYNAMIC_LINEAR = replace(LINEAR, result=None)
 RESIDUAL = KernelLimits(names=("onednn.qconv",), activation=ACTIVATION, result=ACTIVATION)
-LOOP = KernelLimits(activation=ACTIVATION, result=ACTIVATION)
+# Loops over integers, which Inductor writes.
+LOOP = KernelLimits(names=("generated code",), activation=ACTIVATION, result=ACTIVATION)
+FLOAT = KernelLimits(activation=ACTIVATION)

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from pt2q.ir import ops
 from pt2q.quantizers.toolkit import reasons
-from pt2q.quantizers.toolkit.config import Mode
+from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.reasons import Reason
-from pt2q.quantizers.toolkit.table import checks, common_rows
+from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_weighted_inputs
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
 from pt2q.quantizers.toolkit.table.rule import Match, Rule, When, in_training
@@ -55,8 +55,9 @@ DYNAMIC_LINEAR = replace(
 )
 PRODUCT = replace(
     common_rows.PRODUCT,
-    kernel=kernels.LOOP,
+    kernel=kernels.FLOAT,
     checks=(*common_rows.PRODUCT.checks, _asked_for),
+    examples=(examples.COMPUTED_FACTORS_ASKED_FOR,),
 )
 RESIDUAL = Rule(
     name="residual addition",
@@ -67,19 +68,27 @@ RESIDUAL = Rule(
     checks=(*checks.TWO_TENSORS, same_shape, adds_to_convolution),
     when=When.BETWEEN_QUANTIZED,
     output_counts=False,
+    examples=(examples.RESIDUAL, examples.ADDITION),
 )
 CONCATENATION = replace(common_rows.CONCATENATION, kernel=kernels.LOOP, output_counts=False)
 AVERAGE = replace(common_rows.AVERAGE, kernel=kernels.LOOP, output_counts=False)
 MOVE = replace(common_rows.MOVE, kernel=kernels.LOOP)
 DROPOUT = replace(common_rows.DROPOUT, kernel=kernels.LOOP)
 
+
+def _configure(mode: Mode) -> QuantizationConfig:
+    return get_default_x86_inductor_quantization_config(
+        is_qat=mode is Mode.QAT, is_dynamic=mode is Mode.DYNAMIC
+    )
+
+
 X86_INDUCTOR = BackendTable(
     runtime="Inductor",
-    default=get_default_x86_inductor_quantization_config,
+    configure=_configure,
     configuration="get_default_x86_inductor_quantization_config()",
     rules=(
         CONVOLUTION,
-        in_training(CONVOLUTION),
+        in_training(CONVOLUTION, examples.CONVOLUTION_IN_TRAINING),
         LINEAR,
         DYNAMIC_LINEAR,
         PRODUCT,

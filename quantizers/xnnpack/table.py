@@ -8,15 +8,18 @@ nothing from a quantize and a dequantize around it, so it stays in float.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.ops import argument
 from pt2q.quantizers.toolkit import reasons
-from pt2q.quantizers.toolkit.config import Mode, get_symmetric_quantization_config
-from pt2q.quantizers.toolkit.table import checks, common_rows
+from pt2q.quantizers.toolkit.config import (
+    Mode,
+    QuantizationConfig,
+    get_symmetric_quantization_config,
+)
+from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import (
     annotate_activations,
     annotate_like_input,
@@ -48,12 +51,14 @@ GROUPED_TRANSPOSED = replace(
     heads=ops.CONV_TRANSPOSE1D | ops.CONV_TRANSPOSE2D,
     where=_is_grouped,
     kernel=kernels.GROUPED_TRANSPOSED,
+    examples=(examples.GROUPED_TRANSPOSED,),
 )
 TRANSPOSED = replace(
     GROUPED_TRANSPOSED,
     name="transposed convolution",
     where=None,
     kernel=kernels.TRANSPOSED,
+    examples=(examples.TRANSPOSED,),
 )
 LINEAR = replace(
     common_rows.LINEAR,
@@ -74,6 +79,7 @@ ADDMM = Rule(
     kernel=kernels.ADDMM,
     annotate=annotate_weighted,
     checks=(own.unscaled, *checks.CONSTANT_WEIGHT),
+    examples=(examples.ADDMM,),
 )
 DYNAMIC_ADDMM = replace(
     ADDMM,
@@ -87,6 +93,7 @@ PRODUCT = Rule(
     kernel=kernels.PRODUCT,
     annotate=annotate_weighted,
     checks=(own.matrix_operand, *checks.CONSTANT_WEIGHT),
+    examples=(examples.CONSTANT_MATRIX,),
 )
 
 # ------------------------------------------------------------------ between quantized operators
@@ -99,6 +106,7 @@ ADDITION = Rule(
     annotate=annotate_activations,
     checks=checks.TWO_TENSORS,
     when=When.BETWEEN_QUANTIZED,
+    examples=(examples.ADDITION,),
 )
 SUBTRACTION = replace(
     ADDITION,
@@ -106,12 +114,14 @@ SUBTRACTION = replace(
     heads=ops.SUB,
     tails=(),
     kernel=kernels.elementwise("XNNSubtract"),
+    examples=(examples.SUBTRACTION,),
 )
 MULTIPLICATION = replace(
     SUBTRACTION,
     name="multiplication",
     heads=ops.MUL,
     kernel=kernels.elementwise("XNNMultiply"),
+    examples=(examples.MULTIPLICATION,),
 )
 CONCATENATION = replace(
     common_rows.CONCATENATION, kernel=kernels.elementwise("XNNConcatenate2", "XNNConcatenate3")
@@ -123,12 +133,14 @@ MEAN = Rule(
     annotate=annotate_activations,
     checks=(checks.float32_only, own.mean_over_image),
     when=When.BETWEEN_QUANTIZED,
+    examples=(examples.MEAN,),
 )
 POOL = replace(
     MEAN,
     name="global average pool",
     heads=ops.ADAPTIVE_AVG_POOL2D,
     checks=(checks.float32_only, own.pools_to_one),
+    examples=(examples.GLOBAL_POOL,),
 )
 
 # ------------------------------------------------------------------ in the parameters of the input
@@ -140,12 +152,14 @@ RESHAPE = Rule(
     annotate=annotate_like_input,
     checks=(checks.float_inputs, checks.writes_nothing_shared),
     when=When.INPUT_QUANTIZED,
+    examples=(examples.RESHAPE,),
 )
 PERMUTE = replace(
     RESHAPE,
     name="permute",
     heads=ops.PERMUTE,
     kernel=kernels.elementwise("XNNStaticTranspose"),
+    examples=(examples.PERMUTE,),
 )
 MAX_POOL = replace(
     RESHAPE,
@@ -153,6 +167,7 @@ MAX_POOL = replace(
     heads=ops.MAX_POOL2D,
     kernel=kernels.elementwise("XNNMaxPooling2d"),
     checks=(*RESHAPE.checks, own.pool_window),
+    examples=(examples.MAX_POOL,),
 )
 BOUND = replace(
     RESHAPE,
@@ -160,6 +175,7 @@ BOUND = replace(
     heads=FUSED | ops.CLAMP,
     kernel=kernels.elementwise("XNNClamp"),
     checks=(*RESHAPE.checks, own.literal_bounds),
+    examples=(examples.BOUND,),
 )
 # The runtime runs these in float; int8 before and after them loses nothing.
 PART = replace(
@@ -168,27 +184,49 @@ PART = replace(
     heads=ops.SUBSET,
     kernel=kernels.elementwise(),
     output_counts=False,
+    examples=(examples.PART,),
 )
-SPLIT = replace(PART, name="split", heads=ops.SPLIT | frozenset({ops.GETITEM}))
-REPEAT = replace(PART, name="repeat", heads=ops.REPEAT | ops.UPSAMPLE_NEAREST)
-COPY = replace(PART, name="copy", heads=ops.COPY)
+SPLIT = replace(
+    PART,
+    name="split",
+    heads=ops.SPLIT | frozenset({ops.GETITEM}),
+    examples=(examples.SPLIT,),
+)
+REPEAT = replace(
+    PART,
+    name="repeat",
+    heads=ops.REPEAT | ops.UPSAMPLE_NEAREST,
+    examples=(examples.REPEAT, examples.UPSAMPLE),
+)
+COPY = replace(PART, name="copy", heads=ops.COPY, examples=(examples.COPY,))
 DROPOUT = replace(
-    PART, name="dropout", heads=ops.DROPOUT, checks=(*RESHAPE.checks, checks.inactive)
+    PART,
+    name="dropout",
+    heads=ops.DROPOUT,
+    checks=(*RESHAPE.checks, checks.inactive),
+    examples=(examples.DROPOUT,),
 )
+
+
+def _configure(mode: Mode) -> QuantizationConfig:
+    return get_symmetric_quantization_config(
+        is_per_channel=True, is_qat=mode is Mode.QAT, is_dynamic=mode is Mode.DYNAMIC
+    )
+
 
 XNNPACK = BackendTable(
     runtime="XNNPACK",
-    default=partial(get_symmetric_quantization_config, is_per_channel=True),
+    configure=_configure,
     configuration="get_symmetric_quantization_config()",
     rules=(
         CONVOLUTION,
-        in_training(CONVOLUTION),
+        in_training(CONVOLUTION, examples.CONVOLUTION_IN_TRAINING),
         GROUPED_TRANSPOSED,
-        in_training(GROUPED_TRANSPOSED),
+        in_training(GROUPED_TRANSPOSED, examples.GROUPED_TRANSPOSED_IN_TRAINING),
         TRANSPOSED,
-        in_training(TRANSPOSED),
+        in_training(TRANSPOSED, examples.TRANSPOSED_IN_TRAINING),
         LINEAR,
-        in_training(LINEAR),
+        in_training(LINEAR, examples.LINEAR_IN_TRAINING),
         DYNAMIC_LINEAR,
         ADDMM,
         DYNAMIC_ADDMM,

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from pt2q.errors import SpecError
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.passes import ComposeLinear, FoldComputedWeights
-from pt2q.quantizers.toolkit.config import QuantizationConfig
+from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.engine.annotation_run import AnnotationRun
 from pt2q.quantizers.toolkit.engine.decompositions import Decompositions
 from pt2q.quantizers.toolkit.report.decision_report import Report
@@ -41,7 +41,7 @@ class TableQuantizer(Quantizer):
 
     def __init__(self, default: QuantizationConfig | None = None) -> None:
         self.selection: Selection[QuantizationConfig] = Selection(
-            _config(default) or self.table.default()
+            _config(default) or self.table.configure(Mode.STATIC)
         )
         self._report = Report()
 

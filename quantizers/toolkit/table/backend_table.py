@@ -24,8 +24,9 @@ class BackendTable:
 
     Args:
         runtime: what computes; put into reasons as ``{runtime}``.
-        default: makes the configuration that is used if the user gives none.
-        configuration: the call that makes one that the kernels take, for messages.
+        configure: makes a configuration that the kernels take, for a mode; that for
+            `Mode.STATIC` is used if the user gives none.
+        configuration: the call by which a user makes one, for messages.
         rules: its rows; of several for one operator the first that passes its checks wins.
         in_float: why operators that no rule names stay in float; the first that fits.
         else_in_float: why all others do.
@@ -33,7 +34,7 @@ class BackendTable:
     """
 
     runtime: str
-    default: Callable[[], QuantizationConfig]
+    configure: Callable[[Mode], QuantizationConfig]
     configuration: str
     rules: tuple[Rule, ...]
     in_float: tuple[tuple[frozenset[Target], FloatReason], ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pt2q.ir import ops
-from pt2q.quantizers.toolkit.table import checks
+from pt2q.quantizers.toolkit.table import checks, examples
 from pt2q.quantizers.toolkit.table.annotate import (
     annotate_inputs,
     annotate_sharing,
@@ -18,9 +18,14 @@ CONVOLUTION = Rule(
     heads=ops.CONV1D | ops.CONV2D,
     annotate=annotate_weighted,
     checks=(*checks.CONSTANT_WEIGHT, checks.batched),
+    examples=(examples.CONVOLUTION, examples.CONVOLUTION_1D, examples.DEPTHWISE),
 )
 LINEAR = Rule(
-    name="linear", heads=ops.LINEAR, annotate=annotate_weighted, checks=checks.CONSTANT_WEIGHT
+    name="linear",
+    heads=ops.LINEAR,
+    annotate=annotate_weighted,
+    checks=checks.CONSTANT_WEIGHT,
+    examples=(examples.LINEAR_LAYER,),
 )
 PRODUCT = Rule(
     name="matrix product",
@@ -28,6 +33,7 @@ PRODUCT = Rule(
     annotate=annotate_inputs,
     checks=(checks.two_tensors, checks.float32_only),
     when=When.BETWEEN_QUANTIZED,
+    examples=(examples.COMPUTED_FACTORS,),
 )
 CONCATENATION = Rule(
     name="concatenation",
@@ -35,6 +41,7 @@ CONCATENATION = Rule(
     annotate=annotate_sharing,
     checks=(checks.several_tensors, checks.float32_only),
     when=When.BETWEEN_QUANTIZED,
+    examples=(examples.CONCATENATION,),
 )
 AVERAGE = Rule(
     name="average",
@@ -42,6 +49,7 @@ AVERAGE = Rule(
     annotate=annotate_inputs,
     checks=(checks.float32_only,),
     when=When.BETWEEN_QUANTIZED,
+    examples=(examples.AVERAGE_POOL, examples.GLOBAL_POOL, examples.MEAN),
 )
 MOVE = Rule(
     name="move",
@@ -50,5 +58,19 @@ MOVE = Rule(
     checks=checks.PASSED_ON,
     when=When.INPUT_QUANTIZED,
     output_counts=False,
+    examples=(
+        examples.MAX_POOL,
+        examples.RESHAPE,
+        examples.PERMUTE,
+        examples.SHUFFLE,
+        examples.UPSAMPLE,
+        examples.COPY,
+    ),
 )
-DROPOUT = replace(MOVE, name="dropout", heads=ops.DROPOUT, checks=(*MOVE.checks, checks.inactive))
+DROPOUT = replace(
+    MOVE,
+    name="dropout",
+    heads=ops.DROPOUT,
+    checks=(*MOVE.checks, checks.inactive),
+    examples=(examples.DROPOUT,),
+)

@@ -7,7 +7,7 @@ operators has convolutions or linear layers around it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,7 @@ class Example:
     Args:
         forward: what it computes.
         layers: make its layers.
-        shapes: of its inputs, standard normal numbers; a type in place of a number of dimensions
-            is not needed by any row.
+        shapes: of its inputs, which are standard normal numbers.
         asked_for: an operator that the user has to name for the row to hold.
     """
 
@@ -130,7 +129,7 @@ GROUPED_TRANSPOSED_IN_TRAINING = on_images(
     partial(nn.ConvTranspose2d, 8, 8, 2, 2, groups=2),
     partial(nn.BatchNorm2d, 8),
 )
-LINEAR_LAYERS = on_rows(lambda m, x: m[1](F.relu(m[0](x))), LINEAR, LINEAR)
+LINEAR_LAYER = on_rows(lambda m, x: F.relu(m[0](x)), LINEAR)
 LINEAR_IN_TRAINING = on_rows(
     lambda m, x: F.relu(m[1](m[0](x))), LINEAR, partial(nn.BatchNorm1d, 32)
 )
@@ -139,6 +138,7 @@ CONSTANT_MATRIX = on_rows(lambda m, x: m[0](x) @ m[0].weight, LINEAR)
 COMPUTED_FACTORS = on_rows(
     lambda m, x: m[2](torch.matmul(m[0](x), m[1](x).transpose(0, 1)) @ x), LINEAR, LINEAR, LINEAR
 )
+COMPUTED_FACTORS_ASKED_FOR = replace(COMPUTED_FACTORS, asked_for=torch.matmul)
 LOOKUP = Example(
     forward=lambda m, x: m[0]((x * 4).abs().long()),
     layers=(partial(nn.Embedding, 64, 32),),

@@ -18,6 +18,7 @@ from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.reading.attention_masks import MaskFinder
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.selection.statements import Choice
+from pt2q.quantizers.toolkit.table.examples import Example
 from pt2q.quantizers.toolkit.table.kernel_limits import KernelLimits
 
 
@@ -102,6 +103,7 @@ class Rule:
         checks: all must pass.
         modes: of the configurations it holds for.
         when: when quantizing gains anything.
+        examples: small programs that the row quantizes, for its tests.
         output_counts: a graph output counts as a reader; False where there is no int8 kernel,
             only values passed through.
     """
@@ -116,17 +118,20 @@ class Rule:
     modes: frozenset[Mode] = frozenset({Mode.STATIC, Mode.QAT})
     when: When = When.ALWAYS
     output_counts: bool = True
+    examples: tuple[Example, ...] = ()
 
 
-def in_training(rule: Rule) -> Rule:
+def in_training(rule: Rule, *examples: Example) -> Rule:
     """The same row in quantization-aware training, where a batch norm may follow the head.
 
     Args:
         rule: a row for static quantization.
+        examples: programs in which a batch norm follows.
     """
     return replace(
         rule,
         name=f"{rule.name} in training",
         tails=(BATCH_NORM, *rule.tails),
         modes=frozenset({Mode.QAT}),
+        examples=examples,
     )
