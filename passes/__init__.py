@@ -1,7 +1,7 @@
 """The passes that prepare and convert are made of, one per file.
 
 =============  ==================================================================================
-`transform`    what quantizers do before they annotate: attention and recurrent layers apart
+`transform`    what quantizers and targets do to the float model first, such as taking layers apart
 `prepare`      control flow opened, observers inserted
 `batch_norm`   batch norms folded, or fused with their layer for training
 `convert`      observers to quantize and dequantize, constants stored quantized
@@ -29,6 +29,7 @@ from pt2q.passes.reference import RewriteToReference
 from pt2q.passes.transform.attention import DecomposeAttention
 from pt2q.passes.transform.compose_linear import ComposeLinear
 from pt2q.passes.transform.computed_weights import FoldComputedWeights
+from pt2q.passes.transform.own_biases import OwnBiases
 from pt2q.passes.transform.recurrent import DecomposeRecurrent
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "InsertObservers",
     "ObserversToQDQ",
     "OpenControlFlow",
+    "OwnBiases",
     "OwnTensors",
     "Pass",
     "PortNodeMetaForQDQ",

@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch.fx import GraphModule, Node
 
+from pt2q.passes import OwnBiases
 from pt2q.quantizers.toolkit.config import QuantizationConfig, dynamic_form
 from pt2q.quantizers.toolkit.engine.decompositions import Decompositions
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
-from pt2q.quantizers.toolkit.shared_biases import untie_biases
 from pt2q.quantizers.toolkit.table.rule import Match
 from pt2q.quantizers.xnnpack.residual_projections import is_residual_projection
 from pt2q.quantizers.xnnpack.table import DYNAMIC_LINEAR, XNNPACK
@@ -54,8 +54,9 @@ class XNNPACKQuantizer(TableQuantizer):
         The runtime stores a bias in one scale. In training it stays one tensor.
         """
         model = super().transform_for_annotation(model)
-        if not any(config.is_qat for config in self.selection.configs()):
-            untie_biases(model)
+        is_qat = any(config.is_qat for config in self.selection.configs())
+        if not is_qat and OwnBiases()(model):
+            model.recompile()
         return model
 
     def refine(self, match: Match, kept: dict[Node, Match]) -> Match:

@@ -68,6 +68,17 @@ class Linear(nn.Module):
         return self.linear(x)
 
 
+class CalledTwice(nn.Module):
+    """A layer whose bias serves two sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.linear(x))
+
+
 class ConvBatchNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -217,6 +228,7 @@ CASES: dict[type, Case] = {
         lambda: nn.RNN(2, 2), STEPS, imported, always(p.DecomposeRecurrent()), 1e-6
     ),
     p.ComposeLinear: Case(Transposed, VECTOR, imported, always(p.ComposeLinear())),
+    p.OwnBiases: Case(CalledTwice, VECTOR, imported, always(p.OwnBiases())),
     p.FoldComputedWeights: Case(Sliced, VECTOR, imported, always(p.FoldComputedWeights())),
     p.OpenControlFlow: Case(Branches, VECTOR, imported, always(p.OpenControlFlow())),
     p.FoldConvBatchNorm: Case(ConvBatchNorm, IMAGE, imported, always(p.FoldConvBatchNorm()), 1e-5),

@@ -22,7 +22,7 @@ from pt2q.errors import LoweringError
 from pt2q.files import write_bytes
 from pt2q.ir import ops
 from pt2q.ir.module import QuantGraphModule, copy_module
-from pt2q.quantizers.toolkit.shared_biases import untie_biases
+from pt2q.passes import OwnBiases, run_passes
 
 _MODULES = ("executorch.exir", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
 
@@ -127,9 +127,7 @@ def _with_own_biases(model: nn.Module) -> nn.Module:
     """Trained models come with biases still tied."""
     if not isinstance(model, QuantGraphModule):
         return model
-    model = copy_module(model)
-    untie_biases(model)
-    return model
+    return run_passes(copy_module(model), [OwnBiases()])
 
 
 def _refuse_uint8(graph: Graph) -> None:
