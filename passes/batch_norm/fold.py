@@ -1,11 +1,7 @@
 """Fold batch norms into the convolution or linear layer before them, for inference.
 
-With ``s = gamma / sqrt(running_var + eps)``::
-
-    batch_norm(conv(x, w) + b) = conv(x, w * s) + (b - running_mean) * s + beta
-
-for every output channel (Jacob et al. 2018, section 3.2, equation 14). Done only where this is
-the same function; what stays has its reason on record.
+The equations are in `pt2q.passes.batch_norm.folded_tensors`. Done only where this is the same
+function; what stays has its reason on record.
 """
 
 from __future__ import annotations
@@ -13,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from pt2q.ir import ops
 from pt2q.ir.batch_norm import (
@@ -26,7 +22,6 @@ from pt2q.ir.batch_norm import (
 )
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
-    beside,
     delete_constant,
     get_constant,
     is_parameter,
@@ -36,6 +31,12 @@ from pt2q.ir.graph import (
 from pt2q.ir.modes import counter_name
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
+from pt2q.passes.batch_norm.folded_tensors import (
+    all_finite,
+    factor_and_shift,
+    folded_name,
+    folded_weight,
+)
 
 PASS = "conv_bn_fold"
 
@@ -110,7 +111,7 @@ class _Folder:
         factor, shift = factor_and_shift(self.model, bn, layer.bias)
         weight = get_constant(self.model, layer.weight)
         folded = {"weight": folded_weight(layer, factor, weight), "bias": shift.to(weight.dtype)}
-        if not all(_all_finite(value) for value in folded.values()):
+        if not all(all_finite(value) for value in folded.values()):
             return f"the folded weight of {layer.node.name} would not be finite in {weight.dtype}"
         trained = is_parameter(self.model, str(layer.weight.target))
         grad = weight.requires_grad
@@ -148,55 +149,3 @@ class _Folder:
             for node in self.constants.get(target, ()):
                 self.model.graph.erase_node(node)
             delete_constant(self.model, target)
-
-
-def factor_and_shift(
-    model: GraphModule, bn: BatchNorm, bias: Node | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``s`` and the new bias, in float64: rounded once, when they are stored.
-
-    Args:
-        model: the module that owns the constants.
-        bn: the batch norm.
-        bias: the layer's own bias.
-    """
-    assert bn.running_mean is not None and bn.running_var is not None
-    mean = get_constant(model, bn.running_mean).double()
-    factor = torch.rsqrt(get_constant(model, bn.running_var).double() + bn.eps)
-    if bn.weight is not None:
-        factor = factor * get_constant(model, bn.weight).double()
-    own = get_constant(model, bias).double() if bias is not None else 0.0
-    shift = (own - mean) * factor
-    if bn.bias is not None:
-        shift = shift + get_constant(model, bn.bias).double()
-    return factor, shift
-
-
-def folded_weight(layer: Layer, factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``w * s`` in the dtype of ``w``.
-
-    Args:
-        layer: says along which dimension.
-        factor: ``s``, [output channels].
-        weight: ``w``.
-    """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return layer.per_channel(factor.to(wide), weight).to(weight.dtype)
-
-
-def folded_name(weight: Node, old: Node | None, kind: str) -> str:
-    """What a folded tensor is called: as the old one, or beside the weight.
-
-    Args:
-        weight: the constant of the layer's weight.
-        old: the constant that the new one replaces, or None.
-        kind: "weight" or "bias".
-    """
-    if old is not None:
-        return str(old.target)
-    return beside(str(weight.target), kind)
-
-
-def _all_finite(value: torch.Tensor) -> bool:
-    """Whether no element is infinite or NaN, by the extremes: a tenth of the cost of a mask."""
-    return value.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())

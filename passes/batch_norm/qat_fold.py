@@ -17,7 +17,7 @@ from pt2q.ir.batch_norm import BatchNorm, Layer, layer_of, read_batch_norm
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import get_constant, is_parameter, set_constant, stand_for
 from pt2q.ir.module import QuantGraphModule
-from pt2q.passes.batch_norm.fold import factor_and_shift, folded_name
+from pt2q.passes.batch_norm.folded_tensors import factor_and_shift, folded_name
 from pt2q.passes.batch_norm.qat_record import FusedPair, FusedPairs, fused_pairs
 
 PASS = "conv_bn_qat_fold"

@@ -16,14 +16,14 @@ from pt2q.ir.graph import module_path
 from pt2q.ir.module import QuantGraphModule
 from pt2q.observers import Form, ObserverBase, batched_qparams, form_of, has_data
 
-QParams: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]
+ObservedParameters: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Scale and zero point by the identity of the observer."""
 
 Calls: TypeAlias = list[tuple[Node, Any]]
 """The calls of observers in a graph, each with its observer."""
 
 
-def found_parameters(found: Sequence[tuple[str, QuantGraphModule, Calls]]) -> QParams:
+def found_parameters(found: Sequence[tuple[str, QuantGraphModule, Calls]]) -> ObservedParameters:
     """The parameters of all static observers, each asked once however often it is used.
 
     Args:
@@ -83,11 +83,13 @@ def _way_back(observer: Any) -> Any:
     return lambda: observer.__dict__.update(state)
 
 
-def _all_qparams(found: Calls) -> QParams:
+def _all_qparams(found: Calls) -> ObservedParameters:
     static = {id(o): o for _, o in found if _is_static(o)}
     # Ours are searched together, which is several times faster than one by one.
     together = [o for o in static.values() if isinstance(o, ObserverBase) and o.together_with]
-    qparams: QParams = dict(zip(map(id, together), batched_qparams(together), strict=True))
+    qparams: ObservedParameters = dict(
+        zip(map(id, together), batched_qparams(together), strict=True)
+    )
     for key, observer in static.items():
         if key not in qparams:
             qparams[key] = observer.calculate_qparams()

@@ -10,7 +10,7 @@ from torch.fx import Node
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.graph import is_observer
 from pt2q.ir.module import QuantGraphModule
-from pt2q.passes.convert.observed_parameters import QParams, found_parameters
+from pt2q.passes.convert.observed_parameters import ObservedParameters, found_parameters
 from pt2q.passes.convert.qdq_operators import QDQWriter
 
 
@@ -49,7 +49,9 @@ class ObserversToQDQ:
         return any(calls for _, _, calls in found)
 
 
-def _replace_all(model: QuantGraphModule, found: list[tuple[Node, Any]], qparams: QParams) -> None:
+def _replace_all(
+    model: QuantGraphModule, found: list[tuple[Node, Any]], qparams: ObservedParameters
+) -> None:
     writer = QDQWriter(model, qparams)
     for node, observer in found:
         writer.replace(node, observer)

@@ -15,9 +15,10 @@ from pt2q.ir.dtypes import is_symmetric
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import fake_like, value_of
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.qparams import QParams, write_dequantize, write_quantize
 from pt2q.numerics.qparams import DEFAULT_EPS
 from pt2q.observers import Form, form_of
-from pt2q.passes.convert.observed_parameters import QParams
+from pt2q.passes.convert.observed_parameters import ObservedParameters
 from pt2q.spec import Granularity, PerAxis, PerGroup, PerTensor, PerToken, granularity_of
 from pt2q.spec.resolved_granularity import simplest
 
@@ -30,12 +31,13 @@ class QDQWriter:
 
     Args:
         model: whose graph is written to.
-        qparams: of its static observers.
+        found: the parameters of its static observers.
+        stored: where scale and zero point of an observer are kept, by its identity.
     """
 
     model: QuantGraphModule
-    qparams: QParams
-    buffers: dict[tuple[int, str], str] = field(default_factory=dict)
+    found: ObservedParameters
+    stored: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.emit = Emitter(self.model, PASS_NAME)
@@ -63,75 +65,71 @@ class QDQWriter:
             return value
         if form is Form.CAST:
             return self._cast(value, observer)
+        params = self._params(value, observer, dynamic=form is Form.DYNAMIC)
+        quantize = write_quantize(self.emit, value, params)
+        return write_dequantize(self.emit, quantize, params, value_of(value))
+
+    def _params(self, value: Node, observer: Any, *, dynamic: bool) -> QParams:
         real = value_of(value)
         rank = real.dim() if isinstance(real, torch.Tensor) else 0
         granularity = simplest(granularity_of(observer), rank)
-        write = self._writers(form).get(type(granularity))
-        if write is None:
+        say = (self._computed if dynamic else self._stored).get(type(granularity))
+        if say is None:
             raise AnnotationError(
                 f"{value.name}: no operator stores or computes parameters as {granularity}, which "
                 f"{type(observer).__name__} asks for; give it a convert(model, node) that writes "
                 "operators of your own"
             )
-        return write(value, observer, granularity)
+        return say(value, observer, granularity)
 
-    def _writers(self, form: Form) -> dict[type, Callable[[Node, Any, Any], Node]]:
-        if form is Form.DYNAMIC:
-            return {PerTensor: self._dynamic, PerToken: self._per_token}
-        return {PerTensor: self._per_tensor, PerAxis: self._per_channel, PerGroup: self._per_group}
+    # -------------------------------------------------------------- stored parameters
 
-    def _qdq(
-        self, value: Node, observer: Any, quantize: Any, dequantize: Any, *params: Any
-    ) -> Node:
-        """``quantize(value, *params)`` and its mirror image."""
-        low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
-        real = value_of(value)
-        stored = fake_like(real, dtype)
-        q = self.emit.call_giving(stored, quantize, value, *params, low, high, dtype)
-        args = (q, *params, low, high, dtype)
-        return self.emit.call_giving(real, dequantize, *args, **_out_dtype(real))
+    @property
+    def _stored(self) -> dict[type, Callable[[Node, Any, Any], QParams]]:
+        return {PerTensor: self._per_tensor, PerAxis: self._per_axis, PerGroup: self._per_group}
 
-    def _per_tensor(self, value: Node, observer: Any, _: Granularity) -> Node:
-        scale, zero_point = self.qparams[id(observer)]
+    def _per_tensor(self, value: Node, observer: Any, _: Granularity) -> QParams:
+        scale, zero_point = self.found[id(observer)]
         if scale.numel() != 1:
             raise FlowError(
                 f"{value.name}: {type(observer).__name__} gave {scale.numel()} scales for the "
                 f"per-tensor scheme {observer.qscheme}"
             )
-        params = (float(scale), int(zero_point))
-        q, dq = ops.qd.quantize_per_tensor.default, ops.qd.dequantize_per_tensor.default
-        return self._qdq(value, observer, q, dq, *params)
+        return _params_of(observer, float(scale), int(zero_point))
 
-    def _per_channel(self, value: Node, observer: Any, along: PerAxis) -> Node:
-        scale = self._buffer(value, observer, "scale", 0)
-        zero_point = self._buffer(value, observer, "zero_point", 1)
-        q, dq = ops.qd.quantize_per_channel.default, ops.qd.dequantize_per_channel.default
-        return self._qdq(value, observer, q, dq, scale, zero_point, along.axis)
+    def _per_axis(self, value: Node, observer: Any, along: PerAxis) -> QParams:
+        return _params_of(observer, *self._buffers(value, observer), axis=along.axis)
 
-    def _per_group(self, value: Node, observer: Any, groups: PerGroup) -> Node:
-        scale = self._buffer(value, observer, "scale", 0)
-        zero_point = self._buffer(value, observer, "zero_point", 1)
-        low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
-        common = (scale, zero_point, low, high, dtype, groups.group_size)
-        real = value_of(value)
-        quantize = ops.qd.quantize_per_channel_group.default
-        q = self.emit.call_giving(fake_like(real, dtype), quantize, value, *common)
-        out = real.dtype if isinstance(real, torch.Tensor) else torch.float32
-        dequantize = ops.qd.dequantize_per_channel_group.default
-        return self.emit.call_giving(real, dequantize, q, *common, out)
+    def _per_group(self, value: Node, observer: Any, groups: PerGroup) -> QParams:
+        return _params_of(observer, *self._buffers(value, observer), group=groups.group_size)
 
-    def _dynamic(self, value: Node, observer: Any, _: Granularity) -> Node:
+    def _buffers(self, value: Node, observer: Any) -> tuple[Node, Node]:
+        """Reads of the observer's scale and zero point; stored once per observer."""
+        if id(observer) not in self.stored:
+            base = str(value.target) if value.op == "get_attr" else value.name
+            scale, zero_point = (tensor.detach() for tensor in self.found[id(observer)])
+            self.stored[id(observer)] = (
+                self.emit.keep(f"{base}_scale", scale),
+                self.emit.keep(f"{base}_zero_point", zero_point),
+            )
+        scale_name, zero_point_name = self.stored[id(observer)]
+        return self.emit.read(scale_name), self.emit.read(zero_point_name)
+
+    # -------------------------------------------------------------- computed parameters
+
+    @property
+    def _computed(self) -> dict[type, Callable[[Node, Any, Any], QParams]]:
+        return {PerTensor: self._dynamic, PerToken: self._per_token}
+
+    def _dynamic(self, value: Node, observer: Any, _: Granularity) -> QParams:
         symmetric = is_symmetric(observer.qscheme)
         packet = ops.qd.choose_qparams_symmetric if symmetric else ops.qd.choose_qparams
         eps = getattr(observer, "eps", None)
         eps = DEFAULT_EPS if eps is None else float(eps)
-        low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
-        args = (value, low, high, eps, dtype)
-        scale, zero_point = self._chosen(packet.tensor, args, (1,))
-        q, dq = ops.qd.quantize_per_tensor.tensor, ops.qd.dequantize_per_tensor.tensor
-        return self._qdq(value, observer, q, dq, scale, zero_point)
+        args = (value, observer.quant_min, observer.quant_max, eps, observer.dtype)
+        return _params_of(observer, *self._chosen(packet.tensor, args, (1,)))
 
-    def _per_token(self, value: Node, observer: Any, _: Granularity) -> Node:
+    def _per_token(self, value: Node, observer: Any, _: Granularity) -> QParams:
         real = value_of(value)
         shape = (*real.shape[:-1], 1) if isinstance(real, torch.Tensor) else (1,)
         low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
@@ -143,13 +141,8 @@ class QDQWriter:
                 f"{observer.qscheme}; ask for that, or leave per_token out"
             )
         chooser = ops.qd.choose_qparams_per_token_asymmetric.default
-        scale, zero_point = self._chosen(chooser, (value, observer.dtype), shape)
-        params = (scale, zero_point, low, high, dtype)
-        quantize = ops.qd.quantize_per_token.default
-        q = self.emit.call_giving(fake_like(real, dtype), quantize, value, *params)
-        out = real.dtype if isinstance(real, torch.Tensor) else torch.float32
-        dequantize = ops.qd.dequantize_per_token.default
-        return self.emit.call_giving(real, dequantize, q, *params, out)
+        chosen = self._chosen(chooser, (value, dtype), shape)
+        return _params_of(observer, *chosen, per_token=True)
 
     def _chosen(
         self, chooser: Any, args: tuple[Any, ...], shape: tuple[Any, ...]
@@ -178,18 +171,7 @@ class QDQWriter:
         back = real.dtype if isinstance(real, torch.Tensor) else torch.float32
         return self.emit.call_giving(real, ops.TO_DTYPE, cast, back)
 
-    def _buffer(self, value: Node, observer: Any, kind: str, which: int) -> Node:
-        """A get_attr of the observer's scale or zero point; stored once per observer."""
-        key = (id(observer), kind)
-        tensor = self.qparams[id(observer)][which].detach()
-        if key not in self.buffers:
-            base = str(value.target) if value.op == "get_attr" else value.name
-            self.buffers[key] = self.emit.keep(f"{base}_{kind}", tensor)
-        return self.emit.read(self.buffers[key])
 
-
-def _out_dtype(real: Any) -> dict[str, torch.dtype]:
-    """``out_dtype`` for models that do not compute in float32."""
-    if not isinstance(real, torch.Tensor) or real.dtype == torch.float32:
-        return {}
-    return {"out_dtype": real.dtype}
+def _params_of(observer: Any, scale: Any, zero_point: Any, **how: Any) -> QParams:
+    bounds = observer.quant_min, observer.quant_max
+    return QParams(scale, zero_point, *bounds, observer.dtype, **how)

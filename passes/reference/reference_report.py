@@ -8,6 +8,23 @@ from pt2q.ir.qparams import QParams
 
 
 @dataclass(frozen=True)
+class StoredValue:
+    """A value of the model that is a tensor of integers now.
+
+    Args:
+        node: the node that gives the integers.
+        origin: the node of the exported program whose value they are.
+        handle: its numeric debug handle, if it had one.
+        params: what the integers stand for.
+    """
+
+    node: str
+    origin: str
+    handle: int | None
+    params: QParams
+
+
+@dataclass(frozen=True)
 class LeftInFloat:
     """A call that reads quantized values and has no integer form.
 
@@ -25,23 +42,6 @@ class LeftInFloat:
 
     def __str__(self) -> str:
         return f"{self.node} ({self.operator}): {self.reason}"
-
-
-@dataclass(frozen=True)
-class StoredValue:
-    """A value of the model that is a tensor of integers now.
-
-    Args:
-        node: the node that gives the integers.
-        origin: the node of the exported program whose value they are.
-        handle: its numeric debug handle, if it had one.
-        params: what the integers stand for.
-    """
-
-    node: str
-    origin: str
-    handle: int | None
-    params: QParams
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ products are operators like any other, for backends that multiply activations in
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
@@ -19,6 +17,7 @@ from pt2q.ir.graph import value_of
 from pt2q.ir.modes import mode_record, set_mode_record
 from pt2q.ir.module import note
 from pt2q.ir.storage import StorageMap
+from pt2q.passes.transform.attention_masks import MaskWriter, SharedMasks
 
 PASS_NAME = "pt2q.decompose_attention"
 ORIGIN = "decompose_attention"
@@ -42,7 +41,7 @@ class DecomposeAttention:
     def __call__(self, model: GraphModule) -> bool:
         """Replace; returns whether there was any."""
         found = [n for n in model.graph.nodes if ops.is_op(n, ops.SDPA)]
-        masks = _Masks(StorageMap.of(model.graph)) if found else None
+        masks = SharedMasks(StorageMap.of(model.graph)) if found else None
         changed = False
         for node in found:
             reason = _why_not(node)
@@ -51,7 +50,7 @@ class DecomposeAttention:
                 continue
             assert masks is not None
             emit = Emitter(model, PASS_NAME).before(node)
-            _Attention(emit, masks, _take_dropout(model, node)).write()
+            _Attention(emit, MaskWriter(emit, masks), _take_dropout(model, node)).write()
             changed = True
         return changed
 
@@ -90,25 +89,9 @@ def _take_dropout(model: GraphModule, node: Node) -> _Dropout:
 
 
 @dataclass
-class _Masks:
-    """What was computed from masks so far, for the next layer that reads the same one."""
-
-    storage: StorageMap
-    known: dict[Any, Node] = field(default_factory=dict)
-
-    def get(self, key: Any, compute: Callable[[], Node]) -> Node:
-        """What ``compute`` gave for the key; a mask that is written into is asked each time."""
-        if isinstance(key, Node) and self.storage.is_mutated(key):
-            return compute()
-        if key not in self.known:
-            self.known[key] = compute()
-        return self.known[key]
-
-
-@dataclass
 class _Attention:
     emit: Emitter
-    masks: _Masks
+    masks: MaskWriter
     dropout: _Dropout
 
     def write(self) -> None:
@@ -118,14 +101,14 @@ class _Attention:
             key, value = self._repeated(key, query), self._repeated(value, query)
         scores = self._scores(query, key)
         mask = ops.argument(node, "attn_mask")
-        hidden = self._hidden(mask, query, key)
+        hidden = self.masks.hidden(mask, query, key)
         if hidden is not None:
             least = torch.finfo(value_of(scores).dtype).min
             scores = self.emit.call(ops.aten.masked_fill.Scalar, scores, hidden, least)
         elif mask is not None:
             scores = self._with_mask(scores, mask)
         weights = self.emit.call(ops.aten.softmax.int, scores, -1)
-        dead = hidden if mask is not None and hidden is not None else self._dead_rows(mask)
+        dead = hidden if mask is not None and hidden is not None else self.masks.dead_rows(mask)
         if dead is not None:
             weights = self.emit.call(ops.aten.masked_fill.Scalar, weights, dead, 0.0)
         if self.dropout.p > 0:
@@ -158,33 +141,6 @@ class _Attention:
     def _scaled(self, value: Node, scale: float) -> Node:
         return value if scale == 1.0 else self.emit.call(ops.aten.mul.Tensor, value, scale)
 
-    # -------------------------------------------------------------- masks
-
-    def _hidden(self, mask: Node | None, query: Node, key: Node) -> Node | None:
-        """True where a boolean or causal mask forbids to look."""
-        if mask is not None and value_of(mask).dtype is torch.bool:
-            return self.masks.get(mask, lambda: self.emit.call(ops.aten.logical_not.default, mask))
-        if not ops.argument(self.emit.origin, "is_causal"):
-            return None
-        asked = (value_of(query).shape[-2], value_of(key).shape[-2], value_of(query).device)
-        return self.masks.get(tuple(map(str, asked)), lambda: self._causal(query, key))
-
-    def _causal(self, query: Node, key: Node) -> Node:
-        size = [self.emit.size(query, -2), self.emit.size(key, -2)]
-        ones = self.emit.call(ops.aten.new_ones.default, query, size, dtype=torch.bool)
-        return self.emit.call(ops.aten.triu.default, ones, 1)
-
     def _with_mask(self, scores: Node, mask: Node) -> Node:
         added = self.emit.call(ops.aten.add.Tensor, scores, mask)
         return self.emit.cast(added, value_of(scores).dtype)
-
-    def _dead_rows(self, mask: Node | None) -> Node | None:
-        """True for the rows in which a mask of numbers forbids everything."""
-        if mask is None:
-            return None
-
-        def compute() -> Node:
-            forbidden = self.emit.call(ops.aten.eq.Scalar, mask, float("-inf"))
-            return self.emit.call(ops.aten.all.dim, forbidden, -1, True)
-
-        return self.masks.get(mask, compute)

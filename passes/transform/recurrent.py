@@ -7,9 +7,7 @@ state, all steps with one weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -17,6 +15,7 @@ from pt2q.ir import ops
 from pt2q.ir.emit import Emitter, has_fake_values
 from pt2q.ir.graph import stand_for, value_of
 from pt2q.ir.module import note
+from pt2q.passes.transform.recurrent_steps import SequenceRun, cells_of
 
 PASS_NAME = "pt2q.decompose_recurrent"
 ORIGIN = "decompose_recurrent"
@@ -74,40 +73,11 @@ def _time_axis(node: Node) -> int:
     return 1 if ops.argument(node, "batch_first") else 0
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One direction of one layer: its weights.
-
-    Args:
-        weights: input weight, state weight.
-        biases: of both, or None twice.
-        projection: what the state of an LSTM is projected with, or None.
-    """
-
-    weights: tuple[Node, Node]
-    biases: tuple[Node | None, Node | None]
-    projection: Node | None
-
-
-def _cells(node: Node, per_layer: int) -> list[_Cell]:
-    """The cells, layer by layer, forward before backward."""
-    params: Sequence[Node] = ops.argument(node, "params")
-    biased: bool = ops.argument(node, "has_biases")
-    size = len(params) // (ops.argument(node, "num_layers") * per_layer)
-    cells = []
-    for start in range(0, len(params), size):
-        own = params[start : start + size]
-        biases = (own[2], own[3]) if biased else (None, None)
-        projected = size > (4 if biased else 2)
-        cells.append(_Cell((own[0], own[1]), biases, own[-1] if projected else None))
-    return cells
-
-
 def _write(emit: Emitter) -> None:
     node = emit.origin
     axis = _time_axis(node)
     directions = 2 if ops.argument(node, "bidirectional") else 1
-    cells = _cells(node, directions)
+    cells = cells_of(node, directions)
     states = _initial_states(node)
     final: list[tuple[Node, ...]] = []
     sequence: Node = ops.argument(node, "input")
@@ -116,7 +86,7 @@ def _write(emit: Emitter) -> None:
         for direction in range(directions):
             index = layer + direction
             state = tuple(emit.call(ops.aten.select.int, s, 0, index) for s in states)
-            run = _Run(emit, cells[index], axis, reverse=direction == 1)
+            run = SequenceRun(emit, cells[index], axis, reverse=direction == 1)
             output, state = run.over(sequence, state)
             outputs.append(output)
             final.append(state)
@@ -145,69 +115,3 @@ def _replace(node: Node, results: list[Node], emit: Emitter) -> None:
         user.replace_all_uses_with(result)
         emit.graph.erase_node(user)
     emit.graph.erase_node(node)
-
-
-@dataclass
-class _Run:
-    """One cell, run over a sequence."""
-
-    emit: Emitter
-    cell: _Cell
-    axis: int
-    reverse: bool
-
-    def over(self, sequence: Node, state: tuple[Node, ...]) -> tuple[Node, tuple[Node, ...]]:
-        """All outputs, in the order of time, and the last state."""
-        emit = self.emit
-        projected = self._linear(sequence, 0)
-        steps = range(value_of(sequence).shape[self.axis])
-        outputs = {}
-        for step in reversed(steps) if self.reverse else steps:
-            inputs = emit.call(ops.aten.select.int, projected, self.axis, step)
-            state = self._step(inputs, state)
-            outputs[step] = state[0]
-        stacked = emit.call(ops.aten.stack.default, [outputs[step] for step in steps], self.axis)
-        return stacked, state
-
-    def _linear(self, value: Node, which: int) -> Node:
-        weight, bias = self.cell.weights[which], self.cell.biases[which]
-        return self.emit.call(ops.aten.linear.default, value, weight, bias)
-
-    def _step(self, inputs: Node, state: tuple[Node, ...]) -> tuple[Node, ...]:
-        hidden = self._linear(state[0], 1)
-        if ops.is_op(self.emit.origin, ops.LSTM):
-            return self._lstm(self._call("add.Tensor", inputs, hidden), state[1])
-        if ops.is_op(self.emit.origin, ops.GRU):
-            return (self._gru(inputs, hidden, state[0]),)
-        total = self._call("add.Tensor", inputs, hidden)
-        return (self._call("relu" if ops.is_op(self.emit.origin, ops.RNN_RELU) else "tanh", total),)
-
-    def _lstm(self, gates: Node, cell: Node) -> tuple[Node, Node]:
-        i, f, g, o = self._chunks(gates, 4)
-        kept = self._call("mul.Tensor", self._call("sigmoid", f), cell)
-        new = self._call("mul.Tensor", self._call("sigmoid", i), self._call("tanh", g))
-        cell = self._call("add.Tensor", kept, new)
-        hidden = self._call("mul.Tensor", self._call("sigmoid", o), self._call("tanh", cell))
-        if self.cell.projection is not None:
-            hidden = self.emit.call(ops.aten.linear.default, hidden, self.cell.projection)
-        return hidden, cell
-
-    def _gru(self, inputs: Node, hidden: Node, state: Node) -> Node:
-        (r, z, n), (hr, hz, hn) = self._chunks(inputs, 3), self._chunks(hidden, 3)
-        reset = self._call("sigmoid", self._call("add.Tensor", r, hr))
-        update = self._call("sigmoid", self._call("add.Tensor", z, hz))
-        gated = self._call("mul.Tensor", reset, hn)
-        new = self._call("tanh", self._call("add.Tensor", n, gated))
-        moved = self._call("mul.Tensor", update, self._call("sub.Tensor", state, new))
-        return self._call("add.Tensor", new, moved)
-
-    def _chunks(self, gates: Node, count: int) -> list[Node]:
-        parts = self.emit.call(ops.aten.chunk.default, gates, count, -1)
-        return [self._take(parts, index) for index in range(count)]
-
-    def _take(self, parts: Node, index: int) -> Node:
-        return self.emit.call(ops.GETITEM, parts, index)
-
-    def _call(self, name: str, *args: Any) -> Node:
-        packet, _, overload = name.partition(".")
-        return self.emit.call(getattr(getattr(ops.aten, packet), overload or "default"), *args)

@@ -79,10 +79,7 @@ def prepare_qat_pt2e(
         and hand it to `convert_pt2e`.
 
     Raises:
-        NotExportedError: the model was not captured with ``torch.export``.
-        FlowError: the model is prepared or converted already.
-        AnnotationError, SharingError: the quantizer's annotations contradict the graph or
-            each other.
+        NotExportedError, FlowError, AnnotationError, SharingError: as `prepare_pt2e` does.
     """
     with _preparing(model, Stage.PREPARED_QAT) as prepared:
         ask(prepared, quantizer)

@@ -11,12 +11,7 @@ from torch.fx import Node
 from pt2q.ir import ops
 from pt2q.ir.graph import value_of
 from pt2q.passes.reference.call import Call
-from pt2q.passes.reference.rules.products import (
-    known_bias,
-    known_factor,
-    reject_per_channel,
-    width_for,
-)
+from pt2q.passes.reference.rules import products
 from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Term
 
 aten = ops.aten
@@ -24,7 +19,7 @@ aten = ops.aten
 
 def grouped_linear(call: Call, x: Quantized, weight: Quantized) -> Sum:
     """One accumulator per group of neighbours that share a scale; groups are added scaled."""
-    reject_per_channel(x)
+    products.reject_per_channel(x)
     scale, zero_point, group = weight.params.scale, weight.params.zero_point, weight.params.group
     if not isinstance(scale, Tensor) or isinstance(zero_point, Node) or group is None:
         raise NoIntegerForm("its scales per group are computed at run time")
@@ -38,9 +33,9 @@ def grouped_linear(call: Call, x: Quantized, weight: Quantized) -> Sum:
     bound = x.params.steps * weight.params.steps * group
     node = _group_products(call, x, weight, (outputs, groups, group), rank)
     factor = scale.t().reshape(groups, *(1,) * (rank - 1), outputs)
-    known, computed = known_factor(x.params, None)
+    known, computed = products.known_factor(x.params, None)
     term = Term(node, factor * known, bound, computed, summed=0)
-    return Sum((term,), known_bias(call, "bias", (-1,)))
+    return Sum((term,), products.known_bias(call, "bias", (-1,)))
 
 
 def _group_products(
@@ -50,7 +45,7 @@ def _group_products(
     outputs, groups, group = sizes
     emit = call.emit
     bound = x.params.steps * weight.params.steps * group
-    width = width_for(bound)
+    width = products.width_for(bound)
     split = emit.call(aten.unflatten.int, call.centred(x, width), -1, [groups, group])
     left = emit.call(aten.movedim.int, split, -2, 0)
     if rank == 1:

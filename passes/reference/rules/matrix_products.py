@@ -9,15 +9,8 @@ from pt2q.ir.graph import value_of
 from pt2q.passes.reference.call import Call
 from pt2q.passes.reference.fixed_point import INT32_LIMIT
 from pt2q.passes.reference.rule_table import reference_rule
+from pt2q.passes.reference.rules import products
 from pt2q.passes.reference.rules.grouped_linear import grouped_linear
-from pt2q.passes.reference.rules.products import (
-    is_tensor_of_many,
-    known_bias,
-    known_factor,
-    magnitude,
-    reject_per_channel,
-    width_for,
-)
 from pt2q.passes.reference.values import NoIntegerForm, Quantized, Sum, Term
 
 aten = ops.aten
@@ -29,16 +22,15 @@ def linear(call: Call) -> Sum:
     x, weight = call.quantized("input"), call.quantized("weight")
     if weight.params.group is not None:
         return grouped_linear(call, x, weight)
-    reject_per_channel(x)
-    factor, runtime = known_factor(weight.params, 0)
+    products.reject_per_channel(x)
+    factor, runtime = products.known_factor(weight.params, 0)
     count = value_of(weight.node).shape[-1]
-    bound = magnitude(call, weight, (1,), count) * x.params.steps
-    width = width_for(bound)
+    bound = products.magnitude(call, weight, (1,), count) * x.params.steps
+    width = products.width_for(bound)
     node = call.emit.call(aten.linear.default, call.centred(x, width), call.centred(weight, width))
-    known, computed = known_factor(x.params, None)
-    return Sum(
-        (Term(node, factor * known, bound, computed + runtime),), known_bias(call, "bias", (-1,))
-    )
+    known, computed = products.known_factor(x.params, None)
+    term = Term(node, factor * known, bound, computed + runtime)
+    return Sum((term,), products.known_bias(call, "bias", (-1,)))
 
 
 @reference_rule(ops.MATMUL, ops.MM, ops.BMM)
@@ -49,22 +41,22 @@ def matrix_product(call: Call) -> Sum:
 
 
 def _matrix_product(call: Call, one: Quantized, other: Quantized) -> Sum:
-    reject_per_channel(one)
+    products.reject_per_channel(one)
     rank = int(value_of(other.node).dim())
     last = rank - 1
     if other.params.group is not None or other.params.axis not in (None, last, -1):
         raise NoIntegerForm("scales along what is summed")
-    known, computed = known_factor(one.params, None)
-    factor, runtime = known_factor(other.params, other.params.axis)
-    if runtime and is_tensor_of_many(runtime[0]):
+    known, computed = products.known_factor(one.params, None)
+    factor, runtime = products.known_factor(other.params, other.params.axis)
+    if runtime and products.is_tensor_of_many(runtime[0]):
         raise NoIntegerForm("its right operand is quantized per token")
     count = value_of(one.node).shape[-1]
     if rank == 2 and call.constants.is_constant(other.node):
-        bound = magnitude(call, other, (0,), count) * one.params.steps
+        bound = products.magnitude(call, other, (0,), count) * one.params.steps
     else:
         size = count if isinstance(count, int) else INT32_LIMIT
         bound = size * one.params.steps * other.params.steps
-    width = width_for(bound)
+    width = products.width_for(bound)
     target = aten.matmul.default if rank != 2 else call.node.target
     target = aten.mm.default if ops.is_op(call.node, ops.ADDMM) else target
     node = call.emit.call(target, call.centred(one, width), call.centred(other, width))
