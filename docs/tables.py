@@ -1,0 +1,60 @@
+"""Writes the tables of these pages from the tables that the quantizers run by.
+
+A page has a place for each, between two comments: ``<!-- rows: XNNPACK -->`` and ``<!-- end -->``.
+``python docs/tables.py`` fills all of them; a test fails where a page says something else.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from pt2q.quantizers import EmbeddingQuantizer, WeightQuantizer
+from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME, OPENVINO
+from pt2q.quantizers.onnx_qdq.tensorrt import TENSORRT
+from pt2q.quantizers.toolkit.reasons import REASONS
+from pt2q.quantizers.toolkit.report.markdown import limits_table, reason_table, rule_table
+from pt2q.quantizers.x86_inductor.table import X86_INDUCTOR
+from pt2q.quantizers.xnnpack.table import XNNPACK
+
+PLACE = re.compile(r"<!-- (rows|limits|reasons): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
+TABLES = {
+    table.runtime: table
+    for table in (
+        XNNPACK,
+        X86_INDUCTOR,
+        ONNXRUNTIME,
+        OPENVINO,
+        TENSORRT,
+        WeightQuantizer.table,
+        EmbeddingQuantizer.table,
+    )
+}
+
+
+def filled(text: str) -> str:
+    """A page with its tables as the quantizers have them now."""
+    return PLACE.sub(_fill, text)
+
+
+def _fill(place: re.Match[str]) -> str:
+    kind, name = place.groups()
+    if kind == "reasons":
+        table = reason_table(REASONS)
+    else:
+        table = (rule_table if kind == "rows" else limits_table)(TABLES[name])
+    return f"<!-- {kind}: {name} -->\n\n{table}\n\n<!-- end -->"
+
+
+def main() -> None:
+    """Fill the pages beside this file, and say which have changed."""
+    for page in sorted(Path(__file__).parent.glob("*.md")):
+        text = page.read_text()
+        if filled(text) != text:
+            page.write_text(filled(text))
+            sys.stdout.write(f"{page.name} has new tables\n")
+
+
+if __name__ == "__main__":
+    main()
