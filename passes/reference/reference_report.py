@@ -5,6 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pt2q.ir.qparams import QParams
+from pt2q.listing import listed
+
+
+@dataclass(frozen=True)
+class ReferenceReport:
+    """What `RewriteToReference` did; kept in the module's record.
+
+    Args:
+        integer: the names of the calls that are integer arithmetic now.
+        left: those that stay in float.
+        stored: the values that are integers with known parameters.
+    """
+
+    integer: tuple[str, ...]
+    left: tuple[LeftInFloat, ...]
+    stored: tuple[StoredValue, ...] = ()
+
+    def __str__(self) -> str:
+        return listed(
+            f"{len(self.integer)} calls in integers, {len(self.left)} left in float", self.left
+        )
 
 
 @dataclass(frozen=True)
@@ -42,22 +63,3 @@ class LeftInFloat:
 
     def __str__(self) -> str:
         return f"{self.node} ({self.operator}): {self.reason}"
-
-
-@dataclass(frozen=True)
-class ReferenceReport:
-    """What `RewriteToReference` did; kept in the module's record.
-
-    Args:
-        integer: the names of the calls that are integer arithmetic now.
-        left: those that stay in float.
-        stored: the values that are integers with known parameters.
-    """
-
-    integer: tuple[str, ...]
-    left: tuple[LeftInFloat, ...]
-    stored: tuple[StoredValue, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.integer)} calls in integers, {len(self.left)} left in float"]
-        return "\n".join([*lines, *(f"  {item}" for item in self.left)])

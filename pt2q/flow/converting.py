@@ -12,6 +12,7 @@ from pt2q.ir.model_state import restore_state
 from pt2q.ir.modes import switch_mode
 from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage, copy_module, deferred_code
 from pt2q.ir.record import stage_of
+from pt2q.listing import listed
 from pt2q.passes import (
     CloseControlFlow,
     DuplicateDQPass,
@@ -112,11 +113,10 @@ def _warn_of_float(model: QuantGraphModule) -> None:
         if item.between
     ]
     if left:
-        lines = "\n".join(f"  {item}" for item in left)
+        head = "quantized operator(s) stay in float in the reference representation:"
         warnings.warn(
-            f"{len(left)} quantized operator(s) stay in float in the reference representation:\n"
-            f"{lines}\nGive them a rule (pt2q.passes.reference.reference_rule) or leave them "
-            "unquantized",
+            f"{listed(f'{len(left)} {head}', left)}\nGive them a rule "
+            "(pt2q.passes.reference.reference_rule) or leave them unquantized",
             ReferenceIncompleteWarning,
             stacklevel=3,
         )

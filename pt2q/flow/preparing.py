@@ -14,6 +14,7 @@ from pt2q.flow.annotating import annotate, ask, resolve
 from pt2q.flow.modules import own_modules, paused_collection
 from pt2q.ir.model_state import keep_state
 from pt2q.ir.module import QuantGraphModule, Stage, deferred_code, import_exported
+from pt2q.listing import listed
 from pt2q.passes import (
     FoldConvBatchNorm,
     FuseConvBatchNormQAT,
@@ -125,9 +126,8 @@ def _warn(model: QuantGraphModule, plan: Plan) -> None:
         if note.origin.startswith("conv_bn")
     ]
     if kept:
-        lines = "\n".join(f"  {note}" for note in kept)
         warnings.warn(
-            f"{len(kept)} batch norm(s) stay in the model:\n{lines}",
+            listed(f"{len(kept)} batch norm(s) stay in the model:", kept),
             BatchNormNotFoldedWarning,
             stacklevel=3,
         )

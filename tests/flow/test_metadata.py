@@ -7,7 +7,7 @@ import torch
 from support.flow import converted, exported
 from support.laws import assert_metadata
 from support.nodes import nodes_of
-from support.small_models import ConvReluAddCat
+from support.small_models import ConvReluAddCat, TwoLayers
 from support.small_quantizers import (
     ACTIVATION,
     DYNAMIC,
@@ -16,7 +16,6 @@ from support.small_quantizers import (
     linears,
     weight_per_channel,
 )
-from torch import Tensor, nn
 from torch.fx import Node
 
 from pt2q import (
@@ -53,15 +52,7 @@ def test_every_node_says_where_it_comes_from(
 
 
 def test_quantize_and_dequantize_belong_to_the_module_of_their_operator() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.two(self.one(x))
-
-    done, _ = converted(Model(), SmallQuantizer(), torch.randn(2, 4))
+    done, _ = converted(TwoLayers(), SmallQuantizer(), torch.randn(2, 4))
     first, second = nodes_of(done, ops.LINEAR)
 
     def path(node: Node) -> str:

@@ -8,12 +8,13 @@ from support.golden import exact, exact_input
 from support.nodes import nodes_of
 from support.passes import Fork, annotate_inputs, calibrated
 from support.results import assert_same
+from support.small_models import TwoLayers
 from support.small_quantizers import (
     DYNAMIC,
     FunctionQuantizer,
     SmallQuantizer,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 
 from pt2q import QuantizationAnnotation
@@ -67,16 +68,8 @@ def _dynamic_inputs() -> FunctionQuantizer:
 
 
 def test_dequantizes_move_to_the_module_of_their_reader() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.two(self.one(x))
-
     x = torch.randn(2, 4)
-    model = calibrated(Model(), SmallQuantizer(), x)
+    model = calibrated(TwoLayers(), SmallQuantizer(), x)
     run_passes(model, [ObserversToQDQ(), DuplicateDQPass()])
     for node in nodes_of(model, ops.QUANTIZE | ops.DEQUANTIZE):
         node.meta.pop("nn_module_stack")

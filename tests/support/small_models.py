@@ -17,6 +17,17 @@ class ConvReluAddCat(nn.Module):
         return torch.cat([y + z, z], 1)
 
 
+class TwoLayers(nn.Module):
+    """Two linear layers, each a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x))
+
+
 class Tied(nn.Module):
     def __init__(self, width: int = 64) -> None:
         super().__init__()

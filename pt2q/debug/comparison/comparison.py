@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pt2q.debug.comparison.row import ComparisonRow, Unmatched
 from pt2q.debug.comparison.text import comparison_table, outputs_line
 from pt2q.debug.error import Error
+from pt2q.listing import listed
 
 Measure = Literal["local", "total"]
 
@@ -84,8 +85,7 @@ class Comparison:
         lines = [comparison_table(self.rows), self.summary()]
         lines += [f"note: {note}" for note in self.notes]
         if self.unmatched:
-            lines.append(f"not compared: {len(self.unmatched)}")
-            lines += [f"  {item}" for item in self.unmatched]
+            lines.append(listed(f"not compared: {len(self.unmatched)}", self.unmatched))
         return "\n".join(lines)
 
     def summary(self) -> str:

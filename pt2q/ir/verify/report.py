@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pt2q.errors import GraphLawError
+from pt2q.listing import listed
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,4 @@ class VerifyReport:
     def __str__(self) -> str:
         if self.ok:
             return f"all laws hold: {', '.join(self.laws)}"
-        return "\n".join(
-            [f"{len(self.violations)} violation(s):", *(f"  {v}" for v in self.violations)]
-        )
+        return listed(f"{len(self.violations)} violation(s):", self.violations)
