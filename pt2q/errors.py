@@ -90,6 +90,10 @@ class NothingQuantizedWarning(Pt2qWarning):
     """The model was prepared or converted but nothing in it is quantized."""
 
 
+class ObserverReplacedWarning(Pt2qWarning):
+    """The observer that a configuration names cannot do what is asked; another one stands in."""
+
+
 class BatchNormNotFoldedWarning(Pt2qWarning):
     """A batch norm stays in the model because folding it would change the function."""
 

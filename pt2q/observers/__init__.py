@@ -9,9 +9,6 @@ from pt2q.observers.base import (
 from pt2q.observers.batched import (
     batched_qparams,
 )
-from pt2q.observers.bounded_histogram import (
-    BoundedHistogramObserver,
-)
 from pt2q.observers.defaults import (
     default_debug_observer,
     default_dynamic_fake_quant,
@@ -116,7 +113,6 @@ from pt2q.observers.uniform import (
 __all__ = [
     "OBSERVERS",
     "AffineQuantizedObserverBase",
-    "BoundedHistogramObserver",
     "DerivedObserverOrFakeQuantize",
     "FakeQuantize",
     "FakeQuantizeBase",

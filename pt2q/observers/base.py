@@ -114,6 +114,14 @@ class ObserverBase(nn.Module, ABC):
         """Return ``calculate_qparams()`` of observers with data, alike in `together_with`."""
         return [observer.calculate_qparams() for observer in observers]
 
+    def bounded(self, low: float, high: float) -> ObserverBase:
+        """Return an observer like this one, without data, for values known to lie in bounds.
+
+        Itself, if its parameters never reach beyond the values. Quantizers ask for it where a
+        runtime recognises by the grid what it can leave out, such as a relu.
+        """
+        return self
+
     def check_data(self) -> None:
         """Raise what `calculate_qparams` raises when there is no usable data."""
         if not self.has_data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pt2q.ir.dtypes import FLOAT8_DTYPES, is_symmetric
-from pt2q.numerics.extremes import MASK_LIMITS, extremes_without_masks
+from pt2q.numerics.extremes import INF, MASK_LIMITS, extremes_without_masks
 from pt2q.numerics.grid_error import Grid
 from pt2q.numerics.histogram import DEFAULT_BINS
 from pt2q.numerics.qparams import symmetric_zero_point
@@ -28,15 +29,27 @@ class HistogramObserver(MinMaxObserver):
     the smallest and the largest value are kept exactly beside it. float8 and grids wider than any
     histogram (int32) use these alone.
 
+    That grid may reach a little beyond the values, to have a point where most of them are. A
+    runtime that wants to leave out a relu, because rounding to the grid does the same, needs a grid
+    that ends where the relu does: with bounds, the scale is that of the search, made smaller if
+    need be.
+
     Args:
         bins: Number of bins, a power of two; half of them lie on either side of zero.
+        low: No value is below; 0 or less.
+        high: No value is above; 0 or more.
         **kwargs: As :class:`UniformQuantizationObserverBase`.
     """
 
     histogram: StreamingHistogram
 
-    def __init__(self, *, bins: int = DEFAULT_BINS, **kwargs: Any) -> None:
+    def __init__(
+        self, *, bins: int = DEFAULT_BINS, low: float = -INF, high: float = INF, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if not low <= 0 <= high or low == high:
+            raise ValueError(f"expected bounds around 0, found {low} and {high}")
+        self.low, self.high = low, high
         self.histogram = StreamingHistogram(bins)
 
     def _observe(self, x: Tensor) -> None:
@@ -73,9 +86,9 @@ class HistogramObserver(MinMaxObserver):
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """See :meth:`ObserverBase.calculate_qparams`."""
         if self.grid is None:
-            return super().calculate_qparams()
+            return self._inside_bounds(*super().calculate_qparams())
         self.check_data()
-        return searched_qparams([self])[0]
+        return self.calculate_together([self])[0]
 
     @property
     def together_with(self) -> Hashable:
@@ -89,7 +102,29 @@ class HistogramObserver(MinMaxObserver):
     def calculate_together(observers: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
         """See :meth:`ObserverBase.calculate_together`: one search for many histograms."""
         batches = (observers[i : i + _BATCH] for i in range(0, len(observers), _BATCH))
-        return [found for batch in batches for found in searched_qparams(batch)]
+        found = [qparams for batch in batches for qparams in searched_qparams(batch)]
+        return [o._inside_bounds(*qparams) for o, qparams in zip(observers, found, strict=True)]
+
+    def bounded(self, low: float, high: float) -> HistogramObserver:
+        """See :meth:`ObserverBase.bounded`."""
+        other = copy.deepcopy(self)
+        other.low, other.high = max(low, self.low), min(high, self.high)
+        return other
+
+    @property
+    def _is_bounded(self) -> bool:
+        return (self.low, self.high) != (-INF, INF)
+
+    def _inside_bounds(self, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut the grid off at the bounds."""
+        if not self._is_bounded:
+            return scale, zero_point
+        assert self.quant_min is not None and self.quant_max is not None
+        ends = torch.cat([(q - zero_point) * scale for q in (self.quant_min, self.quant_max)])
+        kept = ends.clamp(self.low, self.high)
+        if torch.equal(ends, kept):
+            return scale, zero_point
+        return self._calculate_qparams(kept[:1], kept[1:])
 
     def reset(self) -> None:
         """See :meth:`ObserverBase.reset`."""
@@ -108,4 +143,7 @@ class HistogramObserver(MinMaxObserver):
 
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""
-        return f"{super().extra_repr()}, bins={self.histogram.bins}"
+        bounds = (
+            f", low={self.low}, high={self.high}" if (self.low, self.high) != (-INF, INF) else ""
+        )
+        return f"{super().extra_repr()}, bins={self.histogram.bins}{bounds}"

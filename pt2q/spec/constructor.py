@@ -127,15 +127,22 @@ def accepted(ctr: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         ctr: a class or function, or either with arguments filled in.
         arguments: by name.
     """
-    called, _ = unwrapped(ctr)
     try:
-        parameters = inspect.signature(ctr if called is None else called).parameters.values()
+        parameters = inspect.signature(_innermost(ctr)).parameters.values()
     except (TypeError, ValueError):  # written in C, say
         return dict(arguments)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return dict(arguments)
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return {name: value for name, value in arguments.items() if name in named}
+
+
+def _innermost(ctr: Any) -> Any:
+    """What a constructor calls in the end, whatever is filled in."""
+    at = ctr
+    while isinstance(partial := getattr(at, "p", at), functools.partial):
+        at = partial.func
+    return at
 
 
 def unwrapped(ctr: Any) -> tuple[Any, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 
 from pt2q import observers
-from pt2q.ir.dtypes import PER_CHANNEL_SCHEMES
-from pt2q.observers import FusedMovingAvgObsFakeQuantize
-from pt2q.spec import QuantizationSpec
+from pt2q.errors import ObserverReplacedWarning
+from pt2q.observers import FusedMovingAvgObsFakeQuantize, constructor_for
+from pt2q.spec import PerAxis, PerGroup, PerTensor, QuantizationSpec, granularity_of
+from pt2q.spec.constructor import unwrapped
 
 EPS = 2**-12
 """Smallest scale: the runtime's requantization multipliers cannot be arbitrarily large."""
@@ -63,7 +65,12 @@ class QuantizationConfig:
     @property
     def is_per_channel(self) -> bool:
         """Whether weights have a scale per output channel."""
-        return self.weight is not None and self.weight.qscheme in PER_CHANNEL_SCHEMES
+        return self.weight is not None and has_channels(self.weight)
+
+
+def has_channels(spec: QuantizationSpec) -> bool:
+    """Whether a spec asks for scales along an axis, or for groups in it, and not for one."""
+    return isinstance(granularity_of(spec), PerAxis | PerGroup)
 
 
 def per_channel_at(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | None:
@@ -76,6 +83,8 @@ def per_channel_at(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec
 def dynamic_form(config: QuantizationConfig) -> QuantizationConfig:
     """The configuration that quantizes the same inputs and weights, but at run time.
 
+    There is nothing to observe of an activation then: its constructor becomes a placeholder.
+
     Args:
         config: a static configuration for inference.
     """
@@ -86,20 +95,58 @@ def dynamic_form(config: QuantizationConfig) -> QuantizationConfig:
         config,
         input_activation=_activation_spec(False, True, activation.quant_min, activation.quant_max),
         output_activation=None,
-        weight=_weight_spec(True, False, weight.quant_min, weight.quant_max, weight.dtype),
+        weight=divided(weight, PerAxis(0)),
     )
 
 
-def per_tensor(spec: QuantizationSpec | None, is_qat: bool) -> QuantizationSpec | None:
-    """The same weight spec with one scale, for operators that take no scale per channel.
+def per_tensor(spec: QuantizationSpec | None) -> QuantizationSpec | None:
+    """The same weight spec with one scale, for operators that take no scale per channel."""
+    return None if spec is None else divided(spec, PerTensor())
+
+
+def divided(spec: QuantizationSpec, granularity: PerTensor | PerAxis) -> QuantizationSpec:
+    """The same spec with another granularity, and with its own observer where that can serve.
 
     Args:
-        spec: a symmetric weight spec.
-        is_qat: whether its constructor makes fake-quantizers.
+        spec: of a weight; one that is divided already stays if it is to be divided.
+        granularity: the one asked for.
     """
-    if spec is None or spec.ch_axis is None:
+    per_channel = isinstance(granularity, PerAxis)
+    if has_channels(spec) is per_channel:
         return spec
-    return _weight_spec(False, is_qat, spec.quant_min, spec.quant_max, spec.dtype)
+    constructor = constructor_for(spec.observer_or_fake_quant_ctr, granularity)
+    if constructor is None:
+        constructor = _stand_in(spec.observer_or_fake_quant_ctr, granularity)
+    return replace(
+        spec,
+        qscheme=None if spec.qscheme is None else _OTHER_SCHEME.get(spec.qscheme, spec.qscheme),
+        ch_axis=granularity.axis if isinstance(granularity, PerAxis) else None,
+        observer_or_fake_quant_ctr=constructor,
+    )
+
+
+_OTHER_SCHEME = {
+    torch.per_channel_symmetric: torch.per_tensor_symmetric,
+    torch.per_channel_affine: torch.per_tensor_affine,
+    torch.per_channel_affine_float_qparams: torch.per_tensor_affine,
+    torch.per_tensor_symmetric: torch.per_channel_symmetric,
+    torch.per_tensor_affine: torch.per_channel_affine,
+}
+
+
+def _stand_in(constructor: Any, granularity: PerTensor | PerAxis) -> Any:
+    """The usual weight observer, and a word about the one that cannot serve."""
+    cls, _ = unwrapped(constructor)
+    is_qat = isinstance(cls, type) and issubclass(cls, observers.FakeQuantizeBase)
+    other = _weight_constructor(isinstance(granularity, PerAxis), is_qat)
+    warnings.warn(
+        f"an operator takes weights with {granularity} alone, for which {constructor!r} has no "
+        f"form: {other!r} stands in; enter yours as an ObserverFamily in pt2q.observers, or give "
+        "the operator a configuration of its own",
+        ObserverReplacedWarning,
+        stacklevel=2,
+    )
+    return other
 
 
 def get_symmetric_quantization_config(

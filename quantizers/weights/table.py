@@ -28,7 +28,7 @@ from pt2q.quantizers.weights.configs import (
     get_dynamic_activation_4bit_weight_config,
     get_weight_only_quantization_config,
 )
-from pt2q.spec.constructor import unwrapped
+from pt2q.spec import PerGroup, granularity_of
 
 FLOATS = tuple(
     map(StoredAs, (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16))
@@ -42,10 +42,8 @@ KERNEL = KernelLimits(
 
 def group_size(config: QuantizationConfig) -> int | None:
     """How many neighbours along a row of the weight share a scale; None where all do."""
-    if config.weight is None:
-        return None
-    size: int | None = unwrapped(config.weight.observer_or_fake_quant_ctr)[1].get("group_size")
-    return size
+    found = None if config.weight is None else granularity_of(config.weight)
+    return found.group_size if isinstance(found, PerGroup) else None
 
 
 def _groups_fit(match: Match) -> Reason | None:

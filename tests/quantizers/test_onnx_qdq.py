@@ -11,7 +11,7 @@ from support.onnx_models import check_same, converted
 
 from pt2q import sqnr
 from pt2q.deploy import onnx as onnx_road
-from pt2q.observers import BoundedHistogramObserver
+from pt2q.observers import HistogramObserver
 from pt2q.quantizers import OnnxQDQQuantizer
 
 onnx = pytest.importorskip("onnx")
@@ -50,7 +50,7 @@ def test_weights_are_stored_as_integers_alone(tmp_path: Path):
 
 def test_grids_behind_a_relu_end_where_it_does():
     x = torch.cat([torch.rand(4000) * 6, torch.full((4000,), 6.0), torch.zeros(4000)])
-    observer = BoundedHistogramObserver(low=0.0, high=6.0, dtype=torch.uint8)
+    observer = HistogramObserver(low=0.0, high=6.0, dtype=torch.uint8)
     observer(x)
     scale, zero_point = observer.calculate_qparams()
     assert zero_point.item() == 0

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pt2q import observers
 from pt2q.deploy.backend import Backend
 from pt2q.errors import RecipeError
+from pt2q.observers import OBSERVERS
 from pt2q.quantizers import QuantizationConfig
 from pt2q.quantizers.toolkit.config import EPS, per_tensor
-from pt2q.spec import QuantizationSpec
+from pt2q.spec import PartialWrapper, PerTensor, QuantizationSpec
+from pt2q.spec.constructor import accepted
 
 FLOAT = "float"
 """The mode of what is not quantized."""
 
-OBSERVERS: dict[str, type[observers.ObserverBase]] = {
-    "histogram": observers.HistogramObserver,
-    "minmax": observers.MinMaxObserver,
-    "moving-average": observers.MovingAverageMinMaxObserver,
-}
 Range = tuple[int, int]
 
 
@@ -32,8 +28,8 @@ class Settings:
         weight_scales: one scale per output ``channel``, or one per ``tensor``.
         activation_dtype, weight_dtype: what is stored.
         activation_range, weight_range: the integers used; None means the backend's.
-        activation_observer: how calibration finds the range: ``histogram`` (smallest squared
-            error), ``minmax`` or ``moving-average``.
+        activation_observer: how calibration finds the range, a name of `activation_observers`:
+            ``histogram`` (smallest squared error), ``minmax``, ``moving-average`` or a package's.
     """
 
     mode: str = "static"
@@ -54,6 +50,12 @@ def default_settings(backend: Backend) -> Settings:
     weight = backend.default_config.weight
     dtype = Settings.weight_dtype if weight is None else dtype_name(weight)
     return Settings(mode=backend.modes[0], weight_scales=backend.scales[0], weight_dtype=dtype)
+
+
+def activation_observers() -> tuple[str, ...]:
+    """The names of observers that find one range for a tensor; also those that packages add."""
+    found = OBSERVERS.available().items()
+    return tuple(name for name, family in found if family.member(PerTensor()) is not None)
 
 
 def dtype_name(spec: QuantizationSpec) -> str:
@@ -90,7 +92,7 @@ def config_for(backend: Backend, settings: Settings) -> QuantizationConfig | Non
     config = backend.config(mode)
     weight = config.weight
     if settings.weight_scales == "tensor":
-        weight = per_tensor(weight, is_qat=False)
+        weight = per_tensor(weight)
     return replace(
         config,
         input_activation=_activation(config.input_activation, settings),
@@ -103,7 +105,9 @@ def _activation(spec: QuantizationSpec | None, settings: Settings) -> Quantizati
     if spec is None:
         return None
     if not spec.is_dynamic and settings.activation_observer != "histogram":
-        constructor = OBSERVERS[settings.activation_observer].with_args(eps=EPS)
+        cls = OBSERVERS[settings.activation_observer].member(PerTensor())
+        assert cls is not None, "checked when the recipe was read"
+        constructor = PartialWrapper(cls).with_args(**accepted(cls, {"eps": EPS}))
         spec = replace(spec, observer_or_fake_quant_ctr=constructor)
     return _ranged(spec, settings.activation_range)
 

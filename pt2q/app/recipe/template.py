@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
-from pt2q.app.recipe.config import FLOAT, dtype_name
+from pt2q.app.recipe.config import FLOAT, activation_observers, dtype_name
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS, DEFAULT
 from pt2q.spec import QuantizationSpec
@@ -30,8 +32,8 @@ _ACTIVATIONS = """\
 # How activations are stored, and the integers used.
 activation_dtype = "{dtype}"
 activation_range = {limits}
-# How calibration finds a range (for static): "histogram" (smallest squared error) | "minmax" |
-# "moving-average"
+# How calibration finds a range (for static); "histogram" has the smallest squared error.
+# {observers}
 activation_observer = "histogram"
 """
 
@@ -95,8 +97,8 @@ def _start(row: Backend) -> str:
     return _START.format(
         backend=row.name,
         title=row.title,
-        backends=" | ".join(f'"{name}"' for name in BACKENDS),
-        modes=" | ".join(f'"{mode}"' for mode in (*row.modes, FLOAT)),
+        backends=_choices(BACKENDS),
+        modes=_choices((*row.modes, FLOAT)),
         mode=row.modes[0],
         scale_choices="\n".join(f"# {_SCALE_WORDS[scale]}" for scale in row.scales),
         scales=row.scales[0],
@@ -105,7 +107,14 @@ def _start(row: Backend) -> str:
 
 def _stored(text: str, spec: QuantizationSpec | None) -> str:
     """A part of the file, left out where nothing is quantized."""
-    return "" if spec is None else text.format(dtype=dtype_name(spec), limits=_limits(spec))
+    if spec is None:
+        return ""
+    observers = _choices(activation_observers())
+    return text.format(dtype=dtype_name(spec), limits=_limits(spec), observers=observers)
+
+
+def _choices(names: Iterable[str]) -> str:
+    return " | ".join(f'"{name}"' for name in names)
 
 
 def _limits(spec: QuantizationSpec) -> str:

@@ -13,7 +13,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from pt2q.app.recipe.config import FLOAT, OBSERVERS, Range, dtype_name
+from pt2q.app.recipe.config import FLOAT, Range, activation_observers, dtype_name
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS
 from pt2q.ir import ops
@@ -46,7 +46,7 @@ class Allowed:
             "mode": (*backend.modes, FLOAT),
             "weight_scales": backend.scales,
             "activation_dtype": () if activation is None else (dtype_name(activation),),
-            "activation_observer": tuple(OBSERVERS),
+            "activation_observer": activation_observers(),
             "weight_dtype": () if weight is None else (dtype_name(weight),),
         }
         return cls(choices, {"activation_range": activation, "weight_range": weight})

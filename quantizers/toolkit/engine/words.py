@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+from pt2q.quantizers.toolkit.config import has_channels
 from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.table.annotate import source_of_values
 from pt2q.quantizers.toolkit.table.rule import Match, When
@@ -28,7 +29,7 @@ def describe(match: Match, node: Node) -> str:
     found = annotation.input_qspec_map.get(weight) if annotation and weight else None
     if not isinstance(found, QuantizationSpec):
         return words
-    axis = "per-tensor" if found.ch_axis is None else "per-channel"
+    axis = "per-channel" if has_channels(found) else "per-tensor"
     return f"{words}, weight {bits_words(found)} {axis}"
 
 

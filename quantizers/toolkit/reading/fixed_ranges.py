@@ -21,7 +21,7 @@ from pt2q.ir.ops import (
     argument,
     is_op,
 )
-from pt2q.observers import BoundedHistogramObserver, HistogramObserver
+from pt2q.observers import ObserverBase
 from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations
 from pt2q.spec import EdgeOrNode
 
@@ -67,34 +67,18 @@ def _union(ranges: list[Range]) -> Range:
 
 
 def keep_inside_fixed_ranges(observers: dict[EdgeOrNode, Any]) -> None:
-    """Replace histogram observers of bounded values by bounded ones; groups stay shared.
+    """Replace observers of bounded values by bounded ones; groups stay shared.
 
     Args:
         observers: by edge and node, as quantizers see them before insertion.
     """
     groups: dict[int, list[EdgeOrNode]] = {}
     for key, observer in observers.items():
-        if type(observer) is HistogramObserver:
+        if isinstance(observer, ObserverBase):
             groups.setdefault(id(observer), []).append(key)
     known: dict[Node, Range] = {}
     for keys in groups.values():
         values = {key if isinstance(key, Node) else key[0] for key in keys}
         low, high = _union([fixed_range_of(value, known) for value in values])
-        if low == -_INF and high == _INF:
-            continue
-        new = _bounded(observers[keys[0]], low, high)
-        observers.update(dict.fromkeys(keys, new))
-
-
-def _bounded(old: HistogramObserver, low: float, high: float) -> BoundedHistogramObserver:
-    return BoundedHistogramObserver(
-        low=low,
-        high=high,
-        bins=old.histogram.bins,
-        dtype=old.dtype,
-        quant_min=old.quant_min,
-        quant_max=old.quant_max,
-        qscheme=old.qscheme,
-        is_dynamic=old.is_dynamic,
-        eps=old.eps,
-    )
+        if (low, high) != (-_INF, _INF):
+            observers.update(dict.fromkeys(keys, observers[keys[0]].bounded(low, high)))

@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pt2q.quantizers.toolkit.config import QuantizationConfig, per_channel_at, per_tensor
+from pt2q.quantizers.toolkit.config import (
+    QuantizationConfig,
+    has_channels,
+    per_channel_at,
+    per_tensor,
+)
 from pt2q.quantizers.toolkit.reasons import KERNEL_NEEDS, KERNEL_TAKES, Reason
 from pt2q.spec import QuantizationSpec
 
@@ -65,7 +70,7 @@ INT4 = StoredAs(torch.int8, -8, 7, bits=4)
 def bits_of(spec: QuantizationSpec) -> int:
     """The bits that a runtime stores a value in: 4 for channels of exactly [-8, 7] in int8."""
     four = (spec.dtype, spec.quant_min, spec.quant_max) == (torch.int8, INT4.low, INT4.high)
-    return 4 if four and spec.ch_axis is not None else spec.dtype.itemsize * 8
+    return 4 if four and has_channels(spec) else spec.dtype.itemsize * 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,7 @@ class TensorLimits:
 
     def takes(self, spec: QuantizationSpec) -> bool:
         """Whether the kernel takes what a spec asks for."""
-        taken = self.per_tensor if spec.ch_axis is None else self.per_channel
+        taken = self.per_channel if has_channels(spec) else self.per_tensor
         return taken and self._zero_point_fits(spec) and any(s.holds(spec) for s in self.stored)
 
     def _zero_point_fits(self, spec: QuantizationSpec) -> bool:
@@ -143,7 +148,7 @@ class KernelLimits:
         if self.weight is None or config.weight is None:
             return config
         if not self.weight.per_channel:
-            return replace(config, weight=per_tensor(config.weight, config.is_qat))
+            return replace(config, weight=per_tensor(config.weight))
         return replace(config, weight=per_channel_at(config.weight, self.weight.axis))
 
     def why_not(self, config: QuantizationConfig) -> Reason | None:
@@ -166,6 +171,6 @@ def spec_words(spec: QuantizationSpec) -> str:
     """A spec in the words of `TensorLimits`: ``uint8 [0, 255], one scale, affine``."""
     dtype = str(spec.dtype).removeprefix("torch.")
     numbers = "" if spec.quant_min is None else f" [{spec.quant_min}, {spec.quant_max}]"
-    scales = ONE_SCALE if spec.ch_axis is None else CHANNEL_SCALES
+    scales = CHANNEL_SCALES if has_channels(spec) else ONE_SCALE
     scheme = str(spec.qscheme).rpartition("_")[2]
     return f"{dtype}{numbers}, {scales}, {scheme}"
