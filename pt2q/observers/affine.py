@@ -8,7 +8,7 @@ import torch
 
 from pt2q.ir.dtypes import dtype_bounds
 from pt2q.observers.base import ObserverBase
-from pt2q.spec.granularity import Granularity, PerAxis, PerTensor
+from pt2q.spec.granularity import Granularity, PerAxis, PerTensor, PerToken
 from pt2q.spec.mapping import MappingType, ZeroPointDomain
 from pt2q.spec.resolved_granularity import as_granularity
 
@@ -68,7 +68,7 @@ class AffineQuantizedObserverBase(ObserverBase):
             is_dynamic,
             quant_min=int(low) if quant_min is None else quant_min,
             quant_max=int(high) if quant_max is None else quant_max,
-            qscheme=_SCHEMES[isinstance(granularity, PerTensor), symmetric],
+            qscheme=_SCHEMES[isinstance(granularity, PerTensor | PerToken), symmetric],
             ch_axis=granularity.axis if isinstance(granularity, PerAxis) else None,
         )
         self.mapping_type, self.target_dtype = mapping_type, target_dtype
