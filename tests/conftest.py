@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
+from support.seeds import seeded
 
 from pt2q.passes import verified_passes
 
@@ -19,8 +20,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         yield
 
 

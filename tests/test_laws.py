@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.laws import assert_laws, assert_values_match
 from support.random_images import Network, Recipe, recipes
-from support.random_steps import Step
+from support.random_steps import Step, drawn
 from support.results import assert_same, leaves
 from support.rounding_reference import rounded
 from support.small_quantizers import ACTIVATION, DYNAMIC, NoopQuantizer, SmallQuantizer
@@ -37,15 +37,8 @@ from pt2q.spec import QUANT_ANNOTATION_KEY
 # quantizations in a row, and sums of them, cost up to a factor of ten in noise power; differences
 # of what is nearly equal cost more.
 LEAST_SQNR = 20.0
-# Recipes are short as they are: shrinking one takes minutes and tells little more.
-FEW = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=25,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-MANY = settings(FEW, max_examples=300)
+FEW = drawn(25)
+MANY = drawn(300)
 
 
 class RandomQuantizer(NoopQuantizer):

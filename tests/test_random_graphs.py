@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.laws import assert_values_match
 from support.random_sequences import KINDS, Network, Recipe, Step, recipes
+from support.random_steps import drawn
 from support.results import assert_same, leaves
 from support.small_quantizers import NoopQuantizer, SmallQuantizer
 from test_laws import RandomQuantizer
@@ -40,13 +41,7 @@ MORE_DRAWS = 4
 EXACT = 110.0  # nothing is quantized on the way to a result; float32 rounds
 BATCHES = 4
 Error: TypeAlias = Callable[[Tensor], Tensor]
-FEW = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=20,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+FEW = drawn(20)
 
 
 def prepared(recipe: Recipe, quantizer: Quantizer) -> tuple[Network, QuantGraphModule]:

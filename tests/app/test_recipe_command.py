@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.command_line import Run
 from torch import Tensor, nn
 
 import pt2q
-from pt2q.app import cli
 from pt2q.app.calibration import read_program
 from pt2q.app.recipe import template
 
@@ -27,39 +27,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory, program: Any) -> Path:
     return folder
 
 
-def run(capfd: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        cli.main([str(arg) for arg in args])
-    printed = capfd.readouterr()
-    return int(caught.value.code or 0), printed.out, printed.err
-
-
-def quantize(
-    capfd: pytest.CaptureFixture[str], folder: Path, *args: object
-) -> tuple[int, str, str]:
+def quantize(run: Run, folder: Path, *args: object) -> tuple[int, str, str]:
     data = folder / "images.npz"
-    return run(capfd, "quantize", folder / "net.pt2", "--calibration", data, *args)
+    return run("quantize", folder / "net.pt2", "--calibration", data, *args)
 
 
-def test_init_prints_or_writes(capfd, tmp_path) -> None:
-    assert run(capfd, "recipe", "init", "--backend", "x86") == (0, template("x86"), "")
-    assert run(capfd, "recipe", "init", "-o", "-") == (0, template(), "")
+def test_init_prints_or_writes(run, tmp_path) -> None:
+    assert run("recipe", "init", "--backend", "x86") == (0, template("x86"), "")
+    assert run("recipe", "init", "-o", "-") == (0, template(), "")
     assert not Path("-").exists()
     path = tmp_path / "new" / "recipe.toml"
-    assert run(capfd, "recipe", "init", "-o", path) == (0, f"written: {path}\n", "")
+    assert run("recipe", "init", "-o", path) == (0, f"written: {path}\n", "")
     assert path.read_text() == template()
-    code, _, err = run(capfd, "recipe", "init", "-o", path)
+    code, _, err = run("recipe", "init", "-o", path)
     assert code == 1
     assert "is there already" in err
 
 
-def test_quantize_with_a_recipe(capfd, folder, tmp_path) -> None:
+def test_quantize_with_a_recipe(run, folder, tmp_path) -> None:
     path = tmp_path / "recipe.toml"
     text = template().replace("modules = []", 'modules = ["blocks.*"]')
     path.write_text(text + "limit = 2\n")
     out = tmp_path / "net.pte"
-    code, text, err = quantize(capfd, folder, "-o", out, "--recipe", path, "--report")
+    code, text, err = quantize(run, folder, "-o", out, "--recipe", path, "--report")
     assert (code, err) == (0, "")
     assert "2 batch(es), 1 more held out" in text
     assert text.count("float: module name 'blocks.*' is set to None") == 8
@@ -74,12 +64,12 @@ def test_quantize_with_a_recipe(capfd, folder, tmp_path) -> None:
         ("tensorrt", r"compared in +│ ONNX Runtime"),
     ],
 )
-def test_onnx_backends(capfd, folder, tmp_path, backend, expected) -> None:
+def test_onnx_backends(run, folder, tmp_path, backend, expected) -> None:
     pytest.importorskip("onnxruntime")
     from pt2q.deploy import onnx
 
     out = tmp_path / "net.onnx"
-    code, text, err = quantize(capfd, folder, "-o", out, "--backend", backend)
+    code, text, err = quantize(run, folder, "-o", out, "--backend", backend)
     assert (code, err) == (0, "")
     assert re.search(expected, text)
     assert float(re.search(r"(\d+\.\d) dB", text)[1]) > 20  # type: ignore[index]
@@ -90,16 +80,16 @@ def test_onnx_backends(capfd, folder, tmp_path, backend, expected) -> None:
 
 
 @pytest.mark.slow
-def test_x86(capfd, folder, tmp_path) -> None:
+def test_x86(run, folder, tmp_path) -> None:
     out = tmp_path / "net.pt2"
-    code, text, err = quantize(capfd, folder, "-o", out, "--backend", "x86")
+    code, text, err = quantize(run, folder, "-o", out, "--backend", "x86")
     assert (code, err) == (0, "")
     assert re.search(r"int8 kernels +│ \d of \d convolutions and products", text)
     assert re.search(r"MB, with code; float tensors", text)
     assert float(re.search(r"(\d+\.\d) dB", text)[1]) > 20  # type: ignore[index]
 
 
-def test_command_line_mistakes(capfd, folder, tmp_path) -> None:
+def test_command_line_mistakes(run, folder, tmp_path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(template("x86"))
     cases = [
@@ -113,13 +103,13 @@ def test_command_line_mistakes(capfd, folder, tmp_path) -> None:
         (("-o", folder / "x" / ".." / "net.pt2", "--backend", "x86"), "read by this command"),
     ]
     for args, message in cases:
-        code, text, err = quantize(capfd, folder, *args)
+        code, text, err = quantize(run, folder, *args)
         assert (code, text) == (1, "")
         assert err.count("\n") == 1
         assert re.search(message, err), err
 
 
-def test_the_report_comes_before_a_failure(capfd, tmp_path) -> None:
+def test_the_report_comes_before_a_failure(run, tmp_path) -> None:
     class Deep(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -132,7 +122,7 @@ def test_the_report_comes_before_a_failure(capfd, tmp_path) -> None:
     torch.export.save(torch.export.export(Deep().eval(), (x,)), tmp_path / "deep.pt2")
     np.savez(tmp_path / "x.npz", x=np.zeros((6, 1, 4, 4, 4), np.float32))
     code, text, err = run(
-        *(capfd, "quantize", tmp_path / "deep.pt2", "--calibration", tmp_path / "x.npz"),
+        *("quantize", tmp_path / "deep.pt2", "--calibration", tmp_path / "x.npz"),
         *("-o", tmp_path / "deep.pte", "--report"),
     )
     assert code == 1

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.every_operator import quantized, quantizers
+from support.every_operator import quantizers
+from support.flow import quantized
 from support.nodes import nodes_of
 from support.results import assert_same
 from support.small_quantizers import (

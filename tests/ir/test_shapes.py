@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from support.every_operator import everything, quantized, quantizers
+from support.every_operator import everything, quantizers
+from support.flow import quantized
 from support.laws import assert_values_match
 from support.nets import NETS
 from support.results import assert_same

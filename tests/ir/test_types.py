@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.every_operator import everything, quantized, quantizers
+from support.every_operator import everything, quantizers
+from support.flow import quantized
 from support.laws import assert_values_match
 from support.nodes import nodes_of
 from support.results import assert_same

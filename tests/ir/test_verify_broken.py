@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from support.nodes import node_of
 from support.small_quantizers import DYNAMIC, SmallQuantizer
-from support.verifying import X, converted, first, prepared
+from support.verifying import X, converted, prepared
 
 from pt2q import MinMaxObserver, verify
 from pt2q.errors import GraphLawError
@@ -37,7 +38,7 @@ def names(violations: list[str]) -> set[str]:
 )
 def test_parameters_of_a_quantize(argument, value, expected):
     model = converted()
-    node = first(model, ops.QUANTIZE)
+    node = node_of(model, ops.QUANTIZE)
     ops.set_argument(node, argument, value)
     found = broken(model)
     assert any(text.startswith("parameters") and expected in text for text in found)
@@ -107,7 +108,7 @@ def test_dangling_and_unused():
 
 def test_metadata():
     model = converted()
-    node = first(model, ops.QUANTIZE)
+    node = node_of(model, ops.QUANTIZE)
     for key in ("nn_module_stack", "from_node", "val"):
         del node.meta[key]
     found = broken(model)
@@ -116,7 +117,7 @@ def test_metadata():
 
 def test_recorded_values():
     model = converted()
-    node = first(model, ops.QUANTIZE)
+    node = node_of(model, ops.QUANTIZE)
     node.meta["val"] = node.meta["val"].to(torch.int32)
     assert names(broken(model)) == {"dtypes"}
     assert names(broken(model, X)) == {"dtypes", "values"}
@@ -136,14 +137,14 @@ def test_observers_that_share_are_one_object():
 
 def test_a_model_that_cannot_be_exported():
     model = converted()
-    node = first(model, ops.CONV)
+    node = node_of(model, ops.CONV)
     ops.set_argument(node, "groups", 2)
     assert names(broken(model, X)) >= {"values", "exportable"}
 
 
 def test_raise_if_broken_names_each_violation():
     model = converted()
-    ops.set_argument(first(model, ops.QUANTIZE), "scale", 0.0)
+    ops.set_argument(node_of(model, ops.QUANTIZE), "scale", 0.0)
     with pytest.raises(GraphLawError, match=r"3 violation.*\n.*\[parameters\].*\n.*\[mirror\]"):
         verify(model).raise_if_broken()
     with pytest.raises(ValueError, match="no law 'gravity'"):
@@ -153,7 +154,7 @@ def test_raise_if_broken_names_each_violation():
 def test_verified_passes_check_the_laws():
     class Spoil:
         def __call__(self, model) -> bool:
-            ops.set_argument(first(model, ops.QUANTIZE), "scale", float("nan"))
+            ops.set_argument(node_of(model, ops.QUANTIZE), "scale", float("nan"))
             return True
 
     model = converted()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.nodes import node_of
 from support.small_quantizers import SmallQuantizer
-from support.verifying import converted, first, prepared
+from support.verifying import converted, prepared
 from torch import nn
 
 from pt2q import convert_pt2e, prepare_pt2e, verify
@@ -38,14 +39,14 @@ def test_operators_that_stand_in_no_file_need_no_stack_trace():
 @pytest.mark.parametrize("key", ["nn_module_stack", "stack_trace", "from_node", "val"])
 def test_each_kind_of_metadata_is_missed(key):
     model = converted()
-    node = first(model, ops.DEQUANTIZE)
+    node = node_of(model, ops.DEQUANTIZE)
     del node.meta[key]
     assert [v.node for v in verify(model, laws=["metadata"]).violations] == [node.name]
 
 
 def test_operators_that_export_gives_no_module_need_none():
     ready = prepared()
-    added = first(ready, ops.ADD)
+    added = node_of(ready, ops.ADD)
     del added.meta["nn_module_stack"]  # as for those that unpack a subclass of tensors
     for model in (ready, convert_pt2e(ready)):
         verify(model).raise_if_broken()

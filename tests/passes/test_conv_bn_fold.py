@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.batch_norms import assert_folds, count, fold, imported, settle
+from support.batch_norms import assert_folds, count, fold, imported
+from support.settling import settled
 from torch import nn
 
 from pt2q.ir.graph import dump
@@ -30,7 +31,7 @@ def test_every_convolution(kind: str, groups: int) -> None:
     conv, bn, size = CONVS[kind]
     for bias, affine, eps in [(True, True, 1e-5), (False, True, 0.5), (True, False, 1e-3)]:
         layer = conv(4, 8, 3, stride=2, groups=groups, bias=bias)
-        model = settle(nn.Sequential(layer, bn(8, eps=eps, affine=affine), nn.ReLU()))
+        model = settled(nn.Sequential(layer, bn(8, eps=eps, affine=affine), nn.ReLU()))
         assert_folds(model, torch.randn(2, 4, *size))
 
 
@@ -49,26 +50,26 @@ def test_any_configuration(kind, groups, width, bias, affine, eps, same, decompo
     conv, bn, size = CONVS[kind]
     options = {"padding": "same"} if same and "transposed" not in kind else {}
     layer = conv(2 * groups, width * groups, 3, groups=groups, bias=bias, **options)
-    model = settle(nn.Sequential(layer, bn(width * groups, eps=eps, affine=affine)))
+    model = settled(nn.Sequential(layer, bn(width * groups, eps=eps, affine=affine)))
     assert_folds(model, torch.randn(2, 2 * groups, *size), decompose=decompose)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear(bias: bool) -> None:
-    model = settle(nn.Sequential(nn.Linear(5, 6, bias=bias), nn.BatchNorm1d(6)))
+    model = settled(nn.Sequential(nn.Linear(5, 6, bias=bias), nn.BatchNorm1d(6)))
     assert_folds(model, torch.randn(4, 5))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_dtype_is_kept(dtype: torch.dtype) -> None:
-    model = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).to(dtype)
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).to(dtype)
     graph = fold(imported(model, torch.randn(1, 3, 5, 5, dtype=dtype)))
     assert count(graph) == 0
     assert {p.dtype for p in graph.parameters()} == {dtype}
 
 
 def test_golden() -> None:
-    model = settle(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()))
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()))
     graph = fold(imported(model, torch.randn(1, 3, 5, 5)))
     assert dump(graph).splitlines() == [
         "%_0_weight = get_attr(0.weight)",
@@ -86,7 +87,7 @@ def test_golden() -> None:
 
 
 def test_the_given_model_is_not_written() -> None:
-    model = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     program = torch.export.export(model, (torch.randn(1, 3, 5, 5),))
     module = program.module()
     before = copy.deepcopy(module.state_dict())
@@ -97,7 +98,7 @@ def test_the_given_model_is_not_written() -> None:
 
 
 def test_requires_grad_is_kept() -> None:
-    model = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     model[0].weight.requires_grad_(False)
     graph = fold(imported(model, torch.randn(1, 3, 5, 5)))
     assert not any(p.requires_grad for p in graph.parameters())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from support.batch_norms import assert_folds, fold, imported, reasons, settle
+from support.batch_norms import assert_folds, fold, imported, reasons
+from support.settling import settled
 from torch import nn
 
 from pt2q.ir.graph import dump
@@ -31,7 +32,7 @@ class SharedWeight(nn.Module):
 
 
 def test_shared_weight_is_folded_into_copies() -> None:
-    model = settle(SharedWeight())
+    model = settled(SharedWeight())
     graph = assert_folds(model, torch.randn(2, 3, 6, 6))
     assert torch.equal(graph.conv.weight, model.conv.weight)
     assert sorted(dict(graph.named_parameters())) == [
@@ -56,7 +57,7 @@ def test_shared_batch_norm_is_folded_into_each() -> None:
                 x = self.bn(conv(x))
             return x
 
-    assert_folds(settle(Model()), torch.randn(2, 3, 4, 4))
+    assert_folds(settled(Model()), torch.randn(2, 3, 4, 4))
 
 
 def test_tied_tensors_stay_tied_elsewhere() -> None:
@@ -70,7 +71,7 @@ def test_tied_tensors_stay_tied_elsewhere() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.c(self.b(self.bn(self.a(x))))
 
-    assert_folds(settle(Model()), torch.randn(2, 3, 4, 4))
+    assert_folds(settled(Model()), torch.randn(2, 3, 4, 4))
 
 
 class Twice(nn.Module):
@@ -101,22 +102,22 @@ class Mutated(Twice):
 
 def test_what_is_not_the_same_function_stays() -> None:
     image = torch.randn(2, 3, 6, 6)
-    assert_stays(settle(Twice()), image, "is also read by add")
-    assert_stays(settle(Computed()), image, "is computed by tanh")
-    assert_stays(settle(Mutated()), image, "written in the forward pass")
-    assert_stays(settle(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))), image, "not a convolution")
+    assert_stays(settled(Twice()), image, "is also read by add")
+    assert_stays(settled(Computed()), image, "is computed by tanh")
+    assert_stays(settled(Mutated()), image, "written in the forward pass")
+    assert_stays(settled(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))), image, "not a convolution")
     no_stats = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
-    assert_stays(settle(no_stats), image, "no running statistics")
+    assert_stays(settled(no_stats), image, "no running statistics")
     training = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert_stays(training.train(), image, "training mode")
     sequence = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(3))
-    assert_stays(settle(sequence), torch.randn(2, 3, 5), "dimension")
+    assert_stays(settled(sequence), torch.randn(2, 3, 5), "dimension")
     unbatched = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(6))
-    assert_stays(settle(unbatched), torch.randn(3, 6), "dimension")
+    assert_stays(settled(unbatched), torch.randn(3, 6), "dimension")
 
 
 def test_numbers_that_overflow_stay() -> None:
-    model = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.0)))
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.0)))
     model[1].running_var[1] = 0.0
     assert_stays(model, torch.randn(2, 3, 6, 6), "not be finite")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.golden import exact, exact_input
 from support.nodes import nodes_of
-from support.passes import Fork, annotate_inputs, calibrated
+from support.passes import Fork, annotate_inputs, prepared_copy
 from support.results import assert_same
 from support.small_models import TwoLayers
 from support.small_quantizers import (
@@ -35,7 +35,7 @@ aten = torch.ops.aten
 
 def test_every_reader_gets_its_own_dequantize() -> None:
     x = exact_input(2, 4)
-    model = calibrated(exact(Fork()), FunctionQuantizer(annotate_inputs), x)
+    model = prepared_copy(exact(Fork()), FunctionQuantizer(annotate_inputs), x)
     run_passes(model, [ObserversToQDQ()])
     value = model(x)
     (dequantize,) = nodes_of(model, ops.DEQUANTIZE)
@@ -51,7 +51,7 @@ def test_every_reader_gets_its_own_dequantize() -> None:
 
 def test_dynamic_parameters_are_not_copied() -> None:
     x = torch.randn(2, 4)
-    model = calibrated(nn.ModuleDict({"f": Fork()})["f"], _dynamic_inputs(), x)
+    model = prepared_copy(nn.ModuleDict({"f": Fork()})["f"], _dynamic_inputs(), x)
     run_passes(model, [ObserversToQDQ(), DuplicateDQPass()])
     assert len(nodes_of(model, ops.DEQUANTIZE)) == 3
     assert len(nodes_of(model, ops.CHOOSE_QPARAMS)) == 1
@@ -69,7 +69,7 @@ def _dynamic_inputs() -> FunctionQuantizer:
 
 def test_dequantizes_move_to_the_module_of_their_reader() -> None:
     x = torch.randn(2, 4)
-    model = calibrated(TwoLayers(), SmallQuantizer(), x)
+    model = prepared_copy(TwoLayers(), SmallQuantizer(), x)
     run_passes(model, [ObserversToQDQ(), DuplicateDQPass()])
     for node in nodes_of(model, ops.QUANTIZE | ops.DEQUANTIZE):
         node.meta.pop("nn_module_stack")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.flow import imported
 from support.nodes import nodes_of
-from support.passes import imported
 from support.results import assert_same
 from support.small_quantizers import (
     ACTIVATION,

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.flow import imported
 from support.golden import exact, exact_input
-from support.passes import Fork, annotate_all_edges, imported
+from support.passes import Fork, annotate_all_edges
 from support.small_quantizers import (
     FunctionQuantizer,
 )

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.flow import imported
 from support.nodes import nodes_of
-from support.passes import Fork, calibrated, imported
+from support.passes import Fork, prepared_copy
 from support.results import assert_same
 from support.small_quantizers import (
     SmallQuantizer,
@@ -92,7 +93,7 @@ def test_nothing_to_do_is_said_so(step: Any) -> None:
 @pytest.mark.parametrize("fold", [True, False])
 def test_every_pass_of_conversion_keeps_the_values(fold: bool) -> None:
     x = torch.randn(2, 4)
-    model = calibrated(Fork(), SmallQuantizer(), x)
+    model = prepared_copy(Fork(), SmallQuantizer(), x)
     value = None
     with verified_passes():
         for step in conversion_passes(fold_quantize=fold):

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.flow import quantized
 from support.nodes import nodes_of
-from support.quantizing import quantized, settled
 from support.results import assert_same
+from support.settling import settled
 from support.small_quantizers import (
     NoopQuantizer,
     SmallQuantizer,

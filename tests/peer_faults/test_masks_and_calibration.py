@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.flow import quantized
 from support.nodes import nodes_of
-from support.quantizing import TwoLinears, everything, prepared, quantized, xnnpack
+from support.peer_faults import everything, prepared, xnnpack
+from support.small_models import TwoLinears
 from support.small_quantizers import (
     DYNAMIC,
     PER_TOKEN,

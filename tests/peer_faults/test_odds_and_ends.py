@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.flow import quantized
 from support.laws import assert_values_match
 from support.nets import NETS
-from support.quantizing import TwoLinears, everything, quantized, settled, xnnpack
+from support.peer_faults import everything, xnnpack
 from support.results import assert_same
+from support.settling import settled
+from support.small_models import TwoLinears
 from support.small_quantizers import (
     DYNAMIC,
     FunctionQuantizer,

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.flow import quantized
 from support.laws import assert_laws
-from support.quantizing import everything, prepared, quantized, xnnpack
+from support.peer_faults import everything, prepared, xnnpack
 from support.results import assert_same
 from support.small_quantizers import (
     ACTIVATION,

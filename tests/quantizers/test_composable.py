@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.imported import exported, find
+from support.flow import imported
+from support.nodes import node_of
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -51,7 +52,7 @@ def test_the_first_quantizer_has_priority() -> None:
     dynamic = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
     first = XNNPACKQuantizer().set_module_name("fc", dynamic)
     quantizer = ComposableQuantizer([first, XNNPACKQuantizer()])
-    quantizer.annotate(exported(Lookup(), torch.tensor([[0, 3, 9]])))
+    quantizer.annotate(imported(Lookup(), torch.tensor([[0, 3, 9]])))
     assert quantizer.report()["linear"].how == "int8 dynamic, weight int8 per-channel"
 
 
@@ -69,16 +70,16 @@ class Overwriting(Quantizer):
 def test_a_conflict_names_both_quantizers_and_the_node() -> None:
     quantizer = ComposableQuantizer([XNNPACKQuantizer(), Overwriting()])
     with pytest.raises(AnnotationError, match=r"Overwriting .* XNNPACKQuantizer .* node linear"):
-        quantizer.annotate(exported(Lookup(), torch.tensor([[0, 3, 9]])))
+        quantizer.annotate(imported(Lookup(), torch.tensor([[0, 3, 9]])))
     with pytest.raises(AssertionError, match="validate was called"):
-        quantizer.validate(exported(Lookup(), torch.tensor([[0, 3, 9]])))
+        quantizer.validate(imported(Lookup(), torch.tensor([[0, 3, 9]])))
 
 
 class Silent(Quantizer):
     """Makes no report of its own."""
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        set_annotation(find(model, LINEAR))
+        set_annotation(node_of(model, LINEAR))
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -88,7 +89,7 @@ class Silent(Quantizer):
 def test_the_report_says_who_annotated_what() -> None:
     index = torch.tensor([[0, 3, 9]])
     quantizer = ComposableQuantizer([EmbeddingQuantizer(), XNNPACKQuantizer()])
-    quantizer.annotate(exported(Lookup(), index))
+    quantizer.annotate(imported(Lookup(), index))
     assert {row.node: row.by for row in quantizer.report()} == {
         "embedding": "EmbeddingQuantizer",
         "linear": "XNNPACKQuantizer",
@@ -97,7 +98,7 @@ def test_the_report_says_who_annotated_what() -> None:
     assert table[0].split() == ["node", "module", "operator", "by", "decision"]
     assert "XNNPACKQuantizer    int8 static" in table[3]
     silent = ComposableQuantizer([Silent(), XNNPACKQuantizer()])
-    silent.annotate(exported(Lookup(), index))
+    silent.annotate(imported(Lookup(), index))
     row = silent.report()["linear"]
     assert (row.quantized, row.how, row.by) == (True, "annotated", "Silent")
 
@@ -107,7 +108,7 @@ class Foreign(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         spec = QuantizationSpec(torch.int8, MinMaxObserver, qscheme=torch.per_tensor_symmetric)
-        linear = find(model, LINEAR)
+        linear = node_of(model, LINEAR)
         set_annotation(linear, {linear.all_input_nodes[0]: spec}, spec)
         set_annotation(linear.all_input_nodes[1])
         return model
@@ -118,14 +119,14 @@ class Foreign(Quantizer):
 
 def test_operators_alone_have_rows_with_the_types_annotated() -> None:
     quantizer = ComposableQuantizer([Foreign()])
-    quantizer.annotate(exported(nn.Linear(3, 3), torch.randn(2, 3)))
+    quantizer.annotate(imported(nn.Linear(3, 3), torch.randn(2, 3)))
     assert [(r.node, r.how) for r in quantizer.report()] == [("linear", "annotated, int8")]
 
 
 def test_quantizers_of_one_class_are_told_apart() -> None:
     first = XNNPACKQuantizer().set_module_type(nn.Linear, None)
     quantizer = ComposableQuantizer([first, XNNPACKQuantizer()])
-    quantizer.annotate(exported(Lookup(), torch.tensor([[0, 3, 9]])))
+    quantizer.annotate(imported(Lookup(), torch.tensor([[0, 3, 9]])))
     assert quantizer.report()["linear"].by == "XNNPACKQuantizer [1]"
 
 

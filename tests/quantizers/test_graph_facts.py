@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.imported import Apply, exported, find
+from support.applied_functions import Apply
+from support.flow import imported
+from support.nodes import node_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,32 +22,32 @@ from pt2q.quantizers.toolkit.reading.chains import follow_chain
 def test_roles_come_from_the_schema() -> None:
     layers = nn.Conv2d(2, 2, 1), nn.Linear(3, 3)
     net = Apply(lambda m, x: torch.cat([m[1](m[0](x)), x], 1), *layers)
-    model = exported(net, torch.randn(1, 2, 3, 3))
+    model = imported(net, torch.randn(1, 2, 3, 3))
     for ops, weight, bias in (
         (CONV2D, "layers_0_weight", "layers_0_bias"),
         (LINEAR, "layers_1_weight", "layers_1_bias"),
     ):
-        roles = roles_of(find(model, ops))
+        roles = roles_of(node_of(model, ops))
         assert roles.weight is not None and roles.weight.name == weight
         assert roles.bias is not None and roles.bias.name == bias
         assert len(roles.activations) == 1
-    assert len(roles_of(find(model, CAT)).activations) == 2
+    assert len(roles_of(node_of(model, CAT)).activations) == 2
 
 
 def test_roles_of_matrix_products() -> None:
     net = Apply(lambda m, x: torch.addmm(m[0].bias, x, m[0].weight), nn.Linear(4, 4))
-    roles = roles_of(find(exported(net, torch.randn(2, 4)), ADDMM))
+    roles = roles_of(node_of(imported(net, torch.randn(2, 4)), ADDMM))
     assert roles.weight is not None and roles.weight.op == "get_attr"
     assert roles.bias is not None and [n.name for n in roles.activations] == ["args_0"]
 
 
 def test_a_chain_ends_where_a_value_is_used_twice() -> None:
     net = Apply(lambda m, x: F.relu(m[0](x)), nn.Conv2d(2, 2, 1))
-    model = exported(net, torch.randn(1, 2, 3, 3))
-    assert [n.name for n in follow_chain(find(model, CONV2D), (RELU,))] == ["conv2d", "relu"]
+    model = imported(net, torch.randn(1, 2, 3, 3))
+    assert [n.name for n in follow_chain(node_of(model, CONV2D), (RELU,))] == ["conv2d", "relu"]
     net = Apply(lambda m, x: F.relu(y := m[0](x)) + y, nn.Conv2d(2, 2, 1))
-    model = exported(net, torch.randn(1, 2, 3, 3))
-    assert [n.name for n in follow_chain(find(model, CONV2D), (RELU,))] == ["conv2d"]
+    model = imported(net, torch.randn(1, 2, 3, 3))
+    assert [n.name for n in follow_chain(node_of(model, CONV2D), (RELU,))] == ["conv2d"]
 
 
 LOWEST = torch.finfo(torch.float32).min
@@ -66,7 +68,7 @@ def test_masks_are_known_by_how_they_are_built(name: str) -> None:
     args = torch.randn(2, 3, 3) if name in ("where", "scaled") else torch.randn(2, 3)
     if name == "causal":
         args = torch.randn(3, 3)
-    model = exported(net, args, torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    model = imported(net, args, torch.tensor([[1, 1, 0], [1, 0, 0]]))
     node = [n for n in model.graph.nodes if is_op(n, ADD)][-1]
     finder = MaskFinder(model)
     assert [finder.is_mask(n) for n in node.all_input_nodes] == [False, True]
@@ -84,7 +86,7 @@ def test_a_mask_kept_as_a_buffer() -> None:
             return self.fc(self.fc(x) + self.mask) + self.fc(self.fc(x) + self.table)
 
     quantizer = XNNPACKQuantizer()
-    quantizer.annotate(exported(Masked(), torch.randn(3, 3)))
+    quantizer.annotate(imported(Masked(), torch.randn(3, 3)))
     adds = [row for row in quantizer.report() if row.operator == "aten.add.Tensor"]
     assert adds[0].how.startswith("float: an operand is an attention mask")
     assert [row.quantized for row in adds] == [False, True, True]
@@ -92,6 +94,6 @@ def test_a_mask_kept_as_a_buffer() -> None:
 
 def test_large_sizes_and_learned_values_are_no_masks() -> None:
     net = Apply(lambda m, x: m[0](x)[:, 0:] + x * 100.0, nn.Linear(3, 3))
-    model = exported(net, torch.randn(2, 3))
+    model = imported(net, torch.randn(2, 3))
     finder = MaskFinder(model)
-    assert not any(finder.is_mask(n) for n in find(model, ADD).all_input_nodes)
+    assert not any(finder.is_mask(n) for n in node_of(model, ADD).all_input_nodes)

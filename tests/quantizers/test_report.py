@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.imported import Apply, exported
+from support.applied_functions import Apply
+from support.flow import imported
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from pt2q.quantizers.toolkit.reasons import NO_QUANTIZED_READER
 def test_the_report_is_a_table() -> None:
     quantizer = XNNPACKQuantizer()
     net = Apply(lambda m, x: F.softmax(m[0](x), -1), nn.Linear(3, 3))
-    quantizer.annotate(exported(net, torch.randn(2, 3)))
+    quantizer.annotate(imported(net, torch.randn(2, 3)))
     assert str(quantizer.report()) == "\n".join(
         [
             "node     module    operator             decision",
@@ -106,7 +107,7 @@ def test_integers_and_dead_nodes_have_no_rows() -> None:
 
     quantizer = XNNPACKQuantizer()
     net = Apply(forward, nn.Linear(3, 3), nn.Linear(3, 3))
-    quantizer.annotate(exported(net, torch.randn(2, 3), torch.arange(3)))
+    quantizer.annotate(imported(net, torch.randn(2, 3), torch.arange(3)))
     assert [row.node for row in quantizer.report()][:1] == ["linear_1"]
     assert {row.operator for row in quantizer.report()} == {
         "aten.linear.default",

@@ -1,4 +1,4 @@
-"""Batch norms with uneven statistics, folded or left alone."""
+"""Batch norms that are folded, or left alone."""
 
 from __future__ import annotations
 
@@ -7,19 +7,6 @@ from torch import nn
 
 from pt2q.ir.module import QuantGraphModule, import_exported
 from pt2q.passes import FoldConvBatchNorm, run_passes, verified_passes
-
-
-def settle(model: nn.Module) -> nn.Module:
-    """Statistics and affine parameters that are not the initial ones."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.running_mean is not None:
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.2, 3.0)
-            if module.affine:
-                nn.init.uniform_(module.weight, -2.0, 2.0)
-                nn.init.normal_(module.bias)
-    return model.eval()
 
 
 def imported(model: nn.Module, *inputs: torch.Tensor, decompose: bool = False) -> QuantGraphModule:

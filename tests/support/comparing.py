@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from pt2q import convert_pt2e, prepare_pt2e
+from pt2q import convert_pt2e
 from pt2q.ir.module import QuantGraphModule
 from pt2q.quantizers import XNNPACKQuantizer
+from support.flow import calibrated
+from support.settling import settled
 
 
 class Mlp(nn.Module):
@@ -38,31 +40,19 @@ class ConvBn(nn.Module):
         return x, x.argmax(1)
 
 
-def settled(model: nn.Module) -> nn.Module:
-    """Batch norms with statistics that are not those of a new one."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.uniform_(-0.5, 0.5)
-    return model.eval()
-
-
 def build(kind: Callable[[], nn.Module], *shape: int, batches: int = 3):
     """A model, its exported program and some inputs."""
     torch.manual_seed(0)
-    model = settled(kind())
+    model = settled(kind(), mean=0.3, shift=0.3)
     inputs = [torch.randn(*shape) for _ in range(batches)]
     return model, torch.export.export(model, (inputs[0],)), inputs
 
 
 def convert(program, inputs, config=None, **options) -> QuantGraphModule:
     quantizer = XNNPACKQuantizer()
-    prepared = prepare_pt2e(program, quantizer if config is None else quantizer.set_global(config))
-    for x in inputs:
-        prepared(x)
-    return convert_pt2e(prepared, **options)
+    quantizer = quantizer if config is None else quantizer.set_global(config)
+    ready = calibrated(program, quantizer, *((x,) for x in inputs))
+    return convert_pt2e(ready, **options)
 
 
 class Values(Interpreter):

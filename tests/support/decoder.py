@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from support.seeds import seeded
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -109,8 +111,7 @@ class Decoder(nn.Module):
 
 def decoder(seed: int = 0) -> Decoder:
     """In evaluation mode; its random logits are spread out as those of a trained one are."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = Decoder()
         for module in model.modules():
             if isinstance(module, nn.RMSNorm):

@@ -1,19 +1,12 @@
-"""A quantizer for everything, and the flow with it."""
+"""Quantizers of all kinds, and one that annotates every input and output."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import nn
 from torch.fx import Node
 
 from pt2q import (
-    QuantGraphModule,
     QuantizationAnnotation,
     Quantizer,
-    convert_pt2e,
-    prepare_pt2e,
 )
 from pt2q.quantizers import (
     WeightQuantizer,
@@ -21,7 +14,6 @@ from pt2q.quantizers import (
     XNNPACKQuantizer,
     get_dynamic_activation_4bit_weight_config,
 )
-from support.laws import assert_laws
 from support.small_quantizers import (
     ACTIVATION,
     DYNAMIC,
@@ -36,17 +28,6 @@ def everything(node: Node) -> QuantizationAnnotation | None:
     if node.op == "output":
         return None
     return QuantizationAnnotation(dict.fromkeys(node.all_input_nodes, ACTIVATION), ACTIVATION)
-
-
-def quantized(
-    model: nn.Module, quantizer: Quantizer, *inputs: Any, calls: Any = None, **options: Any
-) -> QuantGraphModule:
-    ready = prepare_pt2e(torch.export.export(model, inputs, **options), quantizer)
-    for call in calls or [inputs]:
-        ready(*call)
-    done = convert_pt2e(ready)
-    assert_laws(done, converted=True)
-    return done
 
 
 def quantizers() -> dict[str, Quantizer]:

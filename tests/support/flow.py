@@ -13,8 +13,33 @@ from pt2q import (
     convert_pt2e,
     prepare_pt2e,
 )
+from pt2q.ir.module import import_exported
 from support.laws import assert_laws, assert_values_match
 from support.results import assert_same
+
+
+def imported(model: nn.Module, *inputs: Any, **options: Any) -> QuantGraphModule:
+    """Exported in evaluation mode and imported: what passes are given."""
+    return import_exported(torch.export.export(model.eval(), inputs, **options))
+
+
+def calibrated(program: Any, quantizer: Quantizer, *calls: tuple[Any, ...]) -> QuantGraphModule:
+    """An exported program, prepared and called with the arguments of each call."""
+    ready = prepare_pt2e(program, quantizer)
+    with torch.no_grad():
+        for call in calls:
+            ready(*call)
+    return ready
+
+
+def quantized(
+    model: nn.Module, quantizer: Quantizer, *inputs: Any, calls: Any = None, **options: Any
+) -> QuantGraphModule:
+    """Exported, calibrated on the inputs (or on several calls) and converted."""
+    program = torch.export.export(model, inputs, **options)
+    done = convert_pt2e(calibrated(program, quantizer, *(calls or [inputs])))
+    assert_laws(done, converted=True)
+    return done
 
 
 def exported(model: nn.Module, *inputs: Any, **options: Any) -> torch.fx.GraphModule:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pt2q import convert_pt2e, prepare_pt2e
+from pt2q import convert_pt2e
 from pt2q.deploy.executorch import Program
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
+from support.flow import calibrated
 
 
 def quantized(
@@ -17,11 +18,7 @@ def quantized(
 ) -> nn.Module:
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
     exported = torch.export.export(model, batches[0], **export)
-    prepared = prepare_pt2e(exported, XNNPACKQuantizer().set_global(config))
-    with torch.no_grad():
-        for batch in batches:
-            prepared(*batch)
-    return convert_pt2e(prepared)
+    return convert_pt2e(calibrated(exported, XNNPACKQuantizer().set_global(config), *batches))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from support.attention_nets import Bert, BertConfig, ViT, ViTConfig
 from support.convnets import BasicBlock, Bottleneck, MobileNetV2, ResNet
 from support.samples import Inputs, images, sentences, vectors
+from support.seeds import seeded
 
 
 class ResidualMLP(nn.Module):
@@ -62,8 +63,7 @@ class Net:
         return self.sample(batch, seed)
 
     def build(self, seed: int = 0) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return settle(self.make(), *(self.sample(4, 1000 + seed + i) for i in range(2)))
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from pt2q import convert_pt2e, prepare_pt2e, sqnr
+from pt2q import convert_pt2e, sqnr
+from support.flow import calibrated
 from support.nets import NETS, Net
 
 
 def converted(net: Net | str, quantizer):
     net = NETS[net] if isinstance(net, str) else net
     model, inputs = net.build(), net.inputs(2)
-    prepared = prepare_pt2e(torch.export.export(model, inputs), quantizer)
-    prepared(*inputs)
-    return model, convert_pt2e(prepared), inputs
+    ready = calibrated(torch.export.export(model, inputs), quantizer, inputs)
+    return model, convert_pt2e(ready), inputs
 
 
 def flat(result) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Imported and calibrated models for tests of single passes."""
+"""A value with several readers, annotations, and prepared models for tests of single passes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from pt2q import QuantGraphModule, QuantizationAnnotation, prepare_pt2e
-from pt2q.ir.module import copy_module, import_exported
+from pt2q import QuantGraphModule, QuantizationAnnotation
+from pt2q.ir.module import copy_module
+from support.flow import calibrated
 from support.small_quantizers import ACTIVATION
-
-
-def imported(model: nn.Module, *inputs: Any) -> QuantGraphModule:
-    return import_exported(torch.export.export(model.eval(), inputs))
 
 
 class Fork(nn.Module):
@@ -41,7 +38,7 @@ def annotate_all_edges(node: Node) -> QuantizationAnnotation | None:
     return QuantizationAnnotation(dict.fromkeys(node.all_input_nodes, ACTIVATION), ACTIVATION)
 
 
-def calibrated(model: nn.Module, quantizer: Any, *inputs: Any) -> QuantGraphModule:
-    ready = prepare_pt2e(torch.export.export(model.eval(), inputs), quantizer)
-    ready(*inputs)
+def prepared_copy(model: nn.Module, quantizer: Any, *inputs: Any) -> QuantGraphModule:
+    """Calibrated on the inputs; passes of conversion may run on it."""
+    ready = calibrated(torch.export.export(model.eval(), inputs), quantizer, inputs)
     return copy_module(ready, ready.record)

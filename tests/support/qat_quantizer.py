@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -24,36 +24,27 @@ from pt2q.spec import (
     QuantizationSpec,
     Quantizer,
 )
+from support import small_quantizers
 
-ACTIVATION = QuantizationSpec(
-    torch.int8,
-    FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver),
-    -128,
-    127,
-    torch.per_tensor_affine,
+ACTIVATION = replace(
+    small_quantizers.ACTIVATION,
+    observer_or_fake_quant_ctr=FusedMovingAvgObsFakeQuantize.with_args(
+        observer=MovingAverageMinMaxObserver
+    ),
 )
-PER_TENSOR = QuantizationSpec(
-    torch.int8,
-    FusedMovingAvgObsFakeQuantize.with_args(
+PER_TENSOR = replace(
+    small_quantizers.WEIGHT_PER_TENSOR,
+    observer_or_fake_quant_ctr=FusedMovingAvgObsFakeQuantize.with_args(
         observer=MovingAverageMinMaxObserver, averaging_constant=1.0
     ),
-    -127,
-    127,
-    torch.per_tensor_symmetric,
 )
 
 
 def per_channel(axis: int) -> QuantizationSpec:
-    return QuantizationSpec(
-        torch.int8,
-        FusedMovingAvgObsFakeQuantize.with_args(
-            observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0
-        ),
-        -127,
-        127,
-        torch.per_channel_symmetric,
-        ch_axis=axis,
+    follows = FusedMovingAvgObsFakeQuantize.with_args(
+        observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0
     )
+    return replace(small_quantizers.weight_per_channel(axis), observer_or_fake_quant_ctr=follows)
 
 
 def bias_scale(sources: list) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from support.random_steps import Step, step_lists
+from support.seeds import seeded
+from support.settling import settled
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -61,12 +63,9 @@ class Network(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
+        with seeded(recipe.seed):
             self.layers = nn.ModuleList(self._layer(s) for s in recipe.steps)
-            for module in self.modules():
-                _unsettle(module)
-        self.eval()
+            settled(self, mean=0.3, variance=(0.4, 2.0), shift=0.2)
 
     def _layer(self, step: Step) -> nn.Module:
         dims, c, v = self.recipe.dims, self.recipe.channels, step.variant
@@ -171,14 +170,3 @@ STEPS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "buffer": _buffer,
     "buffer_sum": _buffer_sum,
 }
-
-
-def _unsettle(module: nn.Module) -> None:
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return
-    if module.running_mean is not None and module.running_var is not None:
-        module.running_mean.normal_(0.0, 0.3)
-        module.running_var.uniform_(0.4, 2.0)
-    if module.affine:
-        nn.init.uniform_(module.weight, 0.5, 1.5)
-        nn.init.normal_(module.bias, 0.0, 0.2)

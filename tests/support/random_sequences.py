@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from support.random_steps import Step, step_lists
+from support.seeds import seeded
 
 CHANNELS, LENGTH = 4, 6
 
@@ -182,8 +183,7 @@ class Network(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
+        with seeded(recipe.seed):
             self.layers = nn.ModuleList(Layer(step.variant) for step in recipe.steps)
         self.eval()
 

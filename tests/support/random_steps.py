@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 
@@ -22,3 +23,17 @@ def step_lists(kinds: tuple[str, ...], max_steps: int) -> st.SearchStrategy[tupl
     number = st.integers(0, 7)
     step = st.builds(Step, st.sampled_from(kinds), number, number, number)
     return st.lists(step, min_size=1, max_size=max_steps).map(tuple)
+
+
+def drawn(count: int) -> settings:
+    """So many networks, the same in every run.
+
+    Recipes are short as they are: shrinking one takes minutes and tells little more.
+    """
+    return settings(
+        deadline=None,
+        derandomize=True,
+        max_examples=count,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )

@@ -54,3 +54,12 @@ class Everything(nn.Module):
         self.state.mul_(0.5)
         self.state.add_(y.mean(0))
         return torch.nn.functional.linear(self.tied(y) + self.state, self.computed.t())
+
+
+class TwoLinears(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.relu(self.one(x)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -24,13 +26,8 @@ UNSIGNED = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tenso
 DYNAMIC = QuantizationSpec(
     torch.int8, PlaceholderObserver, -128, 127, torch.per_tensor_affine, is_dynamic=True
 )
-PER_TOKEN = QuantizationSpec(
-    torch.int8,
-    PlaceholderObserver.with_args(per_token=True),
-    -128,
-    127,
-    torch.per_tensor_affine,
-    is_dynamic=True,
+PER_TOKEN = replace(
+    DYNAMIC, observer_or_fake_quant_ctr=PlaceholderObserver.with_args(per_token=True)
 )
 WEIGHT_PER_TENSOR = QuantizationSpec(
     torch.int8, MinMaxObserver, -127, 127, torch.per_tensor_symmetric
@@ -38,12 +35,10 @@ WEIGHT_PER_TENSOR = QuantizationSpec(
 
 
 def weight_per_channel(axis: int) -> QuantizationSpec:
-    return QuantizationSpec(
-        torch.int8,
-        PerChannelMinMaxObserver,
-        -127,
-        127,
-        torch.per_channel_symmetric,
+    return replace(
+        WEIGHT_PER_TENSOR,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver,
+        qscheme=torch.per_channel_symmetric,
         ch_axis=axis,
     )
 

@@ -6,14 +6,15 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from support.seeds import seeded
+
 
 def exported(model: nn.Module, *inputs: torch.Tensor, train: bool = False) -> GraphModule:
     return torch.export.export(model.train(train), inputs).module(check_guards=False)
 
 
 def run_seeded(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+    with seeded(3):
         return model(x)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pt2q import QuantGraphModule, convert_pt2e, prepare_pt2e
-from pt2q.ir import ops
+from pt2q import QuantGraphModule, convert_pt2e
+from support.flow import calibrated
 from support.small_quantizers import SmallQuantizer
 
 X = (torch.linspace(-1, 1, 2 * 3 * 36).reshape(2, 3, 6, 6),)
@@ -23,14 +23,8 @@ class Net(nn.Module):
 
 
 def prepared(quantizer=None) -> QuantGraphModule:
-    model = prepare_pt2e(torch.export.export(Net().eval(), X), quantizer or SmallQuantizer())
-    model(*X)
-    return model
+    return calibrated(torch.export.export(Net().eval(), X), quantizer or SmallQuantizer(), X)
 
 
 def converted(quantizer=None) -> QuantGraphModule:
     return convert_pt2e(prepared(quantizer))
-
-
-def first(model, targets):
-    return next(n for n in model.graph.nodes if ops.is_op(n, targets))

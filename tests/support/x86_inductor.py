@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pt2q import convert_pt2e, prepare_pt2e
-from pt2q.quantizers import (
-    X86InductorQuantizer,
-)
+from pt2q import convert_pt2e
+from pt2q.quantizers import X86InductorQuantizer
+from support.flow import calibrated
 
 
 class Net(nn.Module):
@@ -32,6 +31,6 @@ class Net(nn.Module):
 def converted(function, inputs, quantizer=None):
     model = function if isinstance(function, nn.Module) else Net(function)
     model = model.eval()
-    prepared = prepare_pt2e(torch.export.export(model, inputs), quantizer or X86InductorQuantizer())
-    prepared(*inputs)
-    return model, convert_pt2e(prepared)
+    program = torch.export.export(model, inputs)
+    ready = calibrated(program, quantizer or X86InductorQuantizer(), inputs)
+    return model, convert_pt2e(ready)
