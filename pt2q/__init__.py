@@ -75,6 +75,8 @@ from pt2q.spec import (
 
 __version__ = "0.1.0"
 
+# Some of these names are those of a room: a list of names is no logic.
+# pylint: disable=duplicate-code
 __all__ = [
     "AffineQuantizedObserverBase",
     "DerivedObserverOrFakeQuantize",

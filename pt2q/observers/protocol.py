@@ -14,7 +14,7 @@ quantizes               conversion writes something in its place        True
 has_data                it can tell its parameters                      from min_val and max_val
 constant_input          show a constant again when converting           False
 observer_enabled,       switches, see `pt2q.observers.switches`         it cannot be switched
-fake_quant_enabled
+fake_quant_enabled                                                      it does not round (`rounds`)
 convert(model, node)    writes its own operators                        we write them
 reset()                 forgets what was observed                       nothing is forgotten
 node_name               set on insertion, for messages                  it is set anyway
@@ -89,6 +89,16 @@ def range_has_data(observer: Any) -> bool:
     if not isinstance(low, Tensor) or not isinstance(high, Tensor):
         return True
     return low.numel() > 0 and bool((low <= high).any())
+
+
+def rounds(observer: Any) -> bool:
+    """Whether what passes an observer comes out rounded, as it does in training.
+
+    Args:
+        observer: a fake quantizer, which is one while it is enabled, or any other.
+    """
+    switch = getattr(observer, "fake_quant", False)  # of those whose rounding is an option
+    return bool(getattr(observer, "fake_quant_enabled", switch))
 
 
 def complete(observer: Any, spec: QuantizationSpecBase) -> None:

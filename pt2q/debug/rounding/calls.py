@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from pt2q.ir import ops
 from pt2q.ir.graph import is_constant, is_observer
 from pt2q.ir.storage import StorageMap
+from pt2q.observers.protocol import rounds
 
 
 def moving_nodes(module: GraphModule) -> Iterator[Node]:
@@ -32,9 +33,8 @@ def is_rounding_module(module: GraphModule, node: Node) -> bool:
     """Whether a node calls a fake quantizer (an observer that only looks is none)."""
     if node.op != "call_module":
         return False
-    called: Any = module.get_submodule(str(node.target))
-    rounds = getattr(called, "fake_quant_enabled", getattr(called, "fake_quant", False))
-    return is_observer(called) and bool(rounds)
+    called = module.get_submodule(str(node.target))
+    return is_observer(called) and rounds(called)
 
 
 def own_roundings(module: GraphModule, node: Node, storage: StorageMap) -> list[Node]:
