@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.applied_functions import conv, image
-from support.imported import Apply, exported
+from support.applied_functions import Apply, conv, image
+from support.flow import imported
 from support.row_programs import Case, quantize_programs
 from support.row_runtimes import in_inductor
 from torch import nn
@@ -91,7 +91,7 @@ def test_a_kernel_that_does_not_take_a_configuration_leaves_its_operator_in_floa
         is_per_channel=True, weight_qmin=-8, weight_qmax=7
     )
     quantizer = XNNPACKQuantizer(four_bits)
-    quantizer.annotate(exported(nn.Sequential(conv(), nn.Flatten(2), nn.Linear(64, 4)), image()))
+    quantizer.annotate(imported(nn.Sequential(conv(), nn.Flatten(2), nn.Linear(64, 4)), image()))
     report = quantizer.report()
     assert report["linear"].how == "int8 static, weight int4 per-channel"
     reason = report["conv2d"].reason
@@ -101,21 +101,21 @@ def test_a_kernel_that_does_not_take_a_configuration_leaves_its_operator_in_floa
 
 def test_weights_alone_are_no_configuration_for_integer_kernels() -> None:
     quantizer = XNNPACKQuantizer(get_weight_only_quantization_config())
-    quantizer.annotate(exported(nn.Linear(8, 8), image()))
+    quantizer.annotate(imported(nn.Linear(8, 8), image()))
     assert [row.reason.code for row in quantizer.report().left_float] == ["kernel-needs"]
 
 
 def test_a_tensor_of_more_dimensions_than_a_kernel_takes() -> None:
     quantizer = XNNPACKQuantizer()
     net = Apply(lambda m, x: m[0](m[0](x) + x), nn.Linear(4, 4))
-    quantizer.annotate(exported(net, torch.randn(1, 1, 1, 1, 1, 2, 4)))
+    quantizer.annotate(imported(net, torch.randn(1, 1, 1, 1, 1, 2, 4)))
     (row,) = quantizer.report().left_float
     assert row.reason == reasons.TOO_MANY_DIMENSIONS.filled(found=7, most=6)
 
 
 def test_reports_say_codes_to_programs() -> None:
     quantizer = XNNPACKQuantizer()
-    quantizer.annotate(exported(nn.Sequential(nn.Linear(8, 8), nn.Softmax(-1)), image()))
+    quantizer.annotate(imported(nn.Sequential(nn.Linear(8, 8), nn.Softmax(-1)), image()))
     rows = json.loads(quantizer.report().to_json())
     assert [(row["node"], row["quantized"], row["rule"]) for row in rows] == [
         ("linear", True, "linear"),
