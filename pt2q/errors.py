@@ -11,67 +11,194 @@ class Pt2qError(Exception):
 
 
 class NotExportedError(Pt2qError, TypeError):
-    """A module that was never captured with ``torch.export`` was given."""
+    """A module that was never captured with ``torch.export`` was given.
+
+    Cause: Eager modules, scripted modules and graphs traced with ``torch.fx`` hold no program
+    of ATen operators, which is what is quantized and deployed.
+
+    Way out: Call ``torch.export.export(model, args)`` first and hand over what it returns, or
+    its ``.module()``.
+    """
 
 
 class SpecError(Pt2qError, ValueError):
-    """A quantization spec contradicts itself or its dtype."""
+    """A quantization spec contradicts itself, its dtype or the tensor it is for.
+
+    Cause: A dtype that nothing is quantized to, a range that does not fit it or is empty, a
+    ``ch_axis`` without a per-channel scheme or such a scheme without it, groups that do not
+    divide a weight, or a statement to a quantizer that is neither a configuration nor None.
+
+    Way out: The message names the argument, what was found and what is allowed.
+    ``get_symmetric_quantization_config`` and its kin make specs that fit their backend;
+    ``dataclasses.replace`` changes one field.
+    """
 
 
 class AnnotationError(Pt2qError, ValueError):
-    """An annotation names a node, edge or tensor that cannot be quantized as asked."""
+    """An annotation names a node, edge or tensor that cannot be quantized as asked.
+
+    Cause: A quantizer annotates an edge that the node does not read, gives a spec of an unknown
+    class, asks for what its backend has no kernel for, or overwrites what another quantizer of
+    a `ComposableQuantizer` has annotated.
+
+    Way out: The message names the node and its inputs. In a quantizer of your own, annotate
+    ``node.all_input_nodes`` only; in one of ours, choose a configuration that its backend runs,
+    as the page on quantizers lists them.
+    """
 
 
 class SharingError(AnnotationError):
-    """Sharing references cannot be resolved: a cycle or a dangling reference."""
+    """Sharing references cannot be resolved: a cycle or a dangling reference.
+
+    Cause: Shared or derived specs refer to each other in a circle, or to an edge or node that
+    nobody quantizes.
+
+    Way out: Annotate one member of the circle with a `QuantizationSpec` or
+    `FixedQParamsQuantizationSpec`, and every tensor that is referred to.
+    """
 
 
 class FlowError(Pt2qError, RuntimeError):
-    """The main calls were made in an order that makes no sense."""
+    """The main calls were made in an order that makes no sense.
+
+    Cause: A model is prepared twice, converted before it is prepared or after it is converted,
+    deployed before it is converted, or given a class where the instance of a quantizer is
+    wanted.
+
+    Way out: The order is ``torch.export.export``, `prepare_pt2e` or `prepare_qat_pt2e`,
+    calibration or training, `convert_pt2e`, deployment. Keep the exported program to begin
+    again from it.
+    """
 
 
 class NoDataError(Pt2qError, RuntimeError):
-    """An observer was asked for quantization parameters but never saw data."""
+    """An observer was asked for quantization parameters but never saw data.
+
+    Cause: The prepared model was not called before `convert_pt2e`, or the calibration inputs
+    never reached the operators that the message names, such as the other branch of a ``cond``.
+
+    Way out: Call the prepared model with representative inputs that reach them, or leave them
+    in float: ``quantizer.set_module_name(name, None)``.
+    """
 
 
 class NonFiniteActivationError(Pt2qError, ValueError):
-    """NaN reached an observer."""
+    """NaN reached an observer.
+
+    Cause: The calibration data holds NaN, or the float model computes it from that data.
+
+    Way out: Call the float model with the same batch and find the operator that makes the first
+    NaN; the message names the node at which it was seen.
+    """
 
 
 class InputShapeError(Pt2qError, ValueError):
-    """A prepared or converted model was called with shapes it was not exported for."""
+    """A prepared, converted or deployed model was called with inputs it was not made for.
+
+    Cause: Export specialises each size that it is not told to be dynamic. A size, rank, type or
+    number of inputs differs from those that the model was exported with.
+
+    Way out: Export again with that dimension dynamic and an example size of 2 or more (the
+    message holds the ``dynamic_shapes`` to pass), or call the model with the exported size.
+    """
 
 
 class LoweringError(Pt2qError, RuntimeError):
-    """A converted model could not be lowered to, or run by, a runtime."""
+    """A converted model could not be lowered to, or run by, a runtime.
+
+    Cause: The target has no kernel for what the model asks of it (uint8 activations on XNNPACK,
+    int8 activations on Inductor, a quantized weight with a float input), ``torch.export``
+    cannot capture the model with the given inputs, or the runtime's own compiler fails; its
+    first line is quoted.
+
+    Way out: Quantize with the quantizer that is made for the target. Where one operator is
+    named, leave it in float: ``quantizer.set_module_name(name, None)``. Lower the float model
+    to see whether quantization has a part in it.
+    """
 
 
 class MissingDependencyError(Pt2qError, ImportError):
-    """An optional dependency is needed for this call and is not installed."""
+    """An optional dependency is needed for this call and is not installed.
+
+    Cause: Runtimes are optional: each belongs to an extra of the package.
+
+    Way out: Install the extra that the message names, for instance ``pip install
+    "pt2q[executorch]"``.
+    """
 
 
 class DataError(Pt2qError, ValueError):
-    """Calibration data or a model file could not be read or does not fit the model."""
+    """Calibration data or a model file could not be read or does not fit the model.
+
+    Cause: The file is missing, incomplete or of another kind, or its arrays do not have the
+    names, types or sizes of the model's inputs.
+
+    Way out: The message names the file, and what the model takes. Write a ``.pt2`` with
+    ``torch.export.save`` and inputs with ``numpy.savez(file, **arrays_by_input_name)``.
+    """
+
+
+class SaveError(Pt2qError, OSError):
+    """A file could not be written where it was asked for.
+
+    Cause: The folder cannot be made or written to, the disk is full, the name is a folder, or its
+    suffix is not that of the kind of file.
+
+    Way out: Choose another path, or free space. What stood there before is untouched.
+    """
 
 
 class UnknownNameError(DataError):
-    """Nothing of this kind has this name."""
+    """Nothing of this kind has this name.
+
+    Cause: A backend or another registered thing is misspelt, or the package that offers it is
+    not installed.
+
+    Way out: Choose from the names in the message, or install the package.
+    """
 
 
 class PluginError(Pt2qError, ImportError):
-    """An installed package offers something to pt2q that cannot be used."""
+    """An installed package offers something to pt2q that cannot be used.
+
+    Cause: Its entry point cannot be imported, or is not what its group holds.
+
+    Way out: Update or uninstall the package that the message names; it is no part of pt2q.
+    """
 
 
 class RecipeError(Pt2qError, ValueError):
-    """A recipe file could not be read, or asks for what cannot be."""
+    """A recipe file could not be read, or asks for what cannot be.
+
+    Cause: The file is no TOML, holds an unknown key or value, or asks for what its backend does
+    not run.
+
+    Way out: The message gives the line and what is allowed there. ``pt2q recipe init`` writes a
+    recipe that is right.
+    """
 
 
 class ComparisonError(Pt2qError, ValueError):
-    """Two models, or the inputs to compare them on, do not fit each other."""
+    """Two models, or the inputs to compare them on, do not fit each other.
+
+    Cause: The second model was not made from the first, the first is quantized already, the
+    models were called a different number of times, or a batch does not hold the arguments of
+    one call.
+
+    Way out: Compare an exported program with what was prepared or converted from it. A tuple
+    holds the arguments of one call; several batches come as a list.
+    """
 
 
 class GraphLawError(Pt2qError, AssertionError):
-    """A pass broke one of the laws of the graph."""
+    """A pass broke one of the laws of the graph.
+
+    Cause: A defect of a pass, or of foreign code that edited a graph: it is raised by
+    ``VerifyReport.raise_if_broken`` and while `verified_passes` watches, never in ordinary use.
+
+    Way out: Mend the pass that the message names. For a pass of pt2q, report it with the
+    exported program.
+    """
 
 
 class Pt2qWarning(UserWarning):
@@ -79,24 +206,65 @@ class Pt2qWarning(UserWarning):
 
 
 class PluginWarning(Pt2qWarning):
-    """What an installed package offers to pt2q is left out."""
+    """What an installed package offers to pt2q is left out.
+
+    Cause: A package offers a name that is pt2q's own or another package's, or cannot be
+    imported.
+
+    Way out: Update or uninstall the package that the message names. All other names work.
+    """
 
 
 class UnmatchedRuleWarning(Pt2qWarning):
-    """A quantizer rule matched nothing in the model."""
+    """A statement to a quantizer matched nothing in the model.
+
+    Cause: A module name, module type or operator is misspelt, or is spelt as in the eager model
+    where export calls it something else.
+
+    Way out: Compare with ``exported.module().named_modules()``, or with the operators that
+    ``quantizer.report()`` lists.
+    """
 
 
 class NothingQuantizedWarning(Pt2qWarning):
-    """The model was prepared or converted but nothing in it is quantized."""
+    """The model was prepared or converted but nothing in it is quantized.
+
+    Cause: The model has no operator that the backend runs in integers, every statement to the
+    quantizer excludes them, or a configuration without fake quantizers was given for training.
+
+    Way out: ``quantizer.report()`` says why each operator stays in float.
+    """
 
 
 class ObserverReplacedWarning(Pt2qWarning):
-    """The observer that a configuration names cannot do what is asked; another one stands in."""
+    """The observer that a configuration names cannot do what is asked; another one stands in.
+
+    Cause: An operator takes its weight with other scales than the configuration asks for, one for
+    the whole tensor for instance, and the configuration's own observer has no form that gives them.
+
+    Way out: Enter the observer with its forms as an ``ObserverFamily`` in ``pt2q.observers``, or
+    give the operator a configuration of its own with ``set_operator_type``. Where the observer that
+    the message names will do, nothing.
+    """
 
 
 class BatchNormNotFoldedWarning(Pt2qWarning):
-    """A batch norm stays in the model because folding it would change the function."""
+    """A batch norm stays in the model because folding it would change the function.
+
+    Cause: Its convolution has another reader, its weight is shared or written, it has no
+    running statistics, or it follows no convolution or linear layer.
+
+    Way out: Nothing has to be done: the result is right, the batch norm runs in float. To have
+    it folded, change what the message names, for instance export the model in evaluation mode.
+    """
 
 
 class ReferenceIncompleteWarning(Pt2qWarning):
-    """A quantized operator has no integer form and stays in float."""
+    """A quantized operator has no integer form and stays in float.
+
+    Cause: ``convert_pt2e(..., use_reference_representation=True)`` knows no rule for the
+    operator, or its rule needs what the model does not give.
+
+    Way out: Write a rule with ``pt2q.passes.reference.reference_rule``, or leave the operator
+    unquantized.
+    """

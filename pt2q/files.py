@@ -10,11 +10,7 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-from pt2q.errors import Pt2qError
-
-
-class SaveError(Pt2qError, OSError):
-    """A file could not be written where it was asked for."""
+from pt2q.errors import SaveError
 
 
 @contextmanager

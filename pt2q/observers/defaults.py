@@ -45,9 +45,11 @@ default_debug_observer = RecordingObserver
 default_reuse_input_observer = ReuseInputObserver
 
 default_fake_quant = FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, **_UINT8)
+"""Rounds to uint8, with a scale and a zero point from a moving average of the range."""
 default_dynamic_fake_quant = FakeQuantize.with_args(
     observer=MovingAverageMinMaxObserver, **_UINT8, is_dynamic=True, averaging_constant=1
 )
+"""Rounds to uint8, with a scale and a zero point from the range of each batch."""
 default_weight_fake_quant = FakeQuantize.with_args(
     observer=MovingAverageMinMaxObserver, **_INT8, **_TENSOR
 )

@@ -94,10 +94,7 @@ def constructor_for(constructor: Any, granularity: Granularity) -> Any:
         return constructor
     twins = (f.member(granularity) for f in OBSERVERS.available().values() if cls in f)
     twin = next(twins, None)
-    if twin is None:
-        return None
-    kept = accepted(twin, arguments)
-    return PartialWrapper(twin).with_args(**kept) if kept else twin
+    return None if twin is None else PartialWrapper(twin).with_args(**accepted(twin, arguments))
 
 
 OBSERVERS: Registry[ObserverFamily] = Registry(

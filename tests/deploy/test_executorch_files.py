@@ -11,8 +11,8 @@ import torch
 from support.lowering import Lowered
 
 from pt2q.deploy.executorch import load
-from pt2q.errors import DataError
-from pt2q.files import SaveError, ensure_writable
+from pt2q.errors import DataError, SaveError
+from pt2q.files import ensure_writable
 
 
 def test_save_and_load(small: Lowered, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from pt2q.errors import (
     FlowError,
     LoweringError,
     NotExportedError,
+    SaveError,
 )
-from pt2q.files import SaveError
 from pt2q.quantizers import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
