@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 # Spinning threads beside a busy neighbour cost more than they win.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow lint typecheck installed-copy format clean
+.PHONY: help demo test test-slow lint typecheck installed-copy format docs pages dist clean
 
 help:
 	@echo "make demo       quantize the bundled digits network and compare it with float"
@@ -18,6 +18,9 @@ help:
 	@echo "make lint       ruff, the order of the rooms"
 	@echo "make typecheck  mypy on an installed copy"
 	@echo "make format     let ruff rewrite what it can"
+	@echo "make docs       build the documentation site in build/site"
+	@echo "make pages      write again what programs write in docs/"
+	@echo "make dist       build and check what is published, in dist/"
 
 demo: $(VENV)/.pt2q-demo
 	$(BIN)/python -m pt2q demo --out $(OUT)
@@ -41,6 +44,22 @@ format: $(VENV)/.pt2q-lint
 
 typecheck: $(VENV)/.pt2q-lint $(VENV)/.pt2q-test installed-copy
 	MYPYPATH="$(VENV)/typed" $(BIN)/mypy -p pt2q
+
+# Strict: a broken link, a page without a place or a docstring that does not fit its signature fails.
+docs: $(VENV)/.pt2q-docs installed-copy
+	NO_MKDOCS_2_WARNING=1 PT2Q_INSTALLED_COPY="$(abspath $(VENV))/typed" $(BIN)/mkdocs build --strict
+
+pages: $(VENV)/.pt2q-torch
+	$(BIN)/python docs/error_catalogue.py
+	$(BIN)/python docs/rooms.py
+	$(BIN)/python docs/tables.py
+	$(BIN)/python benchmarks/overview.py
+
+dist: $(VENV)/.pt2q-dist
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 # As users get it: neither mypy nor the import linter see through the finder of an editable install.
 installed-copy: $(VENV)/.pt2q-torch

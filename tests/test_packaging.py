@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +11,11 @@ import pt2q
 
 ROOT = Path(__file__).parent.parent
 ROOTS = {"pt2q": "pt2q", "passes": "pt2q.passes", "quantizers": "pt2q.quantizers"}
+
+
+def project() -> dict[str, Any]:
+    tomllib = pytest.importorskip("tomllib", reason="in Python since 3.11")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def packages_on_disk() -> set[str]:
@@ -22,14 +27,33 @@ def packages_on_disk() -> set[str]:
     return found
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is in Python since 3.11")
 def test_every_package_is_listed() -> None:
-    import tomllib
+    assert set(project()["tool"]["setuptools"]["packages"]) == packages_on_disk()
+    assert project()["project"]["version"] == pt2q.__version__
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(project["tool"]["setuptools"]["packages"]) == packages_on_disk()
-    assert project["project"]["version"] == pt2q.__version__
+
+def test_every_extra_is_explained() -> None:
+    page = (ROOT / "docs" / "install.md").read_text()
+    extras = project()["project"]["optional-dependencies"]
+    assert [name for name in extras if f"\n| `{name}` | " not in page] == []
 
 
 def test_types_are_shipped() -> None:
     assert (Path(pt2q.__file__).parent / "py.typed").exists()
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {pt2q.__version__}\n" in citation
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changes
+
+
+def test_the_page_on_releases_is_about_those_that_are_tested() -> None:
+    page = (ROOT / "docs" / "torch_releases.md").read_text()
+    pins = [
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    ]
+    assert [name for name, version in pins if version not in page] == []
