@@ -33,11 +33,7 @@ class FoldQuantizedConstants:
         """Fold; returns whether anything was."""
         constants = Constants(model)
         erased = drop_assertions(model, constants)
-        found = [
-            n
-            for n in model.graph.nodes
-            if (ops.is_op(n, ops.QUANTIZE) or _is_storage_cast(n)) and constants.is_constant(n)
-        ]
+        found = [n for n in model.graph.nodes if _is_stored(n, constants)]
         folder = _Folder(model, constants)
         for node in found:
             folder.fold(node)
@@ -46,6 +42,13 @@ class FoldQuantizedConstants:
 
 _CAST = frozenset({ops.TO_DTYPE})
 _AFFINE = frozenset({ops.qd.quantize_per_tensor.default, ops.qd.quantize_per_channel.default})
+
+
+def _is_stored(node: Node, constants: Constants) -> bool:
+    """Whether a node is a quantize, or a cast, of a constant."""
+    if ops.quantizes_elsewhere(node):
+        return all(constants.is_constant(source) for source in node.all_input_nodes)
+    return (ops.is_op(node, ops.QUANTIZE) or _is_storage_cast(node)) and constants.is_constant(node)
 
 
 def _is_storage_cast(node: Node) -> bool:

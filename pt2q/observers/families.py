@@ -94,7 +94,10 @@ def constructor_for(constructor: Any, granularity: Granularity) -> Any:
         return constructor
     twins = (f.member(granularity) for f in OBSERVERS.available().values() if cls in f)
     twin = next(twins, None)
-    return None if twin is None else PartialWrapper(twin).with_args(**accepted(twin, arguments))
+    if twin is None:
+        return None
+    kept = accepted(twin, arguments)
+    return PartialWrapper(twin).with_args(**kept) if kept else twin
 
 
 OBSERVERS: Registry[ObserverFamily] = Registry(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch.fx import Node
+
 from pt2q.ir.ops.names import qd
 
 QUANTIZE = frozenset(
@@ -14,6 +16,16 @@ QUANTIZE = frozenset(
         qd.quantize_per_channel_group.default,
     }
 )
+QUANTIZE_OF_OTHERS = frozenset({"torchao.quantize_affine"})
+"""Operators that observers of other libraries write for themselves: known by name, never loaded."""
+
+
+def quantizes_elsewhere(node: Node) -> bool:
+    """Whether a node calls a quantize of another library, with its overload or without."""
+    name = str(node.target).removesuffix(".default")
+    return node.op == "call_function" and name in QUANTIZE_OF_OTHERS
+
+
 DEQUANTIZE = frozenset(
     {
         qd.dequantize_per_tensor.default,
