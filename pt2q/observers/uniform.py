@@ -37,6 +37,7 @@ class UniformQuantizationObserverBase(ObserverBase):
     per_channel: bool | None = None
     """Whether the class takes per-channel schemes alone, per-tensor ones alone, or (None) both."""
     eps: Tensor
+    _version = 3  # of the state: with ``eps``, ``min_val`` and ``max_val`` under these names
 
     qscheme: torch.qscheme
 
