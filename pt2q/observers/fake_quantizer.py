@@ -88,6 +88,11 @@ class FakeQuantize(FakeQuantizeBase):
         return granularity_of(self.activation_post_process)
 
     @property
+    def constant_input(self) -> bool:
+        """Whether a constant is to be shown again before conversion: it still is observed."""
+        return self._is_on()[0]
+
+    @property
     def has_data(self) -> bool:
         """Whether there are parameters: something was observed."""
         if not self._ready:

@@ -77,8 +77,8 @@ class FakeQuantizeBase(nn.Module, ABC):
 
     @property
     def constant_input(self) -> bool:
-        """Whether a constant is to be shown again before conversion: it still is observed."""
-        return self._is_on()[0]
+        """Whether a constant is to be shown again before conversion; what was trained counts."""
+        return False
 
     def _is_on(self) -> tuple[bool, bool]:
         """(observing, rounding); on a CPU what was written into the buffers counts, too."""
