@@ -248,6 +248,10 @@ class ObserverReplacedWarning(Pt2qWarning):
     """
 
 
+class NoDataWarning(Pt2qWarning):
+    """A tensor stays in float, because its observer never saw data."""
+
+
 class BatchNormNotFoldedWarning(Pt2qWarning):
     """A batch norm stays in the model because folding it would change the function.
 

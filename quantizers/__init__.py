@@ -8,10 +8,26 @@ from pt2q.quantizers.onnx_qdq.configs import (
 )
 from pt2q.quantizers.onnx_qdq.quantizer import OnnxQDQQuantizer
 from pt2q.quantizers.state_quantizer import StateQuantizer
+from pt2q.quantizers.toolkit.authoring import (
+    OperatorConfig,
+    OperatorPatternType,
+    annotate_input_qspec_map,
+    annotate_output_qspec,
+    get_bias_qspec,
+    get_input_act_qspec,
+    get_module_name_filter,
+    get_output_act_qspec,
+    get_weight_qspec,
+    is_valid_annotation,
+)
 from pt2q.quantizers.toolkit.config import QuantizationConfig, get_symmetric_quantization_config
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
 from pt2q.quantizers.toolkit.reading.attention_masks import MaskFinder
-from pt2q.quantizers.toolkit.reading.partitions import find_sequential_partitions
+from pt2q.quantizers.toolkit.reading.partitions import (
+    find_sequential_partitions,
+    get_equivalent_types,
+    update_equivalent_types_dict,
+)
 from pt2q.quantizers.toolkit.reading.tensor_roles import Roles, roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.report.decision_report import Report
@@ -37,6 +53,8 @@ __all__ = [
     "MaskFinder",
     "Match",
     "OnnxQDQQuantizer",
+    "OperatorConfig",
+    "OperatorPatternType",
     "QuantizationConfig",
     "Reason",
     "Report",
@@ -50,15 +68,25 @@ __all__ = [
     "When",
     "X86InductorQuantizer",
     "XNNPACKQuantizer",
+    "annotate_input_qspec_map",
+    "annotate_output_qspec",
     "find_sequential_partitions",
+    "get_bias_qspec",
     "get_default_x86_inductor_quantization_config",
     "get_dynamic_activation_4bit_weight_config",
     "get_embedding_quantization_config",
+    "get_equivalent_types",
     "get_float8_quantization_config",
+    "get_input_act_qspec",
     "get_int16_activation_config",
+    "get_module_name_filter",
     "get_onnxruntime_quantization_config",
+    "get_output_act_qspec",
     "get_symmetric_quantization_config",
     "get_tensorrt_quantization_config",
     "get_weight_only_quantization_config",
+    "get_weight_qspec",
+    "is_valid_annotation",
     "roles_of",
+    "update_equivalent_types_dict",
 ]

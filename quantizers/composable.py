@@ -47,7 +47,8 @@ class ComposableQuantizer(Quantizer):
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Apply every quantizer's transformation, in order."""
         for quantizer in self.quantizers:
-            model = quantizer.transform_for_annotation(model)
+            result = quantizer.transform_for_annotation(model)
+            model = model if result is None else result
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
@@ -139,7 +140,7 @@ def _nodes(model: GraphModule) -> list[Node]:
 def _annotated(quantizer: Quantizer, module: GraphModule, model: GraphModule) -> GraphModule:
     """Annotate one module; a quantizer may give back another in place of the outermost one."""
     result = quantizer.annotate(module)
-    return result if module is model else model
+    return result if module is model and result is not None else model
 
 
 def _row(path: str, node: Node, name: str) -> Row:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch.fx import Node
 
-from pt2q.errors import NoDataError
+from pt2q.errors import NoDataError, NoDataWarning
 from pt2q.ir.constants import Constants
 from pt2q.ir.graph import module_path
 from pt2q.ir.module import QuantGraphModule
@@ -19,22 +20,34 @@ from pt2q.observers import Form, ObserverBase, batched_qparams, form_of, has_dat
 ObservedParameters: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Scale and zero point by the identity of the observer."""
 
+OnNoData: TypeAlias = Literal["error", "warn"]
+"""What to do about an observer that never saw data: refuse, or leave its tensor in float."""
+
 Calls: TypeAlias = list[tuple[Node, Any]]
 """The calls of observers in a graph, each with its observer."""
 
 
-def found_parameters(found: Sequence[tuple[str, QuantGraphModule, Calls]]) -> ObservedParameters:
+def found_parameters(
+    found: Sequence[tuple[str, QuantGraphModule, Calls]], on_no_data: OnNoData = "error"
+) -> tuple[ObservedParameters, frozenset[int]]:
     """The parameters of all static observers, each asked once however often it is used.
 
     Args:
         found: of each module its path, itself and its calls of observers.
+        on_no_data: what to do about a static activation observer that never saw data.
+
+    Returns:
+        The parameters, and the identities of the observers without data, which have none.
 
     Raises:
-        NoDataError: a static activation observer never saw data.
+        NoDataError: there are such observers, and ``on_no_data`` is ``error``.
     """
     with _constants_shown(found):
-        _require_data([(path, *call) for path, _, calls in found for call in calls])
-        return _all_qparams([call for _, _, calls in found for call in calls])
+        blind = _without_data([(path, *call) for path, _, calls in found for call in calls])
+        _say(blind, on_no_data)
+        left = frozenset(id(observer) for _, _, observer in blind)
+        calls = [call for _, _, calls in found for call in calls if id(call[1]) not in left]
+        return _all_qparams(calls), left
 
 
 def _is_static(observer: Any) -> bool:
@@ -96,14 +109,25 @@ def _all_qparams(found: Calls) -> ObservedParameters:
     return qparams
 
 
-def _require_data(found: list[tuple[str, Node, Any]]) -> None:
-    """Complain of observers without data, each by where it is first used."""
+def _without_data(found: list[tuple[str, Node, Any]]) -> list[tuple[str, Node, Any]]:
+    """The static observers without data, each where it is first used."""
     static = {id(o): (path, node, o) for path, node, o in reversed(found) if _is_static(o)}
-    empty = [(p, n) for p, n, o in reversed(static.values()) if not has_data(o)]
+    return [place for place in reversed(static.values()) if not has_data(place[2])]
+
+
+def _say(empty: list[tuple[str, Node, Any]], on_no_data: OnNoData) -> None:
     if not empty:
         return
-    names = [path + node.args[0].name for path, node in empty if isinstance(node.args[0], Node)]
+    names = [path + node.args[0].name for path, node, _ in empty if isinstance(node.args[0], Node)]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    if on_no_data == "warn":
+        warnings.warn(
+            f"no data was observed at {shown}: left in float. Calibrate with inputs that reach "
+            "them to have them quantized",
+            NoDataWarning,
+            stacklevel=2,
+        )
+        return
     raise NoDataError(
         f"no data was observed at {shown}. Either calibrate: call the prepared model with "
         "representative inputs that reach them before convert_pt2e; or leave them in float: "

@@ -10,7 +10,11 @@ from torch.fx import Node
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.graph import is_observer
 from pt2q.ir.module import QuantGraphModule
-from pt2q.passes.convert.observed_parameters import ObservedParameters, found_parameters
+from pt2q.passes.convert.observed_parameters import (
+    ObservedParameters,
+    OnNoData,
+    found_parameters,
+)
 from pt2q.passes.convert.qdq_operators import QDQWriter
 
 
@@ -25,13 +29,27 @@ def observer_nodes(model: QuantGraphModule) -> list[tuple[Node, Any]]:
     return found
 
 
+def _leave_out(node: Node) -> None:
+    """Let the readers of an observer read what it watched."""
+    watched = node.args[0]
+    assert isinstance(watched, Node)
+    node.replace_all_uses_with(watched)
+    node.graph.erase_node(node)
+
+
 @dataclass(frozen=True)
 class ObserversToQDQ:
     """Write q/dq operators with the parameters that the observers found.
 
     Per-tensor parameters become literals, per-channel ones buffers; dynamic ones are computed
     in the graph by ``choose_qparams``; float16 and bfloat16 specs become a pair of casts.
+
+    Args:
+        on_no_data: what to do about a static activation observer that never saw data: ``error``,
+            or ``warn`` and leave its tensor in float.
     """
+
+    on_no_data: OnNoData = "error"
 
     whole_model = True
 
@@ -39,21 +57,27 @@ class ObserversToQDQ:
         """Replace all observers of the model.
 
         Raises:
-            NoDataError: a static activation observer never saw data.
+            NoDataError: a static activation observer never saw data, and that is an error.
         """
         modules = [(p, m) for p, m in named_graph_modules(model) if isinstance(m, QuantGraphModule)]
         found = [(path, module, observer_nodes(module)) for path, module in modules]
-        qparams = found_parameters(found)
+        qparams, blind = found_parameters(found, self.on_no_data)
         for _, module, calls in found:
-            _replace_all(module, calls, qparams)
+            _replace_all(module, calls, qparams, blind)
         return any(calls for _, _, calls in found)
 
 
 def _replace_all(
-    model: QuantGraphModule, found: list[tuple[Node, Any]], qparams: ObservedParameters
+    model: QuantGraphModule,
+    found: list[tuple[Node, Any]],
+    qparams: ObservedParameters,
+    blind: frozenset[int],
 ) -> None:
     writer = QDQWriter(model, qparams)
     for node, observer in found:
-        writer.replace(node, observer)
+        if id(observer) in blind:
+            _leave_out(node)
+        else:
+            writer.replace(node, observer)
     for target in {str(node.target) for node, _ in found}:
         model.delete_submodule(target)

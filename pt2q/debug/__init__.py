@@ -5,7 +5,11 @@ from pt2q.debug.comparison.comparison import Comparison
 from pt2q.debug.comparison.row import ComparisonRow, Unmatched
 from pt2q.debug.comparison.weights import WeightRow
 from pt2q.debug.error import Error
-from pt2q.debug.identity import Origin, generate_numeric_debug_handle
+from pt2q.debug.identity import (
+    Origin,
+    bfs_trace_with_node_process,
+    generate_numeric_debug_handle,
+)
 from pt2q.debug.rounding.row import RoundingRow
 from pt2q.debug.standard_calls.loggers import (
     OutputLogger,
@@ -18,8 +22,13 @@ from pt2q.debug.standard_calls.results import (
     compare_results,
 )
 from pt2q.errors import ComparisonError
+from pt2q.ir.graph import CUSTOM_KEY, FROM_NODE_KEY
+from pt2q.ir.graph import HANDLE_KEY as NUMERIC_DEBUG_HANDLE_KEY
 
 __all__ = [
+    "CUSTOM_KEY",
+    "FROM_NODE_KEY",
+    "NUMERIC_DEBUG_HANDLE_KEY",
     "Comparison",
     "ComparisonError",
     "ComparisonRow",
@@ -31,6 +40,7 @@ __all__ = [
     "RoundingRow",
     "Unmatched",
     "WeightRow",
+    "bfs_trace_with_node_process",
     "compare",
     "compare_results",
     "extract_results_from_loggers",

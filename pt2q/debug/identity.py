@@ -9,7 +9,7 @@ convolution that a batch norm was folded into gives that of the batch norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,33 @@ Key = int | Origin
 """What identifies a value: a handle, or an origin."""
 
 
+def bfs_trace_with_node_process(
+    model: ExportedProgram | GraphModule, node_op: Callable[[Node], None]
+) -> None:
+    """Call a function with every node but inputs and outputs, the outermost graph first.
+
+    Args:
+        model: an exported program, or a graph module; bodies of control flow are gone through too.
+        node_op: what to call.
+
+    Raises:
+        NotExportedError: something else was given.
+    """
+    for module in _graphs(model):
+        for node in list(module.graph.nodes):
+            if node.op not in ("placeholder", "output"):
+                node_op(node)
+
+
+def _graphs(model: object) -> list[GraphModule]:
+    if not isinstance(model, ExportedProgram | GraphModule):
+        raise NotExportedError(
+            f"expected an ExportedProgram or its module, found {type(model).__name__}"
+        )
+    outermost = model.graph_module if isinstance(model, ExportedProgram) else model
+    return [module for _, module in named_graph_modules(outermost)]
+
+
 def generate_numeric_debug_handle(model: ExportedProgram | GraphModule) -> None:
     """Number the nodes of a float model, control-flow bodies included, for comparing later.
 
@@ -60,12 +87,7 @@ def generate_numeric_debug_handle(model: ExportedProgram | GraphModule) -> None:
     Raises:
         NotExportedError: something else was given.
     """
-    if not isinstance(model, ExportedProgram | GraphModule):
-        raise NotExportedError(
-            f"expected an ExportedProgram or its module, found {type(model).__name__}"
-        )
-    module = model.graph_module if isinstance(model, ExportedProgram) else model
-    nodes = [n for _, gm in named_graph_modules(module) for n in gm.graph.nodes]
+    nodes = [node for module in _graphs(model) for node in module.graph.nodes]
     last = max((handle_of(n) or 0 for n in nodes), default=0)
     for node in nodes:
         if node.op == "call_function" and handle_of(node) is None:

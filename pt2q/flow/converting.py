@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import get_args
 
 from torch.fx import GraphModule
 
@@ -26,8 +27,10 @@ from pt2q.passes import (
     RemoveUnusedAttributes,
     RemoveUnusedConstants,
     RewriteToReference,
+    StoreStateQuantized,
     run_passes,
 )
+from pt2q.passes.convert.observed_parameters import OnNoData
 from pt2q.passes.reference import ReferenceReport
 
 
@@ -35,6 +38,9 @@ def convert_pt2e(
     model: GraphModule,
     use_reference_representation: bool = False,
     fold_quantize: bool = True,
+    fold_quantize_into_mutable_buffers: bool = False,
+    *,
+    on_no_data: OnNoData = "error",
 ) -> QuantGraphModule:
     """Replace the observers of a calibrated or trained model by quantize / dequantize operators.
 
@@ -46,6 +52,11 @@ def convert_pt2e(
             training. It is not changed: it may be trained on and converted again.
         use_reference_representation: rewrite the quantized operators to integer arithmetic.
         fold_quantize: store weights quantized; False keeps them in float behind a quantize.
+        fold_quantize_into_mutable_buffers: store buffers that the model writes into, such as
+            caches, quantized too, where all that is written and read is quantized alike; see
+            `pt2q.passes.StoreStateQuantized`.
+        on_no_data: what to do about an activation observer that saw no data: ``error``, or
+            ``warn`` and leave its tensor in float.
 
     Returns:
         The converted module, in evaluation mode's graph; it can be exported again with
@@ -54,8 +65,11 @@ def convert_pt2e(
     Raises:
         FlowError: the model was never prepared, or is converted already.
         NoDataError: an activation observer saw no data.
+        ValueError: ``on_no_data`` is none of its values.
     """
     _check_prepared(model)
+    if on_no_data not in get_args(OnNoData):
+        raise ValueError(f"on_no_data must be 'error' or 'warn', found {on_no_data!r}")
     assert isinstance(model, QuantGraphModule)
     with deferred_code(), paused_collection():
         converted = copy_module(model, model.record.at_stage(Stage.CONVERTED))
@@ -64,7 +78,10 @@ def convert_pt2e(
             switch_mode(converted, False)
             run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])
         passes = conversion_passes(
-            fold_quantize=fold_quantize, reference=use_reference_representation
+            fold_quantize=fold_quantize,
+            fold_state=fold_quantize_into_mutable_buffers,
+            reference=use_reference_representation,
+            on_no_data=on_no_data,
         )
         run_passes(converted, passes)
         if model.record.stage is Stage.PREPARED_QAT:
@@ -77,21 +94,31 @@ def convert_pt2e(
     return converted
 
 
-def conversion_passes(*, fold_quantize: bool, reference: bool = False) -> list[Pass]:
+def conversion_passes(
+    *,
+    fold_quantize: bool,
+    fold_state: bool = False,
+    reference: bool = False,
+    on_no_data: OnNoData = "error",
+) -> list[Pass]:
     """The pipeline of `convert_pt2e`, in order.
 
     Args:
         fold_quantize: whether constants are stored quantized.
+        fold_state: whether written buffers are.
         reference: whether quantized operators become integer arithmetic.
+        on_no_data: what to do about observers that saw no data.
     """
     passes: list[Pass] = [
-        ObserversToQDQ(),
+        ObserversToQDQ(on_no_data),
         RemoveUnusedConstants(),
         DuplicateDQPass(),
         PortNodeMetaForQDQ(),
     ]
     if fold_quantize:
         passes.append(FoldQuantizedConstants())
+    if fold_state:
+        passes.append(StoreStateQuantized())
     if reference:
         passes += reference_passes()
     passes += [CloseControlFlow(), RemoveUnusedAttributes()]

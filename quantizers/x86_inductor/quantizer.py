@@ -27,6 +27,10 @@ class X86InductorQuantizer(TableQuantizer):
 
     table = X86_INDUCTOR
 
+    def get_global_quantization_config(self) -> QuantizationConfig | None:
+        """What `set_global` was given; None where it was not called."""
+        return self.selection.everywhere
+
     def set_module_name_qconfig(
         self, module_name: str, quantization_config: QuantizationConfig | None
     ) -> Self:

@@ -22,6 +22,7 @@ from pt2q.ir.graph.attributes import (
 from pt2q.ir.graph.edges import EdgeOrNode, edge_name, inputs_of
 from pt2q.ir.graph.metadata import (
     CUSTOM_KEY,
+    FROM_NODE_KEY,
     HANDLE_KEY,
     OWN_META,
     OWN_PASSES,
@@ -45,6 +46,7 @@ from pt2q.ir.graph.values import fake_constant, fake_like, is_float_tensor, valu
 
 __all__ = [
     "CUSTOM_KEY",
+    "FROM_NODE_KEY",
     "HANDLE_KEY",
     "OWN_META",
     "OWN_PASSES",

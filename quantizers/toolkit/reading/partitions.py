@@ -9,7 +9,7 @@ been decomposed into several.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,31 @@ EQUIVALENT: tuple[frozenset[Any], ...] = (
     frozenset({torch.mul, operator.mul, operator.imul}),
     frozenset({torch.matmul, operator.matmul}),
 )
-"""What counts as the same source, as a module or as a function."""
+"""What counts as the same source, as a module or as a function, unless a user says otherwise."""
+
+_in_force: list[frozenset[Any]] = list(EQUIVALENT)
+
+
+def get_equivalent_types() -> list[set[Any]]:
+    """What counts as the same source now: a copy, which may be changed and handed to
+    `update_equivalent_types_dict`.
+    """
+    return [set(group) for group in _in_force]
+
+
+def update_equivalent_types_dict(customized_equivalent_types: Iterable[Iterable[Any]]) -> None:
+    """Say what counts as the same source from now on, in this process.
+
+    Args:
+        customized_equivalent_types: groups of module classes and functions; they replace all
+            groups in force.
+
+    Raises:
+        ValueError: something in a group can be no source.
+    """
+    groups = [frozenset(group) for group in customized_equivalent_types or ()]
+    _check([kind for group in groups for kind in group])
+    _in_force[:] = groups
 
 
 def find_sequential_partitions(
@@ -114,7 +138,7 @@ class _Sources:
 
     def partitions(self, wanted: Any, equivalent: bool) -> list[SourcePartition]:
         """One partition per call of a source, in the order of the graph."""
-        group = next((g for g in EQUIVALENT if wanted in g), None) if equivalent else None
+        group = next((g for g in _in_force if wanted in g), None) if equivalent else None
         kinds = [wanted] if group is None else sorted(group, key=_name)
         classes = {_name(kind): kind for kind in kinds if isinstance(kind, type)}
         functions = [kind for kind in kinds if not isinstance(kind, type)]
