@@ -28,7 +28,7 @@ from pt2q.demo.net import load_checkpoint
 from pt2q.demo.train import jitter
 from pt2q.observers import PerChannelMinMaxObserver
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
-from pt2q.training.schedule import QATSchedule
+from pt2q.training import QATSchedule
 
 
 def quantizer(bits: int, *, is_qat: bool, learned: bool = False) -> XNNPACKQuantizer:

@@ -6,7 +6,7 @@ An observer returns its input untouched, the same tensor object, and keeps stati
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from pt2q.errors import NoDataError, NonFiniteActivationError
 from pt2q.ir.dtypes import STORED_AS
 from pt2q.observers.protocol import range_has_data
-from pt2q.spec.constructor import PartialWrapper, with_args
+from pt2q.spec.constructor import WithArgs
 
 
-class ObserverBase(nn.Module, ABC):
+class ObserverBase(WithArgs, nn.Module, ABC):
     """Base of observers: a module that returns its input and says how to quantize it.
 
     A subclass has ``forward`` and ``calculate_qparams``, and any arguments. What it does not say
@@ -69,16 +69,6 @@ class ObserverBase(nn.Module, ABC):
         self.node_name = ""
         self.constant_input = False
         self.observer_enabled = True
-
-    @classmethod
-    def with_args(cls, **kwargs: Any) -> PartialWrapper:
-        """Return a constructor of this class with some arguments filled in."""
-        return with_args(cls, **kwargs)
-
-    @classmethod
-    def with_callable_args(cls, **kwargs: Callable[[], Any]) -> PartialWrapper:
-        """Return a constructor that calls these for its arguments whenever it is called."""
-        return with_args(cls).with_callable_args(**kwargs)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

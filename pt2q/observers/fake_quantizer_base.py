@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pt2q.observers.protocol import has_data, range_has_data
-from pt2q.spec.constructor import PartialWrapper, with_args
+from pt2q.spec.constructor import WithArgs
 
 
-class FakeQuantizeBase(nn.Module, ABC):
+class FakeQuantizeBase(WithArgs, nn.Module, ABC):
     """Base of fake quantizers: observers that round what passes, with a gradient, for training.
 
     A subclass has ``forward`` and ``calculate_qparams``, and any arguments. What it does not say
@@ -38,16 +37,6 @@ class FakeQuantizeBase(nn.Module, ABC):
         self._switches = (True, True)
         self._seen = self._versions()
         self._node_name = ""
-
-    @classmethod
-    def with_args(cls, **kwargs: Any) -> PartialWrapper:
-        """Return a constructor of this class with some arguments filled in."""
-        return with_args(cls, **kwargs)
-
-    @classmethod
-    def with_callable_args(cls, **kwargs: Callable[[], Any]) -> PartialWrapper:
-        """Return a constructor that calls these for its arguments whenever it is called."""
-        return with_args(cls).with_callable_args(**kwargs)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

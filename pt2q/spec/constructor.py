@@ -120,6 +120,20 @@ def with_args(cls: Callable[..., Any], **kwargs: Any) -> PartialWrapper:
     return PartialWrapper(functools.partial(cls, **kwargs))
 
 
+class WithArgs:
+    """What every class that specs name has: constructors with arguments filled in."""
+
+    @classmethod
+    def with_args(cls, **kwargs: Any) -> PartialWrapper:
+        """Return a constructor of this class with some arguments filled in."""
+        return with_args(cls, **kwargs)
+
+    @classmethod
+    def with_callable_args(cls, **kwargs: Callable[[], Any]) -> PartialWrapper:
+        """Return a constructor that calls these for its arguments whenever it is called."""
+        return with_args(cls).with_callable_args(**kwargs)
+
+
 def accepted(ctr: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments that a constructor takes by name.
 

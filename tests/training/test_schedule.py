@@ -13,7 +13,7 @@ from torch import nn
 
 import pt2q
 from pt2q.errors import FlowError
-from pt2q.training.schedule import (
+from pt2q.training import (
     QATSchedule,
     freeze_batch_norm_statistics,
     reestimate_batch_norm_statistics,
