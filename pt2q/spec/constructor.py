@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -141,14 +141,27 @@ def accepted(ctr: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         ctr: a class or function, or either with arguments filled in.
         arguments: by name.
     """
+    called = _innermost(ctr)
+    hashable = isinstance(called, Hashable)
+    named = _parameters(called) if hashable else _parameters.__wrapped__(called)
+    return {key: value for key, value in arguments.items() if named is None or key in named}
+
+
+@functools.lru_cache(maxsize=1024)
+def _parameters(called: Any) -> frozenset[str] | None:
+    """The names that a class or function takes; None where it takes any, or does not say.
+
+    Kept, because every observer that is made asks, and reading a signature takes longer than that.
+    """
     try:
-        parameters = inspect.signature(_innermost(ctr)).parameters.values()
+        parameters = inspect.signature(called).parameters.values()
     except (TypeError, ValueError):  # written in C, say
-        return dict(arguments)
+        return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return dict(arguments)
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return {name: value for name, value in arguments.items() if name in named}
+        return None
+    return frozenset(
+        p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
 
 
 def _innermost(ctr: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from pt2q import (
     SharedQuantizationSpec,
 )
 from pt2q.errors import SpecError
+from pt2q.spec.constructor import accepted
 
 AFFINE = torch.per_tensor_affine
 PER_CHANNEL = [
@@ -247,3 +249,16 @@ def test_a_quantizer_must_annotate_and_validate() -> None:
 
     with pytest.raises(TypeError, match="validate"):
         Half()  # type: ignore[abstract]
+
+
+def test_a_constructor_without_a_hash_is_told_what_it_takes() -> None:
+    @dataclass
+    class Factory:
+        kind: str = "least and greatest"
+
+        def __call__(self, dtype: torch.dtype, ch_axis: int) -> tuple[str, torch.dtype, int]:
+            return self.kind, dtype, ch_axis
+
+    factory, given = Factory(), {"dtype": torch.int8, "ch_axis": 1, "quant_min": 0}
+    for constructor in (factory, functools.partial(factory)):
+        assert accepted(constructor, given) == {"dtype": torch.int8, "ch_axis": 1}
