@@ -15,7 +15,7 @@ help:
 	@echo "make demo       quantize the bundled digits network and compare it with float"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the slow tests"
-	@echo "make lint       ruff, the order of the rooms"
+	@echo "make lint       ruff, copied code, the order of the rooms"
 	@echo "make typecheck  mypy on an installed copy"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make docs       build the documentation site in build/site"
@@ -34,6 +34,7 @@ test-slow: $(VENV)/.pt2q-test
 lint: $(VENV)/.pt2q-lint installed-copy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pylint pt2q passes quantizers tests benchmarks examples
 	$(BIN)/python .ci/one_emitter.py
 	$(BIN)/python .ci/torch_private.py
 	cd "$(VENV)/typed" && PYTHONPATH=. "$(abspath $(BIN))/lint-imports" --no-cache --config "$(CURDIR)/pyproject.toml"

@@ -11,7 +11,7 @@ from pt2q.quantizers.onnx_qdq.kernels import ACTIVATION, unweighted, weighted
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_activations
-from pt2q.quantizers.toolkit.table.rule import Rule, When, in_training
+from pt2q.quantizers.toolkit.table.rule import Rule, When
 
 CONVOLUTION = replace(
     shared.CONVOLUTION,
@@ -90,10 +90,7 @@ ONNXRUNTIME = shared.OnnxTable(
     configure=_configure,
     configuration="get_onnxruntime_quantization_config()",
     rules=(
-        CONVOLUTION,
-        in_training(CONVOLUTION, examples.CONVOLUTION_IN_TRAINING),
-        TRANSPOSED,
-        in_training(TRANSPOSED, examples.TRANSPOSED_IN_TRAINING),
+        *shared.with_training(CONVOLUTION, TRANSPOSED),
         LINEAR,
         DYNAMIC_LINEAR,
         PRODUCT,

@@ -9,10 +9,10 @@ from pt2q.ir.ops import is_op
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
-from pt2q.quantizers.toolkit.table import common_rows
+from pt2q.quantizers.toolkit.table import common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_weighted_inputs
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
-from pt2q.quantizers.toolkit.table.rule import Match
+from pt2q.quantizers.toolkit.table.rule import Match, Rule, in_training
 
 FUSED = ops.RELU | ops.RELU6 | ops.HARDTANH
 
@@ -32,6 +32,16 @@ def _computed_factors(match: Match) -> Reason | None:
     if is_op(match.head, ops.MATMUL) and roles_of(match.head).weight is not None:
         return reasons.CONSTANT_FACTOR
     return None
+
+
+def with_training(convolution: Rule, transposed: Rule) -> tuple[Rule, ...]:
+    """Rows of convolutions, each followed by its form in training."""
+    return (
+        convolution,
+        in_training(convolution, examples.CONVOLUTION_IN_TRAINING),
+        transposed,
+        in_training(transposed, examples.TRANSPOSED_IN_TRAINING),
+    )
 
 
 CONVOLUTION = replace(

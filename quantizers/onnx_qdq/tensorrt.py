@@ -17,7 +17,7 @@ from pt2q.quantizers.toolkit.reading.residual_additions import (
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_chain, annotate_weighted_inputs
-from pt2q.quantizers.toolkit.table.rule import Match, Rule, When, in_training
+from pt2q.quantizers.toolkit.table.rule import Match, Rule, When
 
 _PRODUCTS = shared.CONVOLUTION.heads | ops.CONV_TRANSPOSE | ops.LINEAR
 
@@ -80,10 +80,7 @@ TENSORRT = shared.OnnxTable(
     configure=lambda mode: get_tensorrt_quantization_config(is_qat=mode is Mode.QAT),
     configuration="get_tensorrt_quantization_config()",
     rules=(
-        CONVOLUTION,
-        in_training(CONVOLUTION, examples.CONVOLUTION_IN_TRAINING),
-        TRANSPOSED,
-        in_training(TRANSPOSED, examples.TRANSPOSED_IN_TRAINING),
+        *shared.with_training(CONVOLUTION, TRANSPOSED),
         LINEAR,
         PRODUCT,
         RESIDUAL,
