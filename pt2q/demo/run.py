@@ -116,29 +116,22 @@ def table(result: DemoResult) -> Table:
     out = Table(title=f"Handwritten digits, {result.held_out} held out, run by ExecuTorch")
     for name in ("", "float", "int8", "int8 against float"):
         out.add_column(name, justify="left" if not name else "right")
-    points = quantized.accuracy - floating.accuracy
-    out.add_row(
-        "accuracy",
-        f"{floating.accuracy:.2f} %",
-        f"{quantized.accuracy:.2f} %",
-        f"{points:+.2f} points",
-    )
-    out.add_row(
-        "file size",
-        f"{floating.size / 1e6:.2f} MB",
-        f"{quantized.size / 1e6:.2f} MB",
-        f"{floating.size / quantized.size:.2f}x smaller",
-    )
-    out.add_row(
-        "one image (median)",
-        f"{floating.latency:.3f} ms",
-        f"{quantized.latency:.3f} ms",
-        f"{floating.latency / quantized.latency:.2f}x faster",
-    )
-    out.add_row("runs on XNNPACK", *(_share(side.delegation) for side in (floating, quantized)), "")
+    for cells in _rows(floating, quantized):
+        out.add_row(*cells)
     out.caption = f"{floating.path}\n{quantized.path}"
     out.caption_justify = "left"
     return out
+
+
+def _rows(floating: Side, quantized: Side) -> Iterable[tuple[str, ...]]:
+    sides = (floating, quantized)
+    points = quantized.accuracy - floating.accuracy
+    smaller, faster = floating.size / quantized.size, floating.latency / quantized.latency
+    yield "accuracy", *(f"{side.accuracy:.2f} %" for side in sides), f"{points:+.2f} points"
+    yield "file size", *(f"{side.size / 1e6:.2f} MB" for side in sides), f"{smaller:.2f}x smaller"
+    latencies = (f"{side.latency:.3f} ms" for side in sides)
+    yield "one image (median)", *latencies, f"{faster:.2f}x faster"
+    yield "runs on XNNPACK", *(_share(side.delegation) for side in sides), ""
 
 
 def _share(delegation: Delegation) -> str:

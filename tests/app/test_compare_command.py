@@ -26,12 +26,13 @@ def test_compare(run: Run, folder: Path, tmp_path: Path) -> None:
     for batch in batches[:-1]:
         prepared(*batch)
     expected = debug.compare(program, convert_pt2e(prepared), batches[-1:])
-    assert out == f"{expected}\n"
+    assert out == f"{expected.text(80)}\n"
+    assert max(map(len, out.splitlines())) <= 80
     assert (tmp_path / "report.json").read_text() == f"{expected.to_json()}\n"
     short = run(
         "compare", folder / "small.pt2", "--calibration", folder / "images.npz", "--worst", 2
     )
-    assert short[:2] == (0, f"{expected.worst(2)}\n")
+    assert short[:2] == (0, f"{expected.worst(2).text(80)}\n")
 
 
 def test_compare_takes_constants_and_keywords(run: Run, folder: Path, tmp_path: Path) -> None:

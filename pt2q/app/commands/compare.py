@@ -9,7 +9,7 @@ import typer
 
 from pt2q.app.calibration import read_batches, read_program
 from pt2q.app.compare_job import run_comparison
-from pt2q.app.console import track
+from pt2q.app.console import console, track
 from pt2q.app.options import BackendName, CalibrationFile, ModelFile, RecipeFile, chosen_recipe
 from pt2q.deploy.signature import signature_of
 from pt2q.files import ensure_writable, write_bytes
@@ -41,6 +41,7 @@ def compare(
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
     report = run_comparison(program, batches, chosen, track)
-    print(report if worst is None else report.worst(worst))
+    shown = report if worst is None else report.worst(worst)
+    print(shown.text(console().width))
     if json is not None:
         write_bytes(json, f"{report.to_json()}\n".encode())

@@ -17,4 +17,3 @@ def demo(out: OutFolder = Path("pt2q-demo")) -> None:
     """Quantize a network for handwritten digits and compare it with float, in the runtime."""
     result = run_demo(out, track)
     console().print(table(result))
-    print(f"written: {result.floating.path} and {result.quantized.path}")

@@ -82,7 +82,15 @@ class Comparison:
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def __str__(self) -> str:
-        lines = [comparison_table(self.rows), self.summary()]
+        return self.text()
+
+    def text(self, width: int | None = None) -> str:
+        """The table, and below it what is to be known beside it.
+
+        Args:
+            width: columns of the terminal; None never breaks a line of the table.
+        """
+        lines = [comparison_table(self.rows, width), self.summary()]
         lines += [f"note: {note}" for note in self.notes]
         if self.unmatched:
             lines.append(listed(f"not compared: {len(self.unmatched)}", self.unmatched))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pt2q.debug.comparison.row import ComparisonRow
 from pt2q.debug.error import Error
 from pt2q.debug.rounding.row import RoundingRow
-from pt2q.tables import text_table
+from pt2q.tables import stacked_table, text_table, text_width
 
 HEADERS = (
     "node",
@@ -25,12 +25,31 @@ ALWAYS = 2  # the columns that are printed even where they are empty
 RIGHT = frozenset({"local dB", "total dB", "weight dB", "clipped", "levels"})
 
 
-def comparison_table(rows: Sequence[ComparisonRow]) -> str:
-    """A line per row; columns in which no row has anything are left out."""
+def comparison_table(rows: Sequence[ComparisonRow], width: int | None = None) -> str:
+    """A line per row; columns in which no row has anything are left out.
+
+    Args:
+        rows: of the comparison.
+        width: columns of the terminal: where a table is wider, what is no figure stands below the
+            name of the node. None never breaks a line.
+    """
     lines = [_cells(row) for row in rows]
     kept = [i for i in range(len(HEADERS)) if i < ALWAYS or any(line[i] for line in lines)]
+    headers = [HEADERS[i] for i in kept]
     shown = [[line[i] for i in kept] for line in lines]
-    return text_table([HEADERS[i] for i in kept], shown, right=RIGHT)
+    whole = text_table(headers, shown, right=RIGHT)
+    if width is None or text_width(whole) <= width:
+        return whole
+    figures = [i for i, header in enumerate(headers) if i == 0 or header in RIGHT]
+    narrow = [[cells[i] for i in figures] for cells in shown]
+    below = [_below(row, cells) for row, cells in zip(rows, lines, strict=True)]
+    return stacked_table([headers[i] for i in figures], narrow, below, right=RIGHT, width=width)
+
+
+def _below(row: ComparisonRow, cells: Sequence[str]) -> str:
+    """What is no figure."""
+    place = f"{row.operator} in {row.module}" if row.module else row.operator
+    return "\n".join(filter(None, (place, cells[-1])))
 
 
 def outputs_line(outputs: Sequence[Error | None], batches: int) -> str:

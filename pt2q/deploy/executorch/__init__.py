@@ -6,8 +6,9 @@ the rest with portable kernels. `Program.delegation` says which is which.
 
 from pt2q.deploy.executorch.delegation import Delegation
 from pt2q.deploy.executorch.latency import measure_latency
+from pt2q.deploy.executorch.loaded_method import LoadedMethod
 from pt2q.deploy.executorch.lowering import Program, lower
-from pt2q.deploy.executorch.runtime import LoadedMethod, LoadedProgram, load
+from pt2q.deploy.executorch.runtime import LoadedProgram, load
 
 __all__ = [
     "Delegation",

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.fx import Graph
 
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of
+from pt2q.deploy.executorch.refusals import refuse_uint8, refuse_weight_only
 from pt2q.deploy.executorch.runtime import LoadedProgram, load
 from pt2q.deploy.export import export_rewritten, refuse_prepared
 from pt2q.deploy.library_output import first_line, quiet_python
 from pt2q.deploy.optional import optional_modules
 from pt2q.errors import LoweringError
 from pt2q.files import write_bytes
-from pt2q.ir import ops
 from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.passes import OwnBiases, run_passes
 
@@ -83,19 +82,22 @@ def lower(
     program = converted
     if not isinstance(program, ExportedProgram):
         program = export_rewritten(program, _with_own_biases, args, kwargs, dynamic_shapes)
-    _refuse_uint8(program.graph)
-    _refuse_weight_only(program.graph)
+    refuse_uint8(program.graph)
+    refuse_weight_only(program.graph)
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
         with quiet_python(), torch.no_grad():
-            partitioner = partitioning.XnnpackPartitioner()
-            edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
-            # Before packing, which rewrites the graph into allocations and out variants.
-            delegation = delegation_of(edge.exported_program().graph_module)
-            buffer = bytes(edge.to_executorch(_with_initial_values(exir, edge)).buffer)
+            return _packed(program, exir, partitioning.XnnpackPartitioner())
     except Exception as error:
         raise LoweringError(f"ExecuTorch could not lower the model: {first_line(error)}") from error
-    return Program(buffer, delegation)
+
+
+def _packed(program: ExportedProgram, exir: Any, partitioner: Any) -> Program:
+    edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
+    # Before packing, which rewrites the graph into allocations and out variants.
+    delegation = delegation_of(edge.exported_program().graph_module)
+    packed = edge.to_executorch(_with_initial_values(exir, edge))
+    return Program(bytes(packed.buffer), delegation)
 
 
 def _with_initial_values(exir: Any, edge: Any) -> Any:
@@ -128,29 +130,3 @@ def _with_own_biases(model: nn.Module) -> nn.Module:
     if not isinstance(model, QuantGraphModule):
         return model
     return run_passes(copy_module(model), [OwnBiases()])
-
-
-def _refuse_uint8(graph: Graph) -> None:
-    for node in graph.nodes:
-        if not ops.is_op(node, ops.QUANTIZE | ops.DEQUANTIZE):
-            continue
-        if torch.uint8 in (*node.args, *node.kwargs.values()):
-            raise LoweringError(
-                f"{node.name} is uint8, and XNNPACK computes in int8 alone. Quantize with "
-                "XNNPACKQuantizer; uint8 activations are for Inductor and ONNX Runtime."
-            )
-
-
-def _refuse_weight_only(graph: Graph) -> None:
-    """XNNPACK's delegate takes such operators and computes something else, without an error."""
-    for node in graph.nodes:
-        if not ops.is_op(node, ops.CONV | ops.LINEAR):
-            continue
-        weight, source = ops.argument(node, "weight"), ops.argument(node, "input")
-        if ops.is_op(weight, ops.DEQUANTIZE) and not ops.is_op(source, ops.DEQUANTIZE):
-            raise LoweringError(
-                f"{node.name} has a quantized weight and an input in float, which XNNPACK "
-                "computes wrongly. Quantize its input too, at run time for instance: "
-                "get_dynamic_activation_4bit_weight_config(), or "
-                "get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)"
-            )

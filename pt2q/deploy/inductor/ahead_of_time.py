@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from pt2q.deploy.export import export_rewritten, require_graph
-from pt2q.deploy.inductor import package_inputs
+from pt2q.deploy.inductor import package_account, package_inputs
 from pt2q.deploy.inductor.graph import for_inductor
 from pt2q.deploy.inductor.settings import aoti_compile_and_package, aoti_load_package, compiling
 from pt2q.deploy.library_output import first_line, quiet_python
@@ -64,7 +64,7 @@ def _compile(program: ExportedProgram, path: Path) -> None:
             package_path=str(path),
             inductor_configs={
                 "freezing": True,
-                "aot_inductor.metadata": {package_inputs.KEY: package_inputs.described(program)},
+                "aot_inductor.metadata": {package_account.KEY: package_account.described(program)},
             },
         )
     except Exception as error:
@@ -87,7 +87,7 @@ class LoadedPackage:
             ) from error
 
         # By torch alone, without what this module writes, a package has no account of its inputs.
-        self.inputs = package_inputs.read(self._run.get_metadata())
+        self.inputs = package_account.read(self._run.get_metadata())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the packaged model.
@@ -106,6 +106,23 @@ class LoadedPackage:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
+        given, spec = self._flat(inputs, args, kwargs)
+        seen: dict[str, int] = {}
+        fitted = [item.fitted(x, seen) for item, x in zip(inputs, given, strict=True)]
+        args, kwargs = pytree.tree_unflatten(fitted, spec)
+        result = self._run(*args, **kwargs)
+        for item, x, used in zip(inputs, given, fitted, strict=True):
+            if item.written and used is not x:
+                x.copy_(used)
+        return result
+
+    def _flat(
+        self,
+        inputs: tuple[package_inputs.PackageInput, ...],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[list[Any], pytree.TreeSpec]:
+        """The inputs in the order of the code, and how they nest."""
         expected = pytree.treespec_loads(self._run.loader.get_call_spec()[0])
         try:
             ordered = (args, reorder_kwargs(dict(kwargs), expected))
@@ -118,14 +135,7 @@ class LoadedPackage:
                 f"the package takes {len(inputs)} input(s), nested as exported ({names}); "
                 f"got {len(given)}"
             )
-        seen: dict[str, int] = {}
-        fitted = [item.fitted(x, seen) for item, x in zip(inputs, given, strict=True)]
-        args, kwargs = pytree.tree_unflatten(fitted, found)
-        result = self._run(*args, **kwargs)
-        for item, x, used in zip(inputs, given, fitted, strict=True):
-            if item.written and used is not x:
-                x.copy_(used)
-        return result
+        return given, found
 
 
 def load_package(path: str | PathLike[str]) -> LoadedPackage:

@@ -7,21 +7,14 @@ call, and tensors in another memory order are copied into the one that was compi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
-from torch.export.graph_signature import TensorArgument
-from torch.fx import Node
 
-from pt2q.errors import DataError, InputShapeError
-
-KEY = "pt2q_inputs"
-"""The name of it in a package's metadata."""
+from pt2q.errors import InputShapeError
 
 Size = int | tuple[str, int, int | None] | None
 
@@ -115,81 +108,13 @@ def _in_order(given: Tensor, order: Sequence[int]) -> Tensor:
     return torch.empty_strided(given.shape, tuple(strides), dtype=given.dtype).copy_(given)
 
 
-# ------------------------------------------------------------------ writing
-
-
 def dense(given: Any) -> Any:
     """An example input without gaps or overlaps in memory, in the order that it has."""
-    return _in_order(given, _order(given.stride())) if isinstance(given, Tensor) else given
+    if not isinstance(given, Tensor):
+        return given
+    return _in_order(given, memory_order(given.stride()))
 
 
-def _order(strides: Sequence[int]) -> tuple[int, ...]:
+def memory_order(strides: Sequence[int]) -> tuple[int, ...]:
+    """The dimensions from the largest stride to the smallest."""
     return tuple(sorted(range(len(strides)), key=lambda dim: (-strides[dim], dim)))
-
-
-def described(program: ExportedProgram) -> str:
-    """The inputs of a program, as text to keep in its package."""
-    signature = program.graph_signature
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    written = set(signature.user_inputs_to_mutate.values())
-    inputs = []
-    for spec in signature.input_specs:
-        if spec.kind.name != "USER_INPUT":
-            continue
-        if isinstance(spec.arg, TensorArgument):
-            inputs.append(_described(nodes[spec.arg.name], program, spec.arg.name in written))
-        else:
-            value = getattr(spec.arg, "value", None)
-            inputs.append(PackageInput(spec.arg.name, value=repr(value)))
-    return json.dumps([asdict(item) for item in inputs])
-
-
-def _described(node: Node, program: ExportedProgram, written: bool) -> PackageInput:
-    value: Tensor = node.meta["val"]
-    return PackageInput(
-        node.name,
-        str(value.dtype).removeprefix("torch."),
-        tuple(_size(size, program) for size in value.shape),
-        _order([_hint(stride) for stride in value.stride()]),
-        written=written,
-    )
-
-
-def _hint(stride: Any) -> int:
-    return stride if isinstance(stride, int) else int(stride.node.hint)
-
-
-def _size(size: Any, program: ExportedProgram) -> Size:
-    if isinstance(size, int):
-        return size
-    expr = size.node.expr
-    if not expr.is_Symbol:
-        return None
-    bounds = program.range_constraints.get(expr)
-    if bounds is None:
-        return None
-    most = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < 2**31 else None
-    return str(expr), int(bounds.lower), most
-
-
-# ------------------------------------------------------------------ reading
-
-
-def read(metadata: Mapping[str, str]) -> tuple[PackageInput, ...] | None:
-    """What `described` wrote, from a package's metadata; None if it holds none.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    text = metadata.get(KEY)
-    if text is None:
-        return None
-    try:
-        return tuple(_read(item) for item in json.loads(text))
-    except (TypeError, ValueError, KeyError) as error:
-        raise DataError(f"the package's account of its inputs is broken: {error}") from error
-
-
-def _read(item: Mapping[str, Any]) -> PackageInput:
-    sizes = tuple(tuple(s) if isinstance(s, list) else s for s in item["sizes"])
-    return PackageInput(**{**item, "sizes": sizes, "order": tuple(item["order"])})

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.report.decisions import Row, by_reason
+from pt2q.tables import stacked_table, text_table, text_width
 
 HEADERS = ("node", "module", "operator", "decision")
 MANY = 8
@@ -30,13 +31,13 @@ def table_text(rows: Sequence[Row], width: int | None) -> str:
         (row.node, row.module, row.operator, *([row.by] if named else []), row.how)
         for row in _gathered(rows)
     ]
-    widths = [max(map(len, column)) for column in zip(headers, *lines, strict=True)]
-    if width is None or sum(widths) + 2 * len(widths) - 2 <= width:
-        return _aligned(headers, lines, widths)
-    indent = sum(widths[:-1]) + 2 * len(widths) - 2
-    if width - indent < NARROWEST:
-        return _stacked(headers, lines, widths[:-1], width)
-    return _aligned(headers, lines, [*widths[:-1], width - indent])
+    whole = text_table(headers, lines)
+    if width is None or text_width(whole) <= width:
+        return whole
+    names = [line[:-1] for line in lines]
+    if width - text_width(text_table(headers[:-1], names)) - 2 >= NARROWEST:
+        return text_table(headers, lines, width=width)
+    return stacked_table(headers[:-1], names, [line[-1] for line in lines], width=width)
 
 
 def summary_text(rows: Sequence[Row], width: int) -> str:
@@ -68,34 +69,6 @@ def _reason_lines(reason: Reason, rows: Sequence[Row], width: int) -> list[str]:
 def _short(operator: str) -> str:
     """``aten.add`` for ``aten.add.Tensor``: as recipes name operators."""
     return ".".join(operator.split(".")[:2])
-
-
-def _aligned(headers: tuple[str, ...], rows: list[tuple[str, ...]], widths: list[int]) -> str:
-    """Columns two spaces apart; the last is broken to its width, under itself."""
-    rule = tuple("-" * width for width in widths)
-    return "\n".join(line for cells in (headers, rule, *rows) for line in _lines(cells, widths))
-
-
-def _lines(cells: tuple[str, ...], widths: list[int]) -> list[str]:
-    start = _padded(cells[:-1], widths)
-    return _wrapped(cells[-1], start, len(start) + widths[-1])
-
-
-def _padded(cells: tuple[str, ...], widths: list[int]) -> str:
-    return "".join(
-        f"{cell:<{width}}  " for cell, width in zip(cells, widths[: len(cells)], strict=True)
-    )
-
-
-def _stacked(
-    headers: tuple[str, ...], rows: list[tuple[str, ...]], widths: list[int], width: int
-) -> str:
-    """Each decision on lines of its own, below its node."""
-    lines = [_padded(headers[:-1], widths).rstrip(), "-" * min(width, sum(widths) + 6)]
-    for cells in rows:
-        lines.append(_padded(cells[:-1], widths).rstrip())
-        lines += _wrapped(cells[-1], "    ", width)
-    return "\n".join(lines)
 
 
 def _wrapped(text: str, start: str, width: int) -> list[str]:

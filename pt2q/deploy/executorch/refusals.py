@@ -1,0 +1,52 @@
+"""What XNNPACK would compute wrongly, or not at all, and is refused."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Graph
+
+from pt2q.errors import LoweringError
+from pt2q.ir import ops
+
+
+def refuse_uint8(graph: Graph) -> None:
+    """Refuse a graph that is quantized to uint8.
+
+    Args:
+        graph: of an exported program.
+
+    Raises:
+        LoweringError: it is.
+    """
+    for node in graph.nodes:
+        if not ops.is_op(node, ops.QUANTIZE | ops.DEQUANTIZE):
+            continue
+        if torch.uint8 in (*node.args, *node.kwargs.values()):
+            raise LoweringError(
+                f"{node.name} is uint8, and XNNPACK computes in int8 alone. Quantize with "
+                "XNNPACKQuantizer; uint8 activations are for Inductor and ONNX Runtime."
+            )
+
+
+def refuse_weight_only(graph: Graph) -> None:
+    """Refuse products of a quantized weight with an input in float.
+
+    XNNPACK's delegate takes such operators and computes something else, without an error.
+
+    Args:
+        graph: of an exported program.
+
+    Raises:
+        LoweringError: there is one.
+    """
+    for node in graph.nodes:
+        if not ops.is_op(node, ops.CONV | ops.LINEAR):
+            continue
+        weight, source = ops.argument(node, "weight"), ops.argument(node, "input")
+        if ops.is_op(weight, ops.DEQUANTIZE) and not ops.is_op(source, ops.DEQUANTIZE):
+            raise LoweringError(
+                f"{node.name} has a quantized weight and an input in float, which XNNPACK "
+                "computes wrongly. Quantize its input too, at run time for instance: "
+                "get_dynamic_activation_4bit_weight_config(), or "
+                "get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)"
+            )
