@@ -249,7 +249,13 @@ class ObserverReplacedWarning(Pt2qWarning):
 
 
 class NoDataWarning(Pt2qWarning):
-    """A tensor stays in float, because its observer never saw data."""
+    """A tensor stays in float, because its observer never saw data.
+
+    Cause: ``convert_pt2e(..., on_no_data="warn")``, and calibration never reached the operators
+    that the message names.
+
+    Way out: Calibrate with inputs that reach them. Without ``on_no_data`` it is a `NoDataError`.
+    """
 
 
 class BatchNormNotFoldedWarning(Pt2qWarning):

@@ -16,8 +16,10 @@ QUANT_ANNOTATION_KEY = "quantization_annotation"
 """Where in ``node.meta`` a quantizer says how the node is quantized."""
 
 CUSTOM_KEY = "custom"
-FROM_NODE_KEY = "from_node"
 """Where torch keeps what users say of a node: a dictionary, which several nodes may share."""
+
+FROM_NODE_KEY = "from_node"
+"""Where torch keeps which nodes a node stands for."""
 
 OWN_META = frozenset(
     {
