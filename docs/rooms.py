@@ -20,6 +20,7 @@ ORDER = (
     "demo",
     "debug",
     "deploy",
+    "algorithms",
     "flow",
     "quantizers",
     "passes",

@@ -3,6 +3,7 @@
 The main calls are `prepare_pt2e` and `convert_pt2e`; a `Quantizer` says what a backend wants.
 """
 
+from pt2q.algorithms import quantize_pt2e
 from pt2q.debug import (
     compare_results,
     extract_results_from_loggers,
@@ -142,6 +143,7 @@ __all__ = [
     "prepare_for_propagation_comparison",
     "prepare_pt2e",
     "prepare_qat_pt2e",
+    "quantize_pt2e",
     "sqnr",
     "verify",
 ]

@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from pt2q.errors import FlowError, NotExportedError, ReferenceIncompleteWarning
 from pt2q.flow.modules import own_modules, paused_collection
+from pt2q.ir.float_tensors import FloatTensors
 from pt2q.ir.model_state import restore_state
 from pt2q.ir.modes import switch_mode
 from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage, copy_module, deferred_code
@@ -74,6 +75,7 @@ def convert_pt2e(
     with deferred_code(), paused_collection():
         converted = copy_module(model, model.record.at_stage(Stage.CONVERTED))
         restore_state(converted)
+        converted.record.take(FloatTensors)
         if model.record.stage is Stage.PREPARED_QAT:
             switch_mode(converted, False)
             run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])

@@ -20,6 +20,9 @@ NEG = every(aten.neg, aten.neg_)
 TO_DTYPE = aten.to.dtype
 hardtanh_backward = aten.hardtanh_backward.default
 
+# f(s x) = s f(x) for every s > 0.
+HOMOGENEOUS = RELU | NEG | every(aten.leaky_relu, aten.leaky_relu_, aten.abs)
+
 # What integer arithmetic has a form of its own for; see `pt2q.passes.reference`.
 CLAMP_LIKE = (
     RELU

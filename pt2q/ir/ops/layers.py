@@ -35,6 +35,9 @@ BATCH_NORM_ANY = BATCH_NORM | {
     aten._native_batch_norm_legit.default,
     aten.native_batch_norm.default,
 }
+LAYER_NORM = every(aten.layer_norm)
+RMS_NORM = every(aten.rms_norm)
+GROUP_NORM = every(aten.group_norm)
 native_batch_norm_backward = aten.native_batch_norm_backward.default
 
 DROPOUT = every(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from pt2q.ir.ops import Target
+from pt2q.ir.torch_private import OpOverload
 from pt2q.quantizers.toolkit.config import Mode
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
@@ -95,5 +96,6 @@ def _names(targets: Iterable[Target]) -> str:
 
 
 def _name(target: Target) -> str:
-    packet = getattr(target, "_overloadpacket", None)
-    return str(packet or target.__name__).rpartition(".")[2].rstrip("_")
+    if isinstance(target, OpOverload):
+        return str(target).split(".")[1].rstrip("_")
+    return str(target.__name__).rpartition(".")[2].rstrip("_")

@@ -1,0 +1,29 @@
+"""What wins accuracy back after quantization: one algorithm per file, over any quantizer.
+
+Each is an object that is called with a prepared, calibrated model and batches, changes the model
+and says what it did, layer by layer. `pt2q.quantize_pt2e` applies several.
+"""
+
+from pt2q.algorithms.adaround import AdaRound
+from pt2q.algorithms.bias_correction import BiasCorrection
+from pt2q.algorithms.equalization import CrossLayerEqualization
+from pt2q.algorithms.gptq import GPTQ
+from pt2q.algorithms.quantize import Applied, improve, quantize_pt2e, report_of
+from pt2q.algorithms.report import Report, Row
+from pt2q.algorithms.scale_search import ScaleSearch
+from pt2q.algorithms.smooth_quant import SmoothQuant
+
+__all__ = [
+    "GPTQ",
+    "AdaRound",
+    "Applied",
+    "BiasCorrection",
+    "CrossLayerEqualization",
+    "Report",
+    "Row",
+    "ScaleSearch",
+    "SmoothQuant",
+    "improve",
+    "quantize_pt2e",
+    "report_of",
+]

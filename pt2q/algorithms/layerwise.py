@@ -1,0 +1,328 @@
+"""Algorithms that change one layer after the other: the run, the judging, the report.
+
+The model is walked once. Before each layer, its inputs of all batches are at hand, in float and
+behind the quantized layers before it, those changed already. The algorithm makes proposals from
+some of the batches; the one with the smallest error of the layer's output on the others is taken,
+if that is smaller than without (Nagel et al. 2020, section 3.3, for why inputs are the quantized
+ones).
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from pt2q.algorithms.engine import Walk
+from pt2q.algorithms.engine.lane import Place
+from pt2q.algorithms.engine.rounding import Grid, grid_of
+from pt2q.algorithms.engine.runner import Runner, seeded
+from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
+from pt2q.algorithms.layers import Layer, Layers, Passed, Use, find_layers, outer_node
+from pt2q.algorithms.originals import originals, replace_float
+from pt2q.algorithms.pinned import pinned, replace_observer
+from pt2q.algorithms.report import Report, Row, decibels
+from pt2q.algorithms.samples import Sample, Samples, calls_of, collect, noise
+from pt2q.ir import ops
+from pt2q.ir.emit import Emitter
+from pt2q.ir.graph import beside
+from pt2q.ir.module import QuantGraphModule
+
+Progress = Callable[[int, int, str], None]
+"""Is told how many layers are done, of how many, and which is next."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What may become of a layer.
+
+    Args:
+        weight: the float weight that is to be rounded; None leaves the rounded one as it is.
+        grid: what it is rounded to; None leaves that.
+        bias: what is added; None leaves it.
+        words: which of several proposals it is, for the report.
+    """
+
+    weight: Tensor | None = None
+    grid: Grid | None = None
+    bias: Tensor | None = None
+    words: str = ""
+
+    def rounded(self, work: Work) -> Tensor:
+        """What the layer would multiply by."""
+        if self.weight is None:
+            return work.rounded
+        return (work.grid if self.grid is None else self.grid).round(self.weight)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A layer with what an algorithm needs to know of it.
+
+    Args:
+        walk: stands before the layer.
+        layer: the layer.
+        samples: its calls.
+    """
+
+    walk: Walk
+    layer: Layer
+    samples: Samples
+
+    @property
+    def use(self) -> Use:
+        """The last of its calls; all have one form."""
+        return self.layer.uses[-1]
+
+    def _constant(self, lane: str, node: Any) -> Tensor | None:
+        if node is None:
+            return None
+        runner = Runner(self.walk.program, self.walk.lanes[lane])
+        found: Tensor = runner.constant(self.use.owner, node)
+        return found
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """The weight in the float model."""
+        found = self._constant(FLOAT, self.use.weight)
+        assert found is not None
+        return found
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """The bias in the float model."""
+        return self._constant(FLOAT, self.use.bias)
+
+    @cached_property
+    def rounded(self) -> Tensor:
+        """What the quantized model multiplies by."""
+        found = self._constant(ROUNDED, self.use.weight)
+        assert found is not None
+        return found
+
+    @cached_property
+    def rounded_bias(self) -> Tensor | None:
+        """What the quantized model adds."""
+        return self._constant(ROUNDED, self.use.bias)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """What the weight is rounded to."""
+        return grid_of(self.layer.observer, self.weight.dim())
+
+    @cached_property
+    def references(self) -> tuple[Tensor, ...]:
+        """The float outputs of the calls to judge by."""
+        return tuple(s.use.run(s.floating, self.weight, self.bias) for s in self.samples.check)
+
+    def noise(self, weight: Tensor, bias: Tensor | None) -> float:
+        """The error of the output on the calls to judge by.
+
+        Args:
+            weight, bias: as rounded.
+        """
+        return noise(self.samples.check, self.references, weight, bias)
+
+    @property
+    def signal(self) -> float:
+        """The energy of the float outputs of the calls to judge by."""
+        return sum(float(y.double().square().sum()) for y in self.references)
+
+
+@dataclass(frozen=True)
+class LayerAlgorithm(ABC):
+    """An algorithm that changes one layer after the other."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def propose(self, work: Work) -> Iterable[Proposal]:
+        """What may become of a layer, computed from the calls to fit on.
+
+        Args:
+            work: the layer.
+
+        Raises:
+            Declined: it is passed over.
+        """
+
+    def __call__(
+        self,
+        model: QuantGraphModule,
+        batches: Iterable[Any],
+        *,
+        seed: int = 0,
+        spill: bool | str | Path = False,
+        progress: Progress | None = None,
+    ) -> Report:
+        """Improve a prepared and calibrated model.
+
+        Args:
+            model: what `pt2q.prepare_pt2e` gave, calibrated; changed in place.
+            batches: each a tensor, a tuple of arguments or a dict by their names.
+            seed: of random choices.
+            spill: keep the values of the run in files: True, or the folder for them.
+            progress: is told where the run stands.
+
+        Returns:
+            What was done, layer by layer.
+        """
+        with seeded(seed), Walk(model, batches, spill=spill, seed=seed) as walk:
+            walk.lanes[FLOAT].hold(originals(model))
+            layers = find_layers(walk.program)
+            return _Run(self, walk, layers, progress).report()
+
+
+class Declined(Exception):
+    """An algorithm has nothing to propose for a layer; the text says why."""
+
+
+class _Run:
+    """One run of an algorithm over all layers."""
+
+    def __init__(
+        self, algorithm: LayerAlgorithm, walk: Walk, layers: Layers, progress: Progress | None
+    ) -> None:
+        self.algorithm = algorithm
+        self.walk = walk
+        self.layers = layers
+        self.progress = progress
+        self.seen: dict[Use, list[list[Sample]]] = {}
+        self.rows: list[Row] = []
+        self.passed = [(algorithm.name, item) for item in layers.passed]
+
+    def report(self) -> Report:
+        stops = [(use, layer) for layer in self.layers.found for use in layer.uses]
+        stops.sort(key=lambda stop: self._position(stop[0]))
+        for use, layer in stops:
+            self.walk.advance(outer_node(self.walk.program, use))
+            if use is not layer.uses[-1]:
+                self.seen[use] = _kept(calls_of(self.walk, use))
+                continue
+            if self.progress is not None:
+                self.progress(len(self.rows), len(self.layers.found), layer.name)
+            self._work_on(layer)
+        return Report(tuple(self.rows), tuple(self.passed))
+
+    def _position(self, use: Use) -> int:
+        return self.walk.schedule.position[outer_node(self.walk.program, use)]
+
+    @torch.no_grad()
+    def _work_on(self, layer: Layer) -> None:
+        start = time.perf_counter()
+        samples = collect(self.walk, layer, self.seen)
+        for use in layer.uses:
+            self.seen.pop(use, None)
+        try:
+            if not samples.fit or not samples.check:
+                raise Declined("too few batches reach it")
+            work = Work(self.walk, layer, samples)
+            best, before, after = _best(work, self.algorithm.propose(work))
+        except Declined as reason:
+            self.passed.append((self.algorithm.name, Passed(layer.name, str(reason))))
+            return
+        kept = best is not None and after < before
+        if kept and best is not None:
+            apply(work, best)
+        self.rows.append(
+            Row(
+                self.algorithm.name,
+                layer.name,
+                layer.module,
+                decibels(work.signal, before),
+                decibels(work.signal, after),
+                kept,
+                _reason(best, kept, samples),
+                time.perf_counter() - start,
+            )
+        )
+
+
+def _best(work: Work, proposals: Iterable[Proposal]) -> tuple[Proposal | None, float, float]:
+    """The proposal with the smallest error, the error without, and with it."""
+    before = work.noise(work.rounded, work.rounded_bias)
+    best, least = None, float("inf")
+    for proposal in proposals:
+        bias = work.rounded_bias if proposal.bias is None else proposal.bias
+        found = work.noise(proposal.rounded(work), bias)
+        if found < least:
+            best, least = proposal, found
+    return best, before, least
+
+
+def _reason(best: Proposal | None, kept: bool, samples: Samples) -> str:
+    where = "held-out batches" if samples.apart else "the only batch"
+    if best is None:
+        return "nothing finite was proposed"
+    error = f"{'less' if kept else 'no less'} error on {where}"
+    return f"{best.words}: {error}" if best.words else error
+
+
+def _kept(batches: Sequence[list[Sample]]) -> list[list[Sample]]:
+    """Copies: what they are read from may be written before they are used."""
+    return [
+        [Sample(s.use, s.floating.clone(), s.rounded.clone()) for s in calls] for calls in batches
+    ]
+
+
+def apply(work: Work, proposal: Proposal) -> None:
+    """Make a change, in the model and in what the walk goes on with.
+
+    Args:
+        work: the layer.
+        proposal: what becomes of it.
+    """
+    model, layer = work.walk.model, work.layer
+    assert isinstance(model, QuantGraphModule)
+    if proposal.weight is not None:
+        grid = work.grid if proposal.grid is None else proposal.grid
+        replace_float(model, layer.places, grid.round(proposal.weight))
+        for old in layer.observers:
+            replace_observer(model, old, pinned(old, grid))
+    if proposal.bias is not None:
+        for use in layer.uses:
+            set_bias(work.walk, use, proposal.bias)
+
+
+def set_bias(walk: Walk, use: Use, value: Tensor) -> None:
+    """Let a call add another bias in the quantized model; one that has none gets one.
+
+    Args:
+        walk: stands before the call.
+        use: the call.
+        value: what is added.
+    """
+    model = walk.model
+    assert isinstance(model, QuantGraphModule)
+    if use.bias is None:
+        place = give_bias(use, torch.zeros_like(value))
+        walk.lanes[FLOAT].hold({place: torch.zeros_like(value)})
+        walk.refresh()
+    else:
+        source = use.bias.args[0] if use.bias.op == "call_module" else use.bias
+        assert isinstance(source, Node)
+        place = (use.owner, str(source.target))
+    replace_float(model, (place,), value)
+
+
+def give_bias(use: Use, value: Tensor) -> Place:
+    """Write a bias for a call that has none; returns where it is."""
+    emit = Emitter(use.owner, "pt2q.bias_correction").before(use.node)
+    name = emit.keep(beside(str(_source(use.weight).target), "bias"), nn.Parameter(value))
+    ops.set_argument(use.node, "bias", emit.read(name))
+    use.owner.recompile()
+    return use.owner, name
+
+
+def _source(node: Node) -> Node:
+    """The constant behind an observer."""
+    (source,) = node.all_input_nodes
+    return source

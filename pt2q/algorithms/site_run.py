@@ -1,0 +1,95 @@
+"""A run of an algorithm that scales channels, site after site, each change judged first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pt2q.algorithms.engine import Lane, Walk
+from pt2q.algorithms.engine.walk import FLOAT
+from pt2q.algorithms.layers import Passed
+from pt2q.algorithms.layerwise import Declined, Progress
+from pt2q.algorithms.report import Report, Row, decibels
+from pt2q.algorithms.samples import is_check
+from pt2q.algorithms.transfer import Site, trial_of
+from pt2q.algorithms.trial import noise, outputs
+
+Propose = Callable[[Site], tuple[Tensor, str]]
+"""Gives the factor of each channel, and words for the report; may raise `Declined`."""
+
+
+class SiteRun:
+    """Walks a model in float and changes it at sites.
+
+    Args:
+        name: the algorithm's.
+        walk: has a floating lane.
+        progress: is told where the run stands.
+
+    Attributes:
+        rounding: the lane of the quantized model.
+        passed: what is passed over.
+        fit: the batches to compute changes from.
+        check: those to judge them by.
+    """
+
+    def __init__(self, name: str, walk: Walk, progress: Progress | None) -> None:
+        self.name = name
+        self.walk = walk
+        self.progress = progress
+        self.rounding = Lane.rounding()
+        self.rows: list[Row] = []
+        self.passed: list[Passed] = []
+        self.check = [b for b in range(walk.count) if is_check(b, walk.count)]
+        self.fit = [b for b in range(walk.count) if b not in self.check] or self.check
+
+    @torch.no_grad()
+    def run(
+        self, sites: Sequence[Site], propose: Propose, enough: Callable[[Site], float]
+    ) -> Report:
+        """Change the model.
+
+        Args:
+            sites: in the order of the graph.
+            propose: says what to change.
+            enough: the share of the error that has to be gone, by site; a change that leaves more
+                is not made.
+        """
+        for done, site in enumerate(sites):
+            if self.progress is not None:
+                self.progress(done, len(sites), site.name)
+            self.walk.advance(site.source.node)
+            start = time.perf_counter()
+            try:
+                self._work_on(site, propose, enough(site), start)
+            except Declined as reason:
+                self.passed.append(Passed(site.name, str(reason)))
+        return Report(tuple(self.rows), tuple((self.name, item) for item in self.passed))
+
+    def _work_on(self, site: Site, propose: Propose, enough: float, start: float) -> None:
+        factor, words = propose(site)
+        trial = trial_of(self.walk, self.rounding, site, factor)
+        exact = outputs(self.walk, site.targets, self.walk.lanes[FLOAT], self.check)
+        found = outputs(self.walk, site.targets, self.rounding, self.check)
+        before = noise(exact, found)
+        trial.observe(site.observers)
+        after = noise(exact, trial.outputs(site.targets, self.check))
+        if kept := after < before * (1 - enough):
+            trial.make()
+        energy = sum(float(y.double().square().sum()) for y in exact)
+        error = "less error" if kept else "too little gained"
+        self.rows.append(
+            Row(
+                self.name,
+                site.name,
+                site.layers[0][0].module,
+                decibels(energy, before),
+                decibels(energy, after),
+                kept,
+                f"{words}: {error}" if words else error,
+                time.perf_counter() - start,
+            )
+        )

@@ -1,0 +1,159 @@
+"""Find the values whose channels can be scaled between what makes them and the layers that read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from pt2q.algorithms.channels import Reach, reach_of
+from pt2q.algorithms.engine import Program
+from pt2q.algorithms.engine.lane import Place
+from pt2q.algorithms.engine.rounding import is_static
+from pt2q.algorithms.layers import Layer, Layers, Use
+from pt2q.algorithms.layerwise import Declined
+from pt2q.algorithms.transfer import Site, Source
+from pt2q.ir import ops
+from pt2q.ir.graph import get_constant, holds_tensor, is_observer_call
+
+NORMS = ops.LAYER_NORM | ops.RMS_NORM | ops.GROUP_NORM | ops.BATCH_NORM
+
+
+class Sites:
+    """Finds the sites of a program.
+
+    Args:
+        program: the program.
+        layers: its layers.
+    """
+
+    def __init__(self, program: Program, layers: Layers) -> None:
+        self.program = program
+        self.owner = program.model
+        self.layer_of = {use: layer for layer in layers.found for use in layer.uses}
+        self.uses = {use.node: use for use in self.layer_of if use.owner is self.owner}
+        self.readers: dict[int, list[Node]] = {}
+        self.calls = _calls_of_observers(program)
+        for node in program.schedule.nodes:
+            if node.op == "get_attr" and holds_tensor(self.owner, node):
+                self.readers.setdefault(id(get_constant(self.owner, node)), []).append(node)
+
+    def source(self, node: Node) -> Source | None:
+        """A norm or a layer as what a factor can be taken out of, or None."""
+        if node in self.uses:
+            return self._layer_source(self.uses[node])
+        if not ops.is_op(node, NORMS):
+            return None
+        vectors = [ops.argument(node, name) for name in ("weight", "bias") if _has(node, name)]
+        places = [self._sole(vector, node) for vector in vectors]
+        if not places or any(p is None for p in places) or not _is_vector(node, vectors[0]):
+            return None
+        last = ops.is_op(node, ops.LAYER_NORM | ops.RMS_NORM)
+        return Source(node, -1 if last else 1, tuple(p for p in places if p is not None))
+
+    def _layer_source(self, use: Use) -> Source | None:
+        layer = self.layer_of[use]
+        bias = None if use.bias is None else self._sole(_behind(use.bias), use.node)
+        if len(layer.uses) > 1 or (use.bias is not None and bias is None):
+            return None
+        convolution = ops.is_op(use.node, ops.CONV | ops.CONV_GENERIC)
+        tensors = (layer.places,) if bias is None else (layer.places, bias)
+        return Source(use.node, 1 if convolution else -1, tensors, layer, use.form)
+
+    def _sole(self, node: Node, reader: Node) -> tuple[Place, ...] | None:
+        """The names of a constant that one operator alone reads, or None."""
+        if node.op != "get_attr":
+            return None
+        nodes = self.readers[id(get_constant(self.owner, node))]
+        users = {u for n in nodes for user in n.users for u in _real_users(self.owner, user)}
+        return tuple((self.owner, str(n.target)) for n in nodes) if users == {reader} else None
+
+    def site(self, source: Source) -> Site:
+        """Where the channels of a source go.
+
+        Raises:
+            Declined: nowhere where they could be scaled.
+        """
+        reach = reach_of(self.owner, self.program.schedule, source.node, source.axis, self.uses)
+        layers = self._whole_layers(reach)
+        if source.layer is not None and any(layer is source.layer for layer, _ in layers):
+            raise Declined("it reads its own output")
+        if not layers:
+            raise Declined(_who(reach) or "no quantized layer reads it")
+        if not bool(reach.free.any()):
+            raise Declined(_who(reach))
+        observers = tuple(n for n in reach.between if is_observer_call(self.owner, n))
+        self._check_apart(observers)
+        kept = {use.node for layer, _ in layers for use in layer.uses}
+        return Site(
+            source, reach, tuple(layers), observers, tuple(n for n in self.uses if n in kept)
+        )
+
+    def _whole_layers(self, reach: Reach) -> list[tuple[Layer, Tensor]]:
+        """The layers all of whose calls read the value alike; what others read stays as it is."""
+        by_layer: dict[str, list[tuple[Use, Tensor]]] = {}
+        for use, labels in reach.consumers.items():
+            by_layer.setdefault(self.layer_of[use].name, []).append((use, labels))
+        found = []
+        for calls in by_layer.values():
+            layer, labels = self.layer_of[calls[0][0]], calls[0][1]
+            alike = all(torch.equal(labels, other) for _, other in calls)
+            if len(calls) == len(layer.uses) and alike:
+                found.append((layer, labels))
+                continue
+            for use, other in calls:
+                _make_foreign(reach, use, other)
+        return found
+
+    def _check_apart(self, observers: Iterable[Node]) -> None:
+        inside = set(observers)
+        for observer in {self.owner.get_submodule(str(n.target)) for n in inside}:
+            outside = [n for n in self.calls[id(observer)] if n not in inside]
+            if outside and is_static(observer):
+                raise Declined(f"a value between shares its parameters with {outside[0].args[0]}")
+
+
+def _calls_of_observers(program: Program) -> dict[int, list[Node]]:
+    found: dict[int, list[Node]] = {}
+    for module, schedule in program.schedules.items():
+        for node in schedule.nodes:
+            if is_observer_call(module, node):
+                found.setdefault(id(module.get_submodule(str(node.target))), []).append(node)
+    return found
+
+
+def _make_foreign(reach: Reach, use: Use, labels: Tensor) -> None:
+    del reach.consumers[use]
+    for label in labels[labels >= 0].long().unique().tolist():
+        reach.foreign.setdefault(label, use.node.name)
+
+
+def _who(reach: Reach) -> str:
+    names = sorted(set(reach.foreign.values()))
+    return f"its channels are also read by {', '.join(names[:3])}" if names else ""
+
+
+def _has(node: Node, name: str) -> bool:
+    return ops.has_argument(node, name) and ops.argument(node, name) is not None
+
+
+def _is_vector(node: Node, weight: Node) -> bool:
+    value = weight.meta.get("val")
+    if ops.is_op(node, ops.BATCH_NORM) and ops.argument(node, "training"):
+        return False
+    return isinstance(value, Tensor) and value.dim() == 1
+
+
+def _behind(node: Node) -> Node:
+    """The constant behind an observer."""
+    source = node.args[0] if node.op == "call_module" else node
+    assert isinstance(source, Node)
+    return source
+
+
+def _real_users(owner: GraphModule, node: Node) -> set[Node]:
+    if not is_observer_call(owner, node):
+        return {node}
+    return {found for user in node.users for found in _real_users(owner, user)}

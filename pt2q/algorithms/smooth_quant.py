@@ -1,0 +1,182 @@
+"""SmoothQuant: move what is hard to quantize from activations into weights.
+
+Xiao et al. 2022, "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
+Models", equation 4. A few channels much larger than the others leave these few integers. Dividing
+every channel of the input of a layer by a factor, and multiplying the weight's by the same, keeps
+the function:
+
+    y = (x / s) (s w),    s_j = max |x_j|^a / max |w_j|^(1 - a)
+
+The strength ``a`` is found layer by layer, by the error of the output. The division goes into what
+makes the value: a norm's affine, a linear layer or convolution, seen through operators that hand
+channels on (attention from values to outputs among them). Where others read the value too, a
+multiplication is written before the layers, if they gain enough by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pt2q.algorithms.engine import Lane, Program, Walk
+from pt2q.algorithms.engine.walk import FLOAT
+from pt2q.algorithms.insertion import Insertion, insert, undo
+from pt2q.algorithms.layers import Layers, Passed, find_layers
+from pt2q.algorithms.layerwise import Declined, Progress
+from pt2q.algorithms.report import Report
+from pt2q.algorithms.site_run import SiteRun
+from pt2q.algorithms.sites import Sites
+from pt2q.algorithms.strength_search import (
+    Family,
+    StrengthSearch,
+    input_axis,
+    is_quantized,
+    over_inputs,
+    readers_of,
+)
+from pt2q.algorithms.transfer import Site, Source
+from pt2q.ir.graph import get_constant
+from pt2q.ir.module import QuantGraphModule
+
+
+@dataclass(frozen=True)
+class SmoothQuant:
+    """Even out the channels of quantized inputs.
+
+    Args:
+        strengths: those to choose from, layer by layer.
+        insert: write a multiplication where nothing before a layer can take the factor.
+        insert_from: how many decibels it has to bring.
+    """
+
+    name: ClassVar[str] = "smooth_quant"
+
+    strengths: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    insert: bool = True
+    insert_from: float = 1.0
+
+    def __call__(
+        self,
+        model: QuantGraphModule,
+        batches: Iterable[Any],
+        *,
+        seed: int = 0,
+        spill: bool | str | Path = False,
+        progress: Progress | None = None,
+    ) -> Report:
+        """Improve a prepared and calibrated model; see `LayerAlgorithm` for the arguments."""
+        insertions = self._places(model) if self.insert else []
+        try:
+            with Walk(model, batches, [Lane.floating()], spill=spill, seed=seed) as walk:
+                return self._run(walk, insertions, progress)
+        finally:
+            for insertion in insertions:
+                if bool((get_constant(model, insertion.constant) == 1).all()):
+                    undo(model, insertion)
+
+    def _run(
+        self, walk: Walk, insertions: Sequence[Insertion], progress: Progress | None
+    ) -> Report:
+        layers = find_layers(walk.program)
+        found = _sites(walk.program, layers, insertions)
+        run = SiteRun(self.name, walk, progress)
+        run.passed = [*layers.passed, *_passed_over(layers, found)]
+        place = walk.schedule.position
+        unique = {id(site): site for site in found.values()}
+        sites = sorted(unique.values(), key=lambda site: place[site.source.node])
+        inserted = frozenset(insertion.product for insertion in insertions)
+        cost = 1 - 10 ** (-self.insert_from / 10)
+        return run.run(
+            sites,
+            StrengthSearch(run, self.strengths, family, inserted),
+            lambda site: cost if site.source.node in inserted else 0.0,
+        )
+
+    @staticmethod
+    def _places(model: QuantGraphModule) -> list[Insertion]:
+        """Multiplications before the layers that no source reaches."""
+        program = Program(model)
+        layers = find_layers(program)
+        reached = _sites(program, layers, ())
+        uses = [
+            use
+            for layer in layers.found
+            for use in layer.uses
+            if layer.name not in reached and use.owner is model and is_quantized(use)
+        ]
+        return insert(model, uses, {use: input_axis(use) for use in uses})
+
+
+def _sites(program: Program, layers: Layers, insertions: Sequence[Insertion]) -> dict[str, Site]:
+    """The last site that reaches each layer."""
+    finder = Sites(program, layers)
+    sources = [finder.source(node) for node in program.schedule.nodes]
+    sources += [Source(i.product, i.axis, (((program.model, i.constant),),)) for i in insertions]
+    found: dict[str, Site] = {}
+    for source in sources:
+        try:
+            site = None if source is None else finder.site(source)
+        except Declined:
+            continue
+        if site is not None:
+            found.update({layer.name: site for layer, _ in site.layers})
+    return found
+
+
+def _passed_over(layers: Layers, found: dict[str, Site]) -> Iterator[Passed]:
+    for layer in layers.found:
+        if not any(is_quantized(use) for use in layer.uses):
+            found.pop(layer.name, None)
+            yield Passed(layer.name, "its input is not quantized")
+        elif layer.name not in found:
+            yield Passed(layer.name, "nothing before it can take a factor")
+
+
+def family(run: SiteRun, site: Site) -> Family:
+    """``s`` for a strength, from the inputs to fit on.
+
+    Args:
+        run: stands before the site.
+        site: whose channels they are.
+    """
+    of_inputs, of_weights = (torch.zeros(site.reach.count) for _ in range(2))
+    readers = readers_of(site)
+    wanted = list(dict.fromkeys(reader.use.x for reader in readers))
+    for row in run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.fit):
+        for reader in readers:
+            x = over_inputs(reader.use, row[reader.use.x])
+            _raise_to(of_inputs, reader.labels, x.abs().amax(0))
+    for reader in readers:
+        rows = reader.layer.form.rows(reader.layer.weight).abs().amax(1)
+        channels = rows.reshape(reader.labels.shape[0], -1).amax(1)
+        _raise_to(of_weights, reader.labels, channels)
+    return lambda strength: factor_of(of_inputs, of_weights, strength, site.reach.free)
+
+
+def factor_of(inputs: Tensor, weights: Tensor, strength: float, free: Tensor) -> Tensor:
+    """``max |x_j|^a / max |w_j|^(1 - a)``, its geometric mean 1; 1 where a channel is not free.
+
+    Args:
+        inputs, weights: the largest magnitude of each channel.
+        strength: ``a``.
+        free: whether each channel may be scaled.
+    """
+    usable = free & (inputs > 0) & (weights > 0)
+    if not bool(usable.any()):
+        return torch.ones_like(inputs)
+    logs = (
+        strength * inputs[usable].double().log() - (1 - strength) * weights[usable].double().log()
+    )
+    factor = torch.ones_like(inputs)
+    factor[usable] = (logs - logs.mean()).exp().clamp(1e-4, 1e4).float()
+    return factor
+
+
+def _raise_to(largest: Tensor, labels: Tensor, values: Tensor) -> None:
+    known = labels >= 0
+    largest.scatter_reduce_(0, labels[known].long(), values[known].float(), "amax")

@@ -1,0 +1,145 @@
+"""Try a change that keeps the float function but moves ranges, and make it if it is worth it.
+
+Taking a factor out of a value and putting it into the layers that read it changes nothing in float.
+What changes are the ranges between: the observers there are shown the new values, fresh copies of
+them for the trial, which take their places when the change is made.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from pt2q.algorithms.engine import Lane, Walk
+from pt2q.algorithms.engine.lane import Place
+from pt2q.algorithms.engine.rounding import is_static
+from pt2q.algorithms.engine.walk import FLOAT
+from pt2q.algorithms.layers import Layer, set_tensor
+from pt2q.algorithms.layerwise import Declined
+from pt2q.algorithms.pinned import PinnedObserver, replace_observer
+
+
+def fresh(observer: Any) -> Any:
+    """A copy of an observer that has seen nothing.
+
+    Args:
+        observer: of ours, of another library or a user's; one whose range is fixed or found at run
+            time is given back itself.
+
+    Raises:
+        Declined: it cannot forget what it has seen.
+    """
+    if not is_static(observer) or not hasattr(observer, "forward"):
+        return observer
+    if isinstance(observer, PinnedObserver):
+        raise Declined("an algorithm has chosen its parameters already")
+    made = copy.deepcopy(observer)
+    forget(made)
+    return made
+
+
+def forget(observer: Any) -> None:
+    """Let an observer forget what it has seen.
+
+    Raises:
+        Declined: it cannot.
+    """
+    for name in ("reset", "reset_min_max_vals"):
+        method = getattr(observer, name, None)
+        if callable(method):
+            method()
+            return
+    raise Declined(f"{type(observer).__name__} cannot forget what it has seen")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A change that is not made yet.
+
+    Args:
+        walk: stands before all that is changed; it has a floating lane.
+        rounding: the lane of the quantized model.
+        tensors: the new weights, by all names of the old.
+        weights: (observer, stand-in) of weights, which have seen the new ones.
+        between: (observer, stand-in) of the values whose ranges move.
+    """
+
+    walk: Walk
+    rounding: Lane
+    tensors: tuple[tuple[tuple[Place, ...], Tensor], ...]
+    weights: tuple[tuple[Any, Any], ...]
+    between: tuple[tuple[Any, Any], ...]
+
+    def _changed(self, lane: Lane) -> Lane:
+        lane.hold({place: tensor for places, tensor in self.tensors for place in places})
+        lane.substitute((*self.weights, *self.between))
+        return lane
+
+    def observe(self, nodes: Sequence[Node]) -> None:
+        """Show the stand-ins what passes between in float, on all batches.
+
+        Args:
+            nodes: the calls of the observers that they stand in for.
+        """
+        stand_ins = {id(new) for old, new in self.between if new is not old}
+        if not stand_ins:
+            return
+        watching = self.walk.lanes[FLOAT].fork(watches=lambda seen: id(seen) in stand_ins)
+        for _ in self.walk.replay(nodes, self._changed(watching)):
+            pass
+
+    def outputs(self, targets: Sequence[Node], batches: Sequence[int]) -> list[Tensor]:
+        """What layers give with the change, each fed from float values before it."""
+        return outputs(self.walk, targets, self._changed(self.rounding.fork()), batches)
+
+    def make(self) -> None:
+        """Make the change, in the model and in both lanes."""
+        for places, tensor in self.tensors:
+            set_tensor(places, tensor)
+            for lane in self.walk.lanes.values():
+                if lane.keeps:
+                    lane.hold({place: tensor for place in places})
+        for old, new in (*self.weights, *self.between):
+            if new is not old:
+                replace_observer(self.walk.model, old, new)
+        self.rounding.forget_all()
+
+
+def shown(layer: Layer, weight: Tensor) -> tuple[tuple[Any, Any], ...]:
+    """Stand-ins for the observers of a weight, which have seen another weight.
+
+    Raises:
+        Declined: an observer cannot forget the old one.
+    """
+    pairs = [(observer, fresh(observer)) for observer in layer.observers]
+    for _, new in pairs:
+        new(weight)
+    return tuple(pairs)
+
+
+@torch.no_grad()
+def outputs(
+    walk: Walk, targets: Sequence[Node], lane: Lane, batches: Sequence[int]
+) -> list[Tensor]:
+    """What layers give in a lane, from float values before them.
+
+    Args:
+        walk: stands before them; it has a floating lane.
+        targets: the layers.
+        lane: how they are run.
+        batches: which.
+    """
+    rows = walk.replay(targets, lane, of=FLOAT, batches=batches)
+    return [row[node] for row in rows for node in targets]
+
+
+def noise(exact: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The summed squared difference."""
+    pairs = zip(exact, found, strict=True)
+    return sum(float((one - other).double().square().sum()) for one, other in pairs)

@@ -1,0 +1,110 @@
+"""Networks in which one thing is wrong, the algorithm that mends it, and the call for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.planted import FeedForward, TwoLinears, UnequalConvolutions, correlated
+from torch import nn
+
+from pt2q import Quantizer, sqnr
+from pt2q.algorithms import (
+    GPTQ,
+    AdaRound,
+    BiasCorrection,
+    CrossLayerEqualization,
+    SmoothQuant,
+    quantize_pt2e,
+    report_of,
+)
+from pt2q.errors import DataError
+from pt2q.quantizers import (
+    WeightQuantizer,
+    X86InductorQuantizer,
+    XNNPACKQuantizer,
+    get_symmetric_quantization_config,
+    get_weight_only_quantization_config,
+)
+
+
+def decibels(
+    model: nn.Module, quantizer: Quantizer, batches: list[Any], **options: Any
+) -> tuple[float, Any]:
+    """The quality on the last batch, which the others do not hold."""
+    program = torch.export.export(model.eval(), batches[0])
+    state = {name: value.clone() for name, value in program.state_dict.items()}
+    converted = quantize_pt2e(program, quantizer, batches[:-1], **options)
+    assert all(torch.equal(state[name], value) for name, value in program.state_dict.items())
+    with torch.no_grad():
+        wanted = program.module()(*batches[-1])
+        return float(sqnr(wanted, converted(*batches[-1]))), converted
+
+
+@pytest.mark.parametrize("quantizer", [XNNPACKQuantizer, X86InductorQuantizer])
+def test_smooth_quant_on_three_large_channels(quantizer: type[Quantizer]) -> None:
+    batches = [(torch.randn(32, 64),) for _ in range(9)]
+    model = FeedForward()
+    before, _ = decibels(model, quantizer(), batches)
+    after, converted = decibels(model, quantizer(), batches, algorithms=[SmoothQuant()])
+    assert before < 20
+    assert after > 33
+    assert any(row.kept for row in report_of(converted).rows)
+
+
+def test_equalization_of_unequal_convolutions() -> None:
+    batches = [(torch.randn(2, 8, 12, 12),) for _ in range(9)]
+    model = UnequalConvolutions()
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
+    before, _ = decibels(model, quantizer, batches)
+    after, _ = decibels(model, quantizer, batches, algorithms=[CrossLayerEqualization()])
+    assert before < 15
+    assert after > 30
+
+
+@pytest.mark.parametrize("algorithm", [GPTQ(), AdaRound(steps=100)], ids=["gptq", "adaround"])
+def test_four_bits_on_correlated_inputs(algorithm: Any) -> None:
+    batches = correlated(9, width=64, rank=8)
+    model = TwoLinears(64)
+    quantizer = WeightQuantizer(get_weight_only_quantization_config(4))
+    before, _ = decibels(model, quantizer, batches)
+    after, converted = decibels(model, quantizer, batches, algorithms=[algorithm])
+    assert after > before + 3
+    again, _ = decibels(model, quantizer, batches, algorithms=[algorithm])
+    assert again == after
+    assert {row.kept for row in report_of(converted).rows} == {True}
+
+
+def test_a_bias_takes_back_what_rounding_shifts() -> None:
+    batches = [(torch.rand(64, 32) + 1,) for _ in range(9)]
+    model = nn.Linear(32, 16, bias=False)
+    quantizer = WeightQuantizer(get_weight_only_quantization_config(4))
+    before, _ = decibels(model, quantizer, batches)
+    after, _ = decibels(model, quantizer, batches, algorithms=[BiasCorrection()])
+    assert after > before + 3
+
+
+def test_algorithms_never_make_it_worse() -> None:
+    batches = [(torch.randn(16, 64),) for _ in range(9)]
+    model = TwoLinears(64)
+    before, _ = decibels(model, XNNPACKQuantizer(), batches)
+    after, _ = decibels(model, XNNPACKQuantizer(), batches, effort="best")
+    assert after > before - 0.5
+
+
+def test_batches_that_are_none() -> None:
+    program = torch.export.export(TwoLinears(8).eval(), (torch.randn(2, 8),))
+    with pytest.raises(DataError):
+        quantize_pt2e(program, XNNPACKQuantizer(), [])
+
+
+def test_batches_may_be_tensors_tuples_and_dicts_read_once() -> None:
+    program = torch.export.export(TwoLinears(8).eval(), (torch.randn(2, 8),))
+    data = [torch.randn(2, 8) for _ in range(5)]
+    forms: list[Any] = [data, [(x,) for x in data], [{"input": x} for x in data], iter(data)]
+    codes = []
+    for batches in forms:
+        converted = quantize_pt2e(program, XNNPACKQuantizer(), batches, algorithms=[SmoothQuant()])
+        codes.append(converted(data[0]))
+    assert all(torch.equal(codes[0], other) for other in codes[1:])
