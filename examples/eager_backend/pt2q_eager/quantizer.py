@@ -22,7 +22,7 @@ def get_eager_quantization_config() -> QuantizationConfig:
 
 TABLE = BackendTable(
     runtime="the eager backend",
-    default=get_eager_quantization_config,
+    configure=lambda mode: get_eager_quantization_config(),
     configuration="get_eager_quantization_config()",
     rules=(
         Rule(
