@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from pt2q import QuantGraphModule, convert_pt2e, prepare_pt2e
+from pt2q import MinMaxObserver, QuantGraphModule, convert_pt2e, prepare_pt2e
 from pt2q.ir.module import copy_module, import_exported
 from pt2q.spec import (
     QUANT_ANNOTATION_KEY,
@@ -89,6 +89,17 @@ def test_an_annotation_of_any_class_keeps_its_fields_and_refers_to_the_copy(
     assert given.input_qspec_map == {relu: ACTIVATION} and given.partner is x
     found.input_qspec_map.clear()
     assert given.input_qspec_map, "changing the copy leaves the original alone"
+
+
+def test_a_spec_that_names_no_node_is_shared_whatever_it_holds() -> None:
+    model = imported()
+    add = node_of(model, "add")
+    constructor = MinMaxObserver.with_args(eps=2**-10, extras=["a", {"list": 1}])
+    spec = QuantizationSpec(torch.int8, constructor)
+    add.meta[QUANT_ANNOTATION_KEY] = QuantizationAnnotation({node_of(model, "relu"): spec}, spec)
+    found = annotation_of(node_of(copy_module(model), "add"))
+    assert found is not None and found.output_qspec is spec
+    assert list(found.input_qspec_map.values()) == [spec]
 
 
 def test_metadata_under_any_key_refers_to_the_copy() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -50,23 +50,58 @@ def move_metadata(graphs: Iterable[Graph], memo: Mapping[Node, Node]) -> None:
         graphs: copies, all made before: an annotation may name a node of another graph.
         memo: the copy of each node.
     """
+    mover = _Mover(memo)
     for graph in graphs:
         for node in graph.nodes:
             for key in node.meta.keys() - HOLDS_NO_NODES:
-                node.meta[key] = _moved(node.meta[key], memo)
+                node.meta[key] = mover.moved(node.meta[key])
 
 
-def _moved(value: Any, memo: Mapping[Node, Node]) -> Any:
-    if isinstance(value, Node):
-        return memo.get(value, value)
+@dataclass
+class _Mover:
+    """Puts copies in the place of nodes, wherever they are.
+
+    Args:
+        memo: the copy of each node.
+        settled: by identity, frozen objects that refer to no node. Many annotations share a few
+            specs; each is searched once.
+    """
+
+    memo: Mapping[Node, Node]
+    settled: dict[int, Any] = field(default_factory=dict)
+
+    def moved(self, value: Any) -> Any:
+        if isinstance(value, Node):
+            return self.memo.get(value, value)
+        if isinstance(value, dict):
+            return _of_kind(value, {self.moved(k): self.moved(v) for k, v in value.items()})
+        if isinstance(value, list | tuple | set | frozenset):
+            return _of_kind(value, [self.moved(item) for item in value])
+        if is_dataclass(value) and not isinstance(value, type) and id(value) not in self.settled:
+            return self.moved_object(value)
+        return value
+
+    def moved_object(self, value: Any) -> Any:
+        """A dataclass instance with all it holds, fields or not; a frozen one only if it refers."""
+        held = {key: getattr(value, key) for key in _attributes(value)}
+        if value.__dataclass_params__.frozen and not any(map(_refers, held.values())):
+            self.settled[id(value)] = value
+            return value
+        result = copy.copy(value)
+        for key, item in held.items():
+            object.__setattr__(result, key, self.moved(item))
+        return result
+
+
+def _refers(value: Any) -> bool:
+    """Whether a value is a node or holds one."""
     if isinstance(value, dict):
-        moved = {_moved(key, memo): _moved(item, memo) for key, item in value.items()}
-        return _of_kind(value, moved)
+        return any(map(_refers, value)) or any(map(_refers, value.values()))
     if isinstance(value, list | tuple | set | frozenset):
-        return _of_kind(value, [_moved(item, memo) for item in value])
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _moved_object(value, memo)
-    return value
+        return any(map(_refers, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return any(_refers(getattr(value, key)) for key in _attributes(value))
+    return isinstance(value, Node)
 
 
 def _of_kind(value: Any, items: Any) -> Any:
@@ -79,19 +114,6 @@ def _of_kind(value: Any, items: Any) -> Any:
     return result
 
 
-def _moved_object(value: Any, memo: Mapping[Node, Node]) -> Any:
-    """A dataclass instance with all it holds, fields or not; a frozen one only if it refers."""
-    held = {key: getattr(value, key) for key in _attributes(value)}
-    moved = {key: _moved(item, memo) for key, item in held.items()}
-    changed = {key: item for key, item in moved.items() if item is not held[key]}
-    if not changed and value.__dataclass_params__.frozen:
-        return value
-    result = copy.copy(value)
-    for key, item in changed.items():
-        object.__setattr__(result, key, item)
-    return result
-
-
 def _attributes(value: Any) -> Iterable[str]:
-    fields = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
-    return dict.fromkeys([*fields, *getattr(value, "__dict__", ())])
+    named = [field.name for field in fields(value) if hasattr(value, field.name)]
+    return dict.fromkeys([*named, *getattr(value, "__dict__", ())])
