@@ -10,27 +10,11 @@ import re
 import sys
 from pathlib import Path
 
-from pt2q.quantizers import EmbeddingQuantizer, WeightQuantizer
-from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME, OPENVINO
-from pt2q.quantizers.onnx_qdq.tensorrt import TENSORRT
+from pt2q.quantizers.tables import TABLES
 from pt2q.quantizers.toolkit.reasons import REASONS
 from pt2q.quantizers.toolkit.report.markdown import limits_table, reason_table, rule_table
-from pt2q.quantizers.x86_inductor.table import X86_INDUCTOR
-from pt2q.quantizers.xnnpack.table import XNNPACK
 
 PLACE = re.compile(r"<!-- (rows|limits|reasons): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
-TABLES = {
-    table.runtime: table
-    for table in (
-        XNNPACK,
-        X86_INDUCTOR,
-        ONNXRUNTIME,
-        OPENVINO,
-        TENSORRT,
-        WeightQuantizer.table,
-        EmbeddingQuantizer.table,
-    )
-}
 
 
 def filled(text: str) -> str:

@@ -20,38 +20,22 @@ from torch.nn import functional as F
 from pt2q.ir.ops import GELU
 from pt2q.quantizers import (
     BackendTable,
-    EmbeddingQuantizer,
-    WeightQuantizer,
     X86InductorQuantizer,
     XNNPACKQuantizer,
     get_symmetric_quantization_config,
     get_weight_only_quantization_config,
 )
-from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME, OPENVINO
-from pt2q.quantizers.onnx_qdq.tensorrt import TENSORRT
+from pt2q.quantizers.tables import TABLES
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.config import Mode
 from pt2q.quantizers.toolkit.reasons import REASONS
 from pt2q.quantizers.toolkit.table.examples import between_convolutions
 from pt2q.quantizers.x86_inductor.table import CONVOLUTION, X86_INDUCTOR
-from pt2q.quantizers.xnnpack.table import XNNPACK
 
 ROOT = Path(__file__).parents[2]
 DOCS, QUANTIZERS = ROOT / "docs", ROOT / "quantizers"
 WITH_GELU = between_convolutions(F.gelu)
 
-TABLES = {
-    table.runtime: table
-    for table in (
-        XNNPACK,
-        X86_INDUCTOR,
-        ONNXRUNTIME,
-        OPENVINO,
-        TENSORRT,
-        WeightQuantizer.table,
-        EmbeddingQuantizer.table,
-    )
-}
 each_table = pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 
 
