@@ -5,6 +5,7 @@ and says what it did, layer by layer. `pt2q.quantize_pt2e` applies several.
 """
 
 from pt2q.algorithms.adaround import AdaRound
+from pt2q.algorithms.awq import AWQ
 from pt2q.algorithms.bias_correction import BiasCorrection
 from pt2q.algorithms.equalization import CrossLayerEqualization
 from pt2q.algorithms.gptq import GPTQ
@@ -14,6 +15,7 @@ from pt2q.algorithms.scale_search import ScaleSearch
 from pt2q.algorithms.smooth_quant import SmoothQuant
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "AdaRound",
     "Applied",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -157,3 +157,35 @@ def _real_users(owner: GraphModule, node: Node) -> set[Node]:
     if not is_observer_call(owner, node):
         return {node}
     return {found for user in node.users for found in _real_users(owner, user)}
+
+
+def nearest_sites(program: Program, layers: Layers, more: Iterable[Source] = ()) -> dict[str, Site]:
+    """For each layer, by name, the last site that reaches it.
+
+    Args:
+        program: the program.
+        layers: its layers.
+        more: what can take a factor beside norms and layers.
+    """
+    finder = Sites(program, layers)
+    sources = [*(finder.source(node) for node in program.schedule.nodes), *more]
+    found: dict[str, Site] = {}
+    for source in sources:
+        try:
+            site = None if source is None else finder.site(source)
+        except Declined:
+            continue
+        if site is not None:
+            found.update({layer.name: site for layer, _ in site.layers})
+    return found
+
+
+def in_order(program: Program, found: Mapping[str, Site]) -> list[Site]:
+    """Sites in the order of the graph, each once.
+
+    Args:
+        program: the program.
+        found: what `nearest_sites` gave.
+    """
+    unique = {site.source.node: site for site in found.values()}
+    return [unique[node] for node in sorted(unique, key=program.schedule.position.__getitem__)]

@@ -27,10 +27,10 @@ from pt2q.algorithms.engine import Lane, Program, Walk
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.insertion import Insertion, insert, undo
 from pt2q.algorithms.layers import Layers, Passed, find_layers
-from pt2q.algorithms.layerwise import Declined, Progress
+from pt2q.algorithms.layerwise import Progress
 from pt2q.algorithms.report import Report
 from pt2q.algorithms.site_run import SiteRun
-from pt2q.algorithms.sites import Sites
+from pt2q.algorithms.sites import in_order, nearest_sites
 from pt2q.algorithms.strength_search import (
     Family,
     StrengthSearch,
@@ -83,16 +83,14 @@ class SmoothQuant:
         self, walk: Walk, insertions: Sequence[Insertion], progress: Progress | None
     ) -> Report:
         layers = find_layers(walk.program)
-        found = _sites(walk.program, layers, insertions)
+        places = [_source(walk, insertion) for insertion in insertions]
+        found = nearest_sites(walk.program, layers, places)
         run = SiteRun(self.name, walk, progress)
         run.passed = [*layers.passed, *_passed_over(layers, found)]
-        place = walk.schedule.position
-        unique = {id(site): site for site in found.values()}
-        sites = sorted(unique.values(), key=lambda site: place[site.source.node])
         inserted = frozenset(insertion.product for insertion in insertions)
         cost = 1 - 10 ** (-self.insert_from / 10)
         return run.run(
-            sites,
+            in_order(walk.program, found),
             StrengthSearch(run, self.strengths, family, inserted),
             lambda site: cost if site.source.node in inserted else 0.0,
         )
@@ -102,7 +100,7 @@ class SmoothQuant:
         """Multiplications before the layers that no source reaches."""
         program = Program(model)
         layers = find_layers(program)
-        reached = _sites(program, layers, ())
+        reached = nearest_sites(program, layers)
         uses = [
             use
             for layer in layers.found
@@ -112,20 +110,8 @@ class SmoothQuant:
         return insert(model, uses, {use: input_axis(use) for use in uses})
 
 
-def _sites(program: Program, layers: Layers, insertions: Sequence[Insertion]) -> dict[str, Site]:
-    """The last site that reaches each layer."""
-    finder = Sites(program, layers)
-    sources = [finder.source(node) for node in program.schedule.nodes]
-    sources += [Source(i.product, i.axis, (((program.model, i.constant),),)) for i in insertions]
-    found: dict[str, Site] = {}
-    for source in sources:
-        try:
-            site = None if source is None else finder.site(source)
-        except Declined:
-            continue
-        if site is not None:
-            found.update({layer.name: site for layer, _ in site.layers})
-    return found
+def _source(walk: Walk, insertion: Insertion) -> Source:
+    return Source(insertion.product, insertion.axis, (((walk.model, insertion.constant),),))
 
 
 def _passed_over(layers: Layers, found: dict[str, Site]) -> Iterator[Passed]:
