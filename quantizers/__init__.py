@@ -20,7 +20,7 @@ from pt2q.quantizers.toolkit.authoring import (
     get_weight_qspec,
     is_valid_annotation,
 )
-from pt2q.quantizers.toolkit.config import QuantizationConfig, get_symmetric_quantization_config
+from pt2q.quantizers.toolkit.config import QuantizationConfig
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
 from pt2q.quantizers.toolkit.reading.attention_masks import MaskFinder
 from pt2q.quantizers.toolkit.reading.partitions import (
@@ -44,6 +44,7 @@ from pt2q.quantizers.weights.configs import (
 from pt2q.quantizers.weights.quantizer import WeightQuantizer
 from pt2q.quantizers.x86_inductor.configs import get_default_x86_inductor_quantization_config
 from pt2q.quantizers.x86_inductor.quantizer import X86InductorQuantizer
+from pt2q.quantizers.xnnpack.configs import get_symmetric_quantization_config
 from pt2q.quantizers.xnnpack.quantizer import XNNPACKQuantizer
 
 __all__ = [

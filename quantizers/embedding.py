@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from pt2q.ir.ops import EMBEDDING
-from pt2q.observers import PerChannelMinMaxObserver
-from pt2q.quantizers.toolkit.config import EPS, QuantizationConfig
+from pt2q.quantizers.toolkit.config import QuantizationConfig
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
 from pt2q.quantizers.toolkit.reasons import EMBEDDINGS_ONLY
 from pt2q.quantizers.toolkit.table import checks, examples
@@ -14,9 +13,10 @@ from pt2q.quantizers.toolkit.table.annotate import annotate_weighted
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
 from pt2q.quantizers.toolkit.table.kernel_limits import INT8, KernelLimits, TensorLimits
 from pt2q.quantizers.toolkit.table.rule import Rule
-from pt2q.spec import QuantizationSpec
+from pt2q.quantizers.toolkit.usual_observers import weight_constructor
+from pt2q.spec import PerAxis, QuantizationSpec
 
-TABLE_LIMITS = TensorLimits(stored=(INT8,), per_tensor=False, per_channel=True, min_scale=EPS)
+TABLE_LIMITS = TensorLimits(stored=(INT8.scaled(PerAxis),), min_scale=2**-12)
 LOOKUP = Rule(
     name="embedding",
     heads=EMBEDDING,
@@ -37,7 +37,9 @@ def get_embedding_quantization_config() -> QuantizationConfig:
         quant_max=127,
         qscheme=torch.per_channel_affine,
         ch_axis=0,
-        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=EPS),
+        observer_or_fake_quant_ctr=weight_constructor(
+            per_channel=True, is_qat=False, min_scale=TABLE_LIMITS.min_scale
+        ),
     )
     return QuantizationConfig(None, None, weight)
 

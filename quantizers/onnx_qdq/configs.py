@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-import torch
-
-from pt2q.observers import (
-    FusedMovingAvgObsFakeQuantize,
-    HistogramObserver,
-    MovingAverageMinMaxObserver,
-)
-from pt2q.quantizers.toolkit.config import (
-    EPS,
-    QuantizationConfig,
-    get_symmetric_quantization_config,
-)
+from pt2q.quantizers.onnx_qdq import kernels
+from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
+from pt2q.quantizers.toolkit.table.usual_specs import activation_spec, weight_spec
 from pt2q.quantizers.x86_inductor.configs import get_default_x86_inductor_quantization_config
-from pt2q.spec import QuantizationSpec
 
 
 def get_onnxruntime_quantization_config(
@@ -44,18 +33,7 @@ def get_tensorrt_quantization_config(is_qat: bool = False) -> QuantizationConfig
     Args:
         is_qat: for `prepare_qat_pt2e`.
     """
-    activation = QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=-128,
-        quant_max=127,
-        qscheme=torch.per_tensor_symmetric,
-        observer_or_fake_quant_ctr=_symmetric_constructor(is_qat),
-    )
-    weight = get_symmetric_quantization_config(is_per_channel=True, is_qat=is_qat).weight
+    mode = Mode.QAT if is_qat else Mode.STATIC
+    activation = activation_spec(kernels.SYMMETRIC, mode)
+    weight = weight_spec(kernels.WEIGHT, is_qat=is_qat)
     return QuantizationConfig(activation, activation, weight, is_qat=is_qat)
-
-
-def _symmetric_constructor(is_qat: bool) -> Any:
-    if not is_qat:
-        return HistogramObserver.with_args(eps=EPS)
-    return FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=EPS)

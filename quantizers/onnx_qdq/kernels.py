@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pt2q.quantizers.toolkit.config import EPS
 from pt2q.quantizers.toolkit.table.kernel_limits import (
     INT8,
     INT16,
@@ -12,12 +11,15 @@ from pt2q.quantizers.toolkit.table.kernel_limits import (
     KernelLimits,
     TensorLimits,
 )
+from pt2q.spec import PerAxis, PerTensor
 
-MIN_SCALE = EPS
+MIN_SCALE = 2**-12
+"""The smallest scale: requantization multipliers cannot be arbitrarily large."""
 
-WEIGHT = TensorLimits(stored=(INT8,), per_channel=True, min_scale=MIN_SCALE)
+WEIGHT = TensorLimits(stored=(INT8.scaled(PerTensor, PerAxis),), min_scale=MIN_SCALE)
 # int16 is read and computed in float.
 ACTIVATION = TensorLimits(stored=(UINT8, INT16), min_scale=MIN_SCALE)
+AT_RUN_TIME = TensorLimits(stored=(UINT8,))
 SYMMETRIC = TensorLimits(stored=(INT8,), symmetric=True, min_scale=MIN_SCALE)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pt2q.ir import ops
 from pt2q.quantizers.onnx_qdq import shared_rows as shared
 from pt2q.quantizers.onnx_qdq.configs import get_onnxruntime_quantization_config
-from pt2q.quantizers.onnx_qdq.kernels import ACTIVATION, unweighted, weighted
+from pt2q.quantizers.onnx_qdq.kernels import ACTIVATION, AT_RUN_TIME, unweighted, weighted
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_activations
@@ -32,7 +32,7 @@ LINEAR = replace(shared.LINEAR, kernel=weighted(ACTIVATION, "QGemm", "MatMulInte
 DYNAMIC_LINEAR = replace(
     common_rows.LINEAR,
     name="dynamic linear",
-    kernel=weighted(ACTIVATION, "DynamicQuantizeMatMul"),
+    kernel=replace(weighted(AT_RUN_TIME, "DynamicQuantizeMatMul"), result=None),
     modes=frozenset({Mode.DYNAMIC}),
 )
 PRODUCT = replace(shared.PRODUCT, kernel=unweighted(ACTIVATION, "QLinearMatMul"))

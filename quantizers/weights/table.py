@@ -28,13 +28,21 @@ from pt2q.quantizers.weights.configs import (
     get_dynamic_activation_4bit_weight_config,
     get_weight_only_quantization_config,
 )
-from pt2q.spec import PerGroup, granularity_of
+from pt2q.spec import PerAxis, PerGroup, PerTensor, PerToken, granularity_of
 
 FLOATS = tuple(
     map(StoredAs, (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16))
 )
-ACTIVATION = TensorLimits(stored=(INT8, UINT8, INT16, *FLOATS))
-WEIGHT = TensorLimits(stored=(INT8, INT4, *FLOATS), per_channel=True)
+ACTIVATION = TensorLimits(
+    stored=(*(form.scaled(PerTensor, PerToken) for form in (INT8, UINT8, INT16)), *FLOATS)
+)
+WEIGHT = TensorLimits(
+    stored=(
+        INT8.scaled(PerTensor, PerAxis, PerGroup),
+        INT4.scaled(PerAxis, PerGroup),
+        *(form.scaled(PerTensor, PerAxis) for form in FLOATS),
+    )
+)
 KERNEL = KernelLimits(
     activation=ACTIVATION, weight=WEIGHT, result=ACTIVATION, float_activation=True
 )

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
-from pt2q.observers import (
-    FusedMovingAvgObsFakeQuantize,
-    HistogramObserver,
-    MovingAverageMinMaxObserver,
-    PlaceholderObserver,
-)
-from pt2q.quantizers.toolkit.config import (
-    EPS,
-    QuantizationConfig,
-    get_symmetric_quantization_config,
-)
-from pt2q.spec import QuantizationSpec
+from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
+from pt2q.quantizers.toolkit.table.usual_specs import activation_spec, weight_spec
+from pt2q.quantizers.x86_inductor import kernels
 
 
 def get_default_x86_inductor_quantization_config(
@@ -31,22 +18,11 @@ def get_default_x86_inductor_quantization_config(
         reduce_range: activations use 7 bits, for processors without VNNI instructions, whose
             16-bit sums of products would overflow.
     """
-    weight = get_symmetric_quantization_config(is_per_channel=True, is_qat=is_qat).weight
-    activation = QuantizationSpec(
-        dtype=torch.uint8,
-        quant_min=0,
-        quant_max=127 if reduce_range else 255,
-        qscheme=torch.per_tensor_affine,
-        is_dynamic=is_dynamic,
-        observer_or_fake_quant_ctr=_activation_constructor(is_qat, is_dynamic),
-    )
+    mode = Mode.QAT if is_qat else Mode.STATIC
+    limits = kernels.ACTIVATION
+    if is_dynamic:
+        mode, limits = Mode.DYNAMIC, kernels.ACTIVATION_AT_RUN_TIME
+    activation = activation_spec(limits, mode, high=127 if reduce_range else None)
+    weight = weight_spec(kernels.WEIGHT, is_qat=is_qat)
     output = None if is_dynamic else activation
     return QuantizationConfig(activation, output, weight, is_qat=is_qat)
-
-
-def _activation_constructor(is_qat: bool, is_dynamic: bool) -> Any:
-    if is_dynamic:
-        return PlaceholderObserver
-    if not is_qat:
-        return HistogramObserver.with_args(eps=EPS)
-    return FusedMovingAvgObsFakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=EPS)

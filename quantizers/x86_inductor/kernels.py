@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pt2q.quantizers.toolkit.config import EPS
 from pt2q.quantizers.toolkit.table.kernel_limits import (
     ANY_RANK,
     INT8,
@@ -12,18 +11,21 @@ from pt2q.quantizers.toolkit.table.kernel_limits import (
     KernelLimits,
     TensorLimits,
 )
+from pt2q.spec import PerAxis
 
-MIN_SCALE = EPS
+MIN_SCALE = 2**-12
+"""The smallest scale: requantization multipliers cannot be arbitrarily large."""
 
 ACTIVATION = TensorLimits(stored=(UINT8,), min_scale=MIN_SCALE)
-WEIGHT = TensorLimits(stored=(INT8,), per_tensor=False, per_channel=True, min_scale=MIN_SCALE)
+ACTIVATION_AT_RUN_TIME = TensorLimits(stored=(UINT8,))
+WEIGHT = TensorLimits(stored=(INT8.scaled(PerAxis),), min_scale=MIN_SCALE)
 
 CONVOLUTION = KernelLimits(
     names=("onednn.qconv",), activation=ACTIVATION, weight=WEIGHT, result=ACTIVATION
 )
 # A single row has no batch dimension, and finds no kernel.
 LINEAR = replace(CONVOLUTION, names=("onednn.qlinear",), dimensions=(2, ANY_RANK[1]))
-DYNAMIC_LINEAR = replace(LINEAR, result=None)
+DYNAMIC_LINEAR = replace(LINEAR, activation=ACTIVATION_AT_RUN_TIME, result=None)
 RESIDUAL = KernelLimits(names=("onednn.qconv",), activation=ACTIVATION, result=ACTIVATION)
 # Loops over integers, which Inductor writes.
 LOOP = KernelLimits(names=("generated code",), activation=ACTIVATION, result=ACTIVATION)

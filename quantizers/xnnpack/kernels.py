@@ -1,20 +1,23 @@
 """What XNNPACK's kernels take, as ExecuTorch's delegate reaches them.
 
-``MIN_SCALE`` is the floor of scales. Biases are handed over in float; the runtime quantizes them.
+Biases are handed over in float; the runtime quantizes them.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from pt2q.quantizers.toolkit.config import EPS
 from pt2q.quantizers.toolkit.table.kernel_limits import INT4, INT8, KernelLimits, TensorLimits
+from pt2q.spec import PerAxis, PerGroup, PerTensor, PerToken
 
-MIN_SCALE = EPS
+MIN_SCALE = 2**-12
+"""The smallest scale: requantization multipliers cannot be arbitrarily large."""
 DIMENSIONS = (1, 6)
 
 ACTIVATION = TensorLimits(stored=(INT8,), min_scale=MIN_SCALE)
-WEIGHT = TensorLimits(stored=(INT8,), per_channel=True, min_scale=MIN_SCALE)
+TOKENS = TensorLimits(stored=(INT8.scaled(PerToken),), min_scale=MIN_SCALE)
+WEIGHT = TensorLimits(stored=(INT8.scaled(PerTensor, PerAxis),), min_scale=MIN_SCALE)
+ONE_SCALE = TensorLimits(stored=(INT8,), min_scale=MIN_SCALE)
 
 CONVOLUTION = KernelLimits(
     names=("XNNConv2d", "XNNDepthwiseConv2d"),
@@ -24,21 +27,27 @@ CONVOLUTION = KernelLimits(
 )
 # Weights are [in, out / groups, ...].
 TRANSPOSED = replace(CONVOLUTION, names=("XNNConvTranspose2d",), weight=replace(WEIGHT, axis=1))
-GROUPED_TRANSPOSED = replace(TRANSPOSED, weight=replace(WEIGHT, per_channel=False))
+GROUPED_TRANSPOSED = replace(TRANSPOSED, weight=ONE_SCALE)
 LINEAR = KernelLimits(
     names=("XNNFullyConnected",),
     activation=ACTIVATION,
-    weight=replace(WEIGHT, stored=(INT8, INT4)),
+    weight=replace(WEIGHT, stored=(*WEIGHT.stored, INT4.scaled(PerAxis))),
     result=ACTIVATION,
 )
 DYNAMIC_LINEAR = replace(
-    LINEAR, weight=replace(WEIGHT, stored=(INT8, INT4), per_tensor=False), result=None
+    LINEAR,
+    activation=TOKENS,
+    weight=replace(WEIGHT, stored=(INT8.scaled(PerAxis), INT4.scaled(PerAxis, PerGroup))),
+    result=None,
 )
-# Weights are [in, out].
+# Weights are [in, out]. With 4 bits the static kernel ends the process.
 ADDMM = replace(LINEAR, weight=replace(WEIGHT, axis=1))
-DYNAMIC_ADDMM = replace(DYNAMIC_LINEAR, weight=replace(WEIGHT, per_tensor=False, axis=1))
+DYNAMIC_ADDMM = replace(
+    DYNAMIC_LINEAR,
+    weight=replace(WEIGHT, stored=(INT8.scaled(PerAxis), INT4.scaled(PerAxis)), axis=1),
+)
 # Without a bias the lowering of a product cannot find scales per channel.
-PRODUCT = replace(LINEAR, weight=replace(WEIGHT, per_channel=False))
+PRODUCT = replace(LINEAR, weight=ONE_SCALE)
 
 
 def elementwise(*names: str) -> KernelLimits:

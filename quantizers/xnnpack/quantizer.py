@@ -8,10 +8,11 @@ from typing import Literal
 from torch.fx import GraphModule, Node
 
 from pt2q.passes import OwnBiases
-from pt2q.quantizers.toolkit.config import QuantizationConfig, dynamic_form
+from pt2q.quantizers.toolkit.config import QuantizationConfig
 from pt2q.quantizers.toolkit.engine.decompositions import Decompositions
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
 from pt2q.quantizers.toolkit.table.rule import Match
+from pt2q.quantizers.xnnpack.configs import dynamic_form
 from pt2q.quantizers.xnnpack.residual_projections import is_residual_projection
 from pt2q.quantizers.xnnpack.table import DYNAMIC_LINEAR, XNNPACK
 

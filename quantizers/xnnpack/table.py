@@ -14,11 +14,7 @@ from torch.fx import Node
 from pt2q.ir import ops
 from pt2q.ir.ops import argument
 from pt2q.quantizers.toolkit import reasons
-from pt2q.quantizers.toolkit.config import (
-    Mode,
-    QuantizationConfig,
-    get_symmetric_quantization_config,
-)
+from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import (
     annotate_activations,
@@ -29,6 +25,7 @@ from pt2q.quantizers.toolkit.table.backend_table import BackendTable
 from pt2q.quantizers.toolkit.table.rule import Rule, When, in_training
 from pt2q.quantizers.xnnpack import checks as own
 from pt2q.quantizers.xnnpack import kernels
+from pt2q.quantizers.xnnpack.configs import get_symmetric_quantization_config
 
 FUSED = ops.RELU | ops.RELU6 | ops.HARDTANH
 

@@ -14,7 +14,7 @@ from pt2q.app.recipe import parse
 from pt2q.errors import ObserverReplacedWarning, PluginWarning
 from pt2q.observers import OBSERVERS, PerGroupMinMaxObserver, constructor_for
 from pt2q.quantizers import get_symmetric_quantization_config
-from pt2q.quantizers.toolkit.config import per_tensor
+from pt2q.quantizers.toolkit.scales_of_weights import per_tensor
 from pt2q.registry import Registry
 
 TENSOR, AXIS = pt2q.PerTensor(), pt2q.PerAxis(0)

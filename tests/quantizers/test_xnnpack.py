@@ -183,7 +183,10 @@ def test_validate_names_what_no_kernel_takes() -> None:
     assert STATIC.input_activation is not None
     unsigned = replace(STATIC.input_activation, dtype=torch.uint8, quant_min=0, quant_max=255)
     for config, message in (
-        (per_tensor, "weight in int8 .*, a scale per channel, but .* one scale, symmetric"),
+        (
+            per_tensor,
+            "weight in int8 .* per channel.*, but .* with one scale",
+        ),
         (replace(DYNAMIC, output_activation=STATIC.output_activation), "output_activation"),
         (
             replace(STATIC, input_activation=unsigned),

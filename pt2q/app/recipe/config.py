@@ -8,9 +8,9 @@ from pt2q.deploy.backend import Backend
 from pt2q.errors import RecipeError
 from pt2q.observers import OBSERVERS
 from pt2q.quantizers import QuantizationConfig
-from pt2q.quantizers.toolkit.config import EPS, per_tensor
+from pt2q.quantizers.toolkit.scales_of_weights import per_tensor
 from pt2q.spec import PartialWrapper, PerTensor, QuantizationSpec
-from pt2q.spec.constructor import accepted
+from pt2q.spec.constructor import accepted, unwrapped
 
 FLOAT = "float"
 """The mode of what is not quantized."""
@@ -107,7 +107,9 @@ def _activation(spec: QuantizationSpec | None, settings: Settings) -> Quantizati
     if not spec.is_dynamic and settings.activation_observer != "histogram":
         cls = OBSERVERS[settings.activation_observer].member(PerTensor())
         assert cls is not None, "checked when the recipe was read"
-        constructor = PartialWrapper(cls).with_args(**accepted(cls, {"eps": EPS}))
+        _, arguments = unwrapped(spec.observer_or_fake_quant_ctr)
+        floor = {"eps": arguments["eps"]} if "eps" in arguments else {}  # the backend's
+        constructor = PartialWrapper(cls).with_args(**accepted(cls, floor))
         spec = replace(spec, observer_or_fake_quant_ctr=constructor)
     return _ranged(spec, settings.activation_range)
 

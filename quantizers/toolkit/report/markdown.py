@@ -80,7 +80,7 @@ def _limits_cells(kernel: KernelLimits) -> tuple[str, str, str]:
 def _tensor(limits: TensorLimits) -> str:
     if not limits.stored:
         return "float"
-    floor = f", {_power(limits.min_scale)} or more" if limits.min_scale else ""
+    floor = f", no scale below {_power(limits.min_scale)}" if limits.min_scale else ""
     return f"{limits}{floor}"
 
 

@@ -10,14 +10,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pt2q.quantizers.toolkit.config import (
-    QuantizationConfig,
-    has_channels,
-    per_channel_at,
-    per_tensor,
-)
+from pt2q.quantizers.toolkit.config import QuantizationConfig, has_channels
 from pt2q.quantizers.toolkit.reasons import KERNEL_NEEDS, KERNEL_TAKES, Reason
-from pt2q.spec import QuantizationSpec
+from pt2q.quantizers.toolkit.scales_of_weights import per_channel_at, per_tensor
+from pt2q.spec import (
+    Granularity,
+    PerAxis,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    QuantizationSpec,
+    granularity_of,
+)
 
 ROLES = {
     "input_activation": "activations",
@@ -28,8 +32,13 @@ ROLES = {
 
 ANY_RANK = (0, 64)
 """As many dimensions as a tensor can have."""
-ONE_SCALE = "one scale"
-CHANNEL_SCALES = "a scale per channel"
+SCALES = {
+    PerTensor: "one scale",
+    PerAxis: "a scale per channel",
+    PerGroup: "a scale per group",
+    PerToken: "a scale per token",
+}
+"""Granularities in words."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,24 @@ class StoredAs:
         dtype: of the tensor.
         low, high: the widest integers it may hold; None for types that hold no integers.
         bits: of each value in the runtime's own memory.
+        granularities: how much may share a scale.
     """
 
     dtype: torch.dtype
     low: int | None = None
     high: int | None = None
     bits: int = 8
+    granularities: tuple[type[Granularity], ...] = (PerTensor,)
+
+    def scaled(self, *granularities: type[Granularity]) -> StoredAs:
+        """The same form with other parts that may share a scale."""
+        return replace(self, granularities=granularities)
 
     def holds(self, spec: QuantizationSpec) -> bool:
         """Whether values quantized by a spec are in this form."""
         if spec.dtype is not self.dtype or (self.low is not None and bits_of(spec) != self.bits):
+            return False
+        if not isinstance(granularity_of(spec), self.granularities):
             return False
         if self.low is None or spec.quant_min is None or self.high is None:
             return True
@@ -58,7 +75,8 @@ class StoredAs:
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
         name = name if self.bits >= 8 else f"int{self.bits}"
-        return name if self.low is None else f"{name} [{self.low}, {self.high}]"
+        name = name if self.low is None else f"{name} [{self.low}, {self.high}]"
+        return f"{name} with {' or '.join(SCALES[kind] for kind in self.granularities)}"
 
 
 INT8 = StoredAs(torch.int8, -128, 127)
@@ -79,24 +97,24 @@ class TensorLimits:
 
     Args:
         stored: the forms it reads or writes.
-        per_tensor: it takes one scale for the tensor.
-        per_channel: it takes a scale per channel.
         axis: where the channels of weights lie.
         symmetric: zero points have to be 0.
         min_scale: the smallest scale that the runtime computes with.
     """
 
     stored: tuple[StoredAs, ...]
-    per_tensor: bool = True
-    per_channel: bool = False
     axis: int = 0
     symmetric: bool = False
     min_scale: float = 0.0
 
     def takes(self, spec: QuantizationSpec) -> bool:
         """Whether the kernel takes what a spec asks for."""
-        taken = self.per_channel if has_channels(spec) else self.per_tensor
-        return taken and self._zero_point_fits(spec) and any(s.holds(spec) for s in self.stored)
+        return self._zero_point_fits(spec) and any(form.holds(spec) for form in self.stored)
+
+    @property
+    def takes_channels(self) -> bool:
+        """Whether it takes more than one scale for a tensor."""
+        return any(PerAxis in form.granularities for form in self.stored)
 
     def _zero_point_fits(self, spec: QuantizationSpec) -> bool:
         if not self.symmetric:
@@ -109,9 +127,8 @@ class TensorLimits:
         )
 
     def __str__(self) -> str:
-        taken = [ONE_SCALE] * self.per_tensor + [CHANNEL_SCALES] * self.per_channel
         zero = ", zero point 0" if self.symmetric else ""
-        return f"{' or '.join(map(str, self.stored))}, {' or '.join(taken)}{zero}"
+        return f"{', '.join(map(str, self.stored))}{zero}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +164,7 @@ class KernelLimits:
         """The configuration with its weight's channels where this kernel has them."""
         if self.weight is None or config.weight is None:
             return config
-        if not self.weight.per_channel:
+        if not self.weight.takes_channels:
             return replace(config, weight=per_tensor(config.weight))
         return replace(config, weight=per_channel_at(config.weight, self.weight.axis))
 
@@ -168,9 +185,10 @@ class KernelLimits:
 
 
 def spec_words(spec: QuantizationSpec) -> str:
-    """A spec in the words of `TensorLimits`: ``uint8 [0, 255], one scale, affine``."""
+    """A spec in the words of `TensorLimits`: ``uint8 [0, 255] with one scale, affine``."""
     dtype = str(spec.dtype).removeprefix("torch.")
     numbers = "" if spec.quant_min is None else f" [{spec.quant_min}, {spec.quant_max}]"
-    scales = CHANNEL_SCALES if has_channels(spec) else ONE_SCALE
+    found = granularity_of(spec)
+    scales = SCALES.get(type(found), str(found))
     scheme = str(spec.qscheme).rpartition("_")[2]
-    return f"{dtype}{numbers}, {scales}, {scheme}"
+    return f"{dtype}{numbers} with {scales}, {scheme}"
