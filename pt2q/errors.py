@@ -226,6 +226,16 @@ class UnmatchedRuleWarning(Pt2qWarning):
     """
 
 
+class TiedInputsWarning(Pt2qWarning):
+    """A program does not read one of its inputs, because export took it for another one.
+
+    Cause: ``torch.export.export`` was given one tensor for several inputs, and reads one of them
+    in the place of all.
+
+    Way out: Export with a tensor of its own for each input, ``x.clone()`` for instance.
+    """
+
+
 class NothingQuantizedWarning(Pt2qWarning):
     """The model was prepared or converted but nothing in it is quantized.
 

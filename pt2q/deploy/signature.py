@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 
 from pt2q.errors import DataError
+from pt2q.ir.module import exported_size
 from pt2q.ir.torch_private import pytree
 
 Batch = tuple[Tensor, ...]
@@ -105,8 +106,7 @@ def _placeholders(program: ExportedProgram) -> dict[str, Any]:
 
 
 def _input(name: str, value: Tensor) -> Input:
-    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return Input(name, value.dtype, sizes)
+    return Input(name, value.dtype, tuple(map(exported_size, value.shape)))
 
 
 def _common_batch(values: Sequence[Tensor]) -> int | None:
@@ -122,7 +122,7 @@ def _example_size(size: Any) -> int:
 def _leaf_shape(value: Tensor, program: ExportedProgram) -> dict[int, Any] | None:
     shape: dict[int, Any] = {}
     for dim, size in enumerate(value.shape):
-        if isinstance(size, int):
+        if exported_size(size) is not None:
             continue
         bounds = program.range_constraints.get(size.node.expr)
         finite = bounds is not None and bounds.is_int and bounds.upper < 2**31

@@ -11,6 +11,8 @@ have written to since the first releases. `make lint` finds every other private 
 from __future__ import annotations
 
 import pkgutil
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,6 +39,7 @@ CHECKED = {
     "torch.fx.graph.Graph._tracer_cls": "2.13.0",  # handed on to a copy
     "torch.fx.graph._PyTreeCodeGen": "2.13.0",  # its pytree_info holds the specs of arguments
     "torch.fx.node.Node._erased": "2.13.0",  # set by Graph.erase_node
+    "torch.export.ExportedProgram._guards_code": "2.13.0",  # L['x'].size()[0] == 4, as text
     "torch.nn.Module._forward_pre_hooks": "2.13.0",  # by key; as is _with_kwargs
     "torch.Tensor._version": "2.13.0",  # counts writes in place
     "torch.export._tree_utils.reorder_kwargs": "2.13.0",  # in the order of a spec
@@ -57,6 +60,9 @@ CHECKED = {
 GUARDS = "_guards_fn"
 """The submodule that checks inputs in what ``ExportedProgram.module()`` gives."""
 
+_QUOTED = "Guard failed: "
+"""How the messages of its function begin."""
+
 MAY_ADD_IN_PLACE = "_qlinear_binary_can_be_inplace"
 """In ``mkldnn_fusion``: whether a kernel may add into a tensor that it is given."""
 
@@ -72,6 +78,7 @@ __all__ = [
     "codegen_of",
     "disable_current_modes",
     "forward_pre_hooks",
+    "guard_texts",
     "is_erased",
     "overload_name",
     "private",
@@ -161,6 +168,27 @@ def version_of(tensor: Tensor) -> int | None:
         tensor: views of one tensor share the count.
     """
     return None if tensor.is_inference() else int(tensor._version)
+
+
+def guard_texts(model: object) -> list[str]:
+    """What export found out of the sizes of inputs, as expressions of Python.
+
+    Args:
+        model: an exported program, or its ``.module()``, whose function of guards quotes each.
+    """
+    own = getattr(model, "_guards_code", None)
+    if own is not None:
+        return [re.sub(r"\bL\['(\w+)'\]", r"\1", text) for text in own]
+    function = getattr(getattr(model, GUARDS, None), "forward", None)
+    return [t.removeprefix(_QUOTED) for t in _strings(function) if t.startswith(_QUOTED)]
+
+
+def _strings(function: Any) -> Iterator[str]:
+    """The literal strings of a function and of those that it wraps."""
+    for cell in getattr(function, "__closure__", None) or ():
+        yield from _strings(cell.cell_contents)
+    code = getattr(function, "__code__", None)
+    yield from (c for c in getattr(code, "co_consts", ()) if isinstance(c, str))
 
 
 def private(name: str) -> Any:

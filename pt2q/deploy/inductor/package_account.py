@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from pt2q.deploy.inductor.package_inputs import PackageInput, Size, memory_order
 from pt2q.errors import DataError
+from pt2q.ir.module import exported_size
 
 KEY = "pt2q_inputs"
 """Its name in a package's metadata."""
@@ -52,8 +53,8 @@ def _hint(stride: Any) -> int:
 
 
 def _size(size: Any, program: ExportedProgram) -> Size:
-    if isinstance(size, int):
-        return size
+    if (known := exported_size(size)) is not None:
+        return known
     expr = size.node.expr
     if not expr.is_Symbol:
         return None

@@ -4,6 +4,7 @@ from pt2q.ir.module.copying import copy_module
 from pt2q.ir.module.graph_module import QuantGraphModule, deferred_code
 from pt2q.ir.module.importing import EXPORT_HINT, import_exported
 from pt2q.ir.module.input_check import InputCheck
+from pt2q.ir.module.size_relations import exported_size
 from pt2q.ir.record import FlowRecord, Note, Stage, note
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Stage",
     "copy_module",
     "deferred_code",
+    "exported_size",
     "import_exported",
     "note",
 ]

@@ -9,8 +9,9 @@ from pt2q.errors import FlowError, NotExportedError
 from pt2q.ir.module.copying import copy_module
 from pt2q.ir.module.graph_module import QuantGraphModule
 from pt2q.ir.module.input_check import InputCheck
+from pt2q.ir.module.tied_inputs import warn_of_tied_inputs
 from pt2q.ir.record import Stage
-from pt2q.ir.torch_private import GUARDS
+from pt2q.ir.torch_private import GUARDS, guard_texts
 
 EXPORT_HINT = (
     "capture it first:\n"
@@ -32,7 +33,9 @@ def import_exported(model: ExportedProgram | GraphModule) -> QuantGraphModule:
         NotExportedError: the module was not captured with ``torch.export``.
         FlowError: the module was prepared or converted already.
     """
+    guards = guard_texts(model)
     if isinstance(model, ExportedProgram):
+        warn_of_tied_inputs(model)
         model = model.module(check_guards=False)
     if isinstance(model, QuantGraphModule) and model.record.stage is not Stage.FLOAT:
         raise FlowError(
@@ -42,7 +45,7 @@ def import_exported(model: ExportedProgram | GraphModule) -> QuantGraphModule:
     _check_exported(model)
     result = copy_module(model)
     _drop_guards(result)
-    InputCheck.of(result.graph).install(result)
+    InputCheck.of(result.graph, guards).install(result)
     return result
 
 
