@@ -1,10 +1,13 @@
 """Collectors of statistics, and their forms for training."""
 
-from pt2q.observers.affine import (
+from pt2q.observers.base.affine import (
     AffineQuantizedObserverBase,
 )
-from pt2q.observers.base import (
+from pt2q.observers.base.observer_base import (
     ObserverBase,
+)
+from pt2q.observers.base.uniform import (
+    UniformQuantizationObserverBase,
 )
 from pt2q.observers.batched import (
     batched_qparams,
@@ -37,66 +40,52 @@ from pt2q.observers.defaults import (
     per_channel_weight_observer_range_neg_127_to_127,
     weight_observer_range_neg_127_to_127,
 )
-from pt2q.observers.derived import (
-    DerivedObserverOrFakeQuantize,
-)
-from pt2q.observers.fake_quantizer import (
+from pt2q.observers.fake_quantizers.fake_quantizer import (
     FakeQuantize,
 )
-from pt2q.observers.fake_quantizer_base import (
+from pt2q.observers.fake_quantizers.fake_quantizer_base import (
     FakeQuantizeBase,
+)
+from pt2q.observers.fake_quantizers.fixed import (
+    FixedQParamsFakeQuantize,
+)
+from pt2q.observers.fake_quantizers.fused import (
+    FusedMovingAvgObsFakeQuantize,
+)
+from pt2q.observers.fake_quantizers.group import (
+    GroupFakeQuantize,
+)
+from pt2q.observers.fake_quantizers.learnable import (
+    LearnableFakeQuantize,
 )
 from pt2q.observers.families import (
     OBSERVERS,
     ObserverFamily,
     constructor_for,
 )
-from pt2q.observers.fixed import (
-    FixedQParamsObserver,
-)
-from pt2q.observers.fixed_fake_quantizer import (
-    FixedQParamsFakeQuantize,
-)
-from pt2q.observers.fused_fake_quantizer import (
-    FusedMovingAvgObsFakeQuantize,
-)
-from pt2q.observers.group_fake_quantizer import (
-    GroupFakeQuantize,
-)
-from pt2q.observers.histogram import (
+from pt2q.observers.histogram.histogram import (
     HistogramObserver,
-)
-from pt2q.observers.learnable_fake_quantizer import (
-    LearnableFakeQuantize,
 )
 from pt2q.observers.make import (
     make_observer,
     make_observers,
 )
-from pt2q.observers.min_max import (
+from pt2q.observers.min_max.min_max import (
     MinMaxObserver,
     PerChannelMinMaxObserver,
 )
-from pt2q.observers.moving_average import (
+from pt2q.observers.min_max.moving_average import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
-from pt2q.observers.per_group import (
+from pt2q.observers.min_max.per_group import (
     PerGroupMinMaxObserver,
-)
-from pt2q.observers.placeholder import (
-    NoopObserver,
-    PlaceholderObserver,
 )
 from pt2q.observers.protocol import (
     Form,
     ObserverOrFakeQuantize,
     form_of,
     has_data,
-)
-from pt2q.observers.recording import (
-    RecordingObserver,
-    ReuseInputObserver,
 )
 from pt2q.observers.switches import (
     disable_fake_quant,
@@ -106,8 +95,19 @@ from pt2q.observers.switches import (
     enable_observer,
     enable_range_learning,
 )
-from pt2q.observers.uniform import (
-    UniformQuantizationObserverBase,
+from pt2q.observers.without_statistics.derived import (
+    DerivedObserverOrFakeQuantize,
+)
+from pt2q.observers.without_statistics.fixed import (
+    FixedQParamsObserver,
+)
+from pt2q.observers.without_statistics.placeholder import (
+    NoopObserver,
+    PlaceholderObserver,
+)
+from pt2q.observers.without_statistics.recording import (
+    RecordingObserver,
+    ReuseInputObserver,
 )
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-from pt2q.observers.base import ObserverBase
+from pt2q.observers.base.observer_base import ObserverBase
 
 
 def batched_qparams(observers: Sequence[ObserverBase]) -> list[tuple[Tensor, Tensor]]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from pt2q.observers.fake_quantizer import FakeQuantize
-from pt2q.observers.fixed import FixedQParamsObserver
-from pt2q.observers.fixed_fake_quantizer import FixedQParamsFakeQuantize
-from pt2q.observers.fused_fake_quantizer import FusedMovingAvgObsFakeQuantize
-from pt2q.observers.histogram import HistogramObserver
-from pt2q.observers.min_max import MinMaxObserver, PerChannelMinMaxObserver
-from pt2q.observers.moving_average import (
+from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
+from pt2q.observers.fake_quantizers.fixed import FixedQParamsFakeQuantize
+from pt2q.observers.fake_quantizers.fused import FusedMovingAvgObsFakeQuantize
+from pt2q.observers.histogram.histogram import HistogramObserver
+from pt2q.observers.min_max.min_max import MinMaxObserver, PerChannelMinMaxObserver
+from pt2q.observers.min_max.moving_average import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
-from pt2q.observers.placeholder import PlaceholderObserver
-from pt2q.observers.recording import RecordingObserver, ReuseInputObserver
+from pt2q.observers.without_statistics.fixed import FixedQParamsObserver
+from pt2q.observers.without_statistics.placeholder import PlaceholderObserver
+from pt2q.observers.without_statistics.recording import RecordingObserver, ReuseInputObserver
 
 _UINT8 = {"dtype": torch.uint8, "quant_min": 0, "quant_max": 255}
 _SEVEN_BITS = {"dtype": torch.uint8, "quant_min": 0, "quant_max": 127}

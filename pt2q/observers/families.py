@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pt2q.observers.fake_quantizer import FakeQuantize
-from pt2q.observers.fake_quantizer_base import FakeQuantizeBase
-from pt2q.observers.min_max import MinMaxObserver, PerChannelMinMaxObserver
-from pt2q.observers.moving_average import (
+from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
+from pt2q.observers.fake_quantizers.fake_quantizer_base import FakeQuantizeBase
+from pt2q.observers.min_max.min_max import MinMaxObserver, PerChannelMinMaxObserver
+from pt2q.observers.min_max.moving_average import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
-from pt2q.observers.per_group import PerGroupMinMaxObserver
+from pt2q.observers.min_max.per_group import PerGroupMinMaxObserver
 from pt2q.registry import Registry
 from pt2q.spec.constructor import PartialWrapper, accepted, unwrapped
 from pt2q.spec.granularity import Granularity, PerAxis, PerGroup, PerTensor
@@ -104,7 +104,7 @@ OBSERVERS: Registry[ObserverFamily] = Registry(
     "observer",
     "pt2q.observers",
     {
-        "histogram": "pt2q.observers.histogram:HistogramObserver",
+        "histogram": "pt2q.observers.histogram.histogram:HistogramObserver",
         "minmax": "pt2q.observers.families:MIN_MAX",
         "moving-average": "pt2q.observers.families:MOVING_AVERAGE",
     },

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from pt2q.ir.dtypes import STORED_AS
-from pt2q.observers.base import ObserverBase
-from pt2q.observers.fake_quantizer import FakeQuantize
-from pt2q.observers.fake_quantizer_base import FakeQuantizeBase
-from pt2q.observers.fused_fake_quantizer import FusedMovingAvgObsFakeQuantize
-from pt2q.observers.histogram import HistogramObserver
-from pt2q.observers.min_max import MinMaxObserver, PerChannelMinMaxObserver
-from pt2q.observers.moving_average import (
+from pt2q.observers.base.observer_base import ObserverBase
+from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
+from pt2q.observers.fake_quantizers.fake_quantizer_base import FakeQuantizeBase
+from pt2q.observers.fake_quantizers.fused import FusedMovingAvgObsFakeQuantize
+from pt2q.observers.histogram.histogram import HistogramObserver
+from pt2q.observers.min_max.min_max import MinMaxObserver, PerChannelMinMaxObserver
+from pt2q.observers.min_max.moving_average import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
-from pt2q.observers.placeholder import NoopObserver, PlaceholderObserver
+from pt2q.observers.without_statistics.placeholder import NoopObserver, PlaceholderObserver
 from pt2q.spec.constructor import unwrapped, with_args
 
 _OURS = {

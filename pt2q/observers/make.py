@@ -6,10 +6,10 @@ from typing import Any
 
 from pt2q.errors import AnnotationError
 from pt2q.ir.graph import EdgeOrNode, edge_name, is_observer
-from pt2q.observers.derived import DerivedObserverOrFakeQuantize
-from pt2q.observers.fixed import FixedQParamsObserver
-from pt2q.observers.fixed_fake_quantizer import FixedQParamsFakeQuantize
+from pt2q.observers.fake_quantizers.fixed import FixedQParamsFakeQuantize
 from pt2q.observers.protocol import SPEC_FIELDS
+from pt2q.observers.without_statistics.derived import DerivedObserverOrFakeQuantize
+from pt2q.observers.without_statistics.fixed import FixedQParamsObserver
 from pt2q.spec.constructor import accepted
 from pt2q.spec.plan import Group, Plan
 from pt2q.spec.specs import (

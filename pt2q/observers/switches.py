@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from pt2q.observers.base import ObserverBase
-from pt2q.observers.learning_switches import LearningSwitches
+from pt2q.observers.base.observer_base import ObserverBase
+from pt2q.observers.fake_quantizers.learning_switches import LearningSwitches
 
 
 def _switch(module: nn.Module, method: str, enabled: bool) -> None:

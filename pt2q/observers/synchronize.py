@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pt2q.numerics.histogram import widened
-from pt2q.observers.base import ObserverBase
-from pt2q.observers.fake_quantizer import FakeQuantize
-from pt2q.observers.streaming import StreamingHistogram
+from pt2q.observers.base.observer_base import ObserverBase
+from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
+from pt2q.observers.histogram.streaming import StreamingHistogram
 
 Gathered = list[dict[str, Any]]
 

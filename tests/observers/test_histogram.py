@@ -22,7 +22,7 @@ from pt2q.numerics.sampling import (
     summarise,
     tail_counts,
 )
-from pt2q.observers.streaming import StreamingHistogram
+from pt2q.observers.histogram.streaming import StreamingHistogram
 
 BINS = 256
 

@@ -15,9 +15,9 @@ from pt2q.numerics.grid_error import Grid
 from pt2q.numerics.histogram import DEFAULT_BINS
 from pt2q.numerics.qparams import symmetric_zero_point
 from pt2q.numerics.sampling import flattened, summarise
-from pt2q.observers.histogram_search import searched_qparams
-from pt2q.observers.min_max import MinMaxObserver
-from pt2q.observers.streaming import StreamingHistogram
+from pt2q.observers.histogram.search import searched_qparams
+from pt2q.observers.histogram.streaming import StreamingHistogram
+from pt2q.observers.min_max.min_max import MinMaxObserver
 
 _BATCH = 8
 
@@ -25,7 +25,7 @@ _BATCH = 8
 class HistogramObserver(MinMaxObserver):
     """The scale and zero point with the smallest squared error, found on a histogram.
 
-    The histogram is streamed (`pt2q.observers.streaming`) and searched (`pt2q.numerics.clipping`);
+    The histogram is streamed (`streaming.py`) and searched (`pt2q.numerics.grid_search`);
     the smallest and the largest value are kept exactly beside it. float8 and grids wider than any
     histogram (int32) use these alone.
 

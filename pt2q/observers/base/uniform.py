@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pt2q.ir.dtypes import CAST_DTYPES, dtype_bounds, is_per_channel, is_quantized_dtype
 from pt2q.numerics.qparams import DEFAULT_EPS, choose_qparams
-from pt2q.observers.base import ObserverBase
+from pt2q.observers.base.observer_base import ObserverBase
 from pt2q.spec.granularity import Granularity
 from pt2q.spec.resolved_granularity import granularity_from
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pt2q.errors import NoDataError
-from pt2q.observers.uniform import UniformQuantizationObserverBase
+from pt2q.observers.base.uniform import UniformQuantizationObserverBase
 from pt2q.spec.granularity import Granularity, PerToken
 from pt2q.spec.resolved_granularity import as_granularity
 

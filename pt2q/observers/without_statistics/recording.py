@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pt2q.errors import NoDataError
-from pt2q.observers.base import ObserverBase
+from pt2q.observers.base.observer_base import ObserverBase
 
 
 class RecordingObserver(ObserverBase):

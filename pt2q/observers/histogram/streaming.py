@@ -17,8 +17,8 @@ from pt2q.numerics.histogram import (
     widened,
 )
 from pt2q.numerics.sampling import Summary
-from pt2q.observers.resizing import make_room
-from pt2q.observers.waiting import Totals, Waiting
+from pt2q.observers.base.resizing import make_room
+from pt2q.observers.histogram.waiting import Totals, Waiting
 
 _MOST_WAITING = 32768
 _ROWS = 4

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pt2q.numerics.qparams import DEFAULT_EPS
 from pt2q.numerics.straight_through import fake_quantize_groups
-from pt2q.observers.fake_quantizer import FakeQuantize
-from pt2q.observers.per_group import PerGroupMinMaxObserver
+from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
+from pt2q.observers.min_max.per_group import PerGroupMinMaxObserver
 from pt2q.spec.granularity import Granularity, PerGroup
 
 

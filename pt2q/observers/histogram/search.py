@@ -11,8 +11,8 @@ from torch import Tensor
 from pt2q.numerics.grid_error import Grid
 from pt2q.numerics.grid_search import best_grid
 from pt2q.numerics.qparams import choose_qparams, normal_scale
-from pt2q.observers.streaming import StreamingHistogram
-from pt2q.observers.streaming_estimates import estimated_counts, few_values
+from pt2q.observers.histogram.estimates import estimated_counts, few_values
+from pt2q.observers.histogram.streaming import StreamingHistogram
 
 
 def searched_qparams(observers: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:

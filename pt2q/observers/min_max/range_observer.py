@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pt2q.ir.dtypes import FLOAT8_DTYPES
 from pt2q.numerics.extremes import INF, MASK_LIMITS, extremes, extremes_without_masks
-from pt2q.observers.statistics import StatisticsObserver
+from pt2q.observers.base.statistics import StatisticsObserver
 
 
 class RangeObserver(StatisticsObserver):

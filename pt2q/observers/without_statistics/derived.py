@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pt2q.errors import AnnotationError
 from pt2q.numerics.rounding import round_trip
-from pt2q.observers.uniform import UniformQuantizationObserverBase
+from pt2q.observers.base.uniform import UniformQuantizationObserverBase
 
 
 class DerivedObserverOrFakeQuantize(UniformQuantizationObserverBase):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.observers.uniform import UniformQuantizationObserverBase
+from pt2q.observers.base.uniform import UniformQuantizationObserverBase
 
 
 class FixedQParamsObserver(UniformQuantizationObserverBase):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pt2q.errors import SpecError
 from pt2q.numerics.extremes import MASK_LIMITS
-from pt2q.observers.statistics import StatisticsObserver
+from pt2q.observers.base.statistics import StatisticsObserver
 from pt2q.spec.granularity import Granularity, PerGroup
 from pt2q.spec.resolved_granularity import granularity_from
 

@@ -12,8 +12,8 @@ from pt2q.errors import SpecError
 from pt2q.ir.dtypes import FLOAT8_DTYPES, is_symmetric
 from pt2q.numerics.fused_step import OPERATOR_FLOOR, symmetric_step
 from pt2q.numerics.qparams import symmetric_zero_point
-from pt2q.observers.fake_quantizer import FakeQuantize
-from pt2q.observers.moving_average import (
+from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
+from pt2q.observers.min_max.moving_average import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pt2q.ir.storage import place_of
 from pt2q.ir.torch_private import version_of
-from pt2q.observers.resizing import make_room
-from pt2q.observers.uniform import UniformQuantizationObserverBase
+from pt2q.observers.base.resizing import make_room
+from pt2q.observers.base.uniform import UniformQuantizationObserverBase
 
 
 class StatisticsObserver(UniformQuantizationObserverBase):

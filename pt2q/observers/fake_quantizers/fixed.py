@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pt2q.observers.fake_quantizer import FakeQuantize
-from pt2q.observers.fixed import FixedQParamsObserver
+from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
+from pt2q.observers.without_statistics.fixed import FixedQParamsObserver
 
 
 class FixedQParamsFakeQuantize(FakeQuantize):

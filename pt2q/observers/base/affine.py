@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pt2q.ir.dtypes import dtype_bounds
-from pt2q.observers.base import ObserverBase
+from pt2q.observers.base.observer_base import ObserverBase
 from pt2q.spec.granularity import Granularity, PerAxis, PerTensor, PerToken
 from pt2q.spec.mapping import MappingType, ZeroPointDomain
 from pt2q.spec.resolved_granularity import as_granularity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pt2q.observers.range_observer import RangeObserver
+from pt2q.observers.min_max.range_observer import RangeObserver
 
 
 class MinMaxObserver(RangeObserver):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.observers.fake_quantizer_base import FakeQuantizeBase
+from pt2q.observers.fake_quantizers.fake_quantizer_base import FakeQuantizeBase
 
 
 class LearningSwitches(FakeQuantizeBase):

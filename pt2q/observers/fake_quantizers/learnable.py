@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from pt2q.errors import SpecError
 from pt2q.ir.dtypes import INTEGER_DTYPES, STORED_AS, dtype_bounds, is_symmetric
 from pt2q.numerics.learned_step import learned_step, lsq_factor
-from pt2q.observers.fake_quantizer import FakeQuantize
-from pt2q.observers.learning_switches import LearningSwitches
-from pt2q.observers.moving_average import MovingAverageMinMaxObserver
+from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
+from pt2q.observers.fake_quantizers.learning_switches import LearningSwitches
+from pt2q.observers.min_max.moving_average import MovingAverageMinMaxObserver
 from pt2q.spec.constructor import unwrapped
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.observers.range_observer import RangeObserver
+from pt2q.observers.min_max.range_observer import RangeObserver
 
 
 class MovingAverageObserver(RangeObserver):

@@ -14,10 +14,10 @@ from pt2q.errors import SpecError
 from pt2q.ir.dtypes import FLOAT8_DTYPES, is_per_channel
 from pt2q.numerics.rounding import round_trip
 from pt2q.numerics.straight_through import fake_quantize
-from pt2q.observers.fake_quantizer_base import FakeQuantizeBase
-from pt2q.observers.moving_average import MovingAverageMinMaxObserver
+from pt2q.observers.base.resizing import make_room
+from pt2q.observers.fake_quantizers.fake_quantizer_base import FakeQuantizeBase
+from pt2q.observers.min_max.moving_average import MovingAverageMinMaxObserver
 from pt2q.observers.protocol import SPEC_FIELDS
-from pt2q.observers.resizing import make_room
 from pt2q.spec.constructor import accepted
 from pt2q.spec.granularity import Granularity
 from pt2q.spec.resolved_granularity import granularity_made_by, granularity_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pt2q.numerics.sampling import tail_counts
-from pt2q.observers.streaming import StreamingHistogram
+from pt2q.observers.histogram.streaming import StreamingHistogram
 
 
 def estimated_counts(

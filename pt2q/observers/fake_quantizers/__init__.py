@@ -1,0 +1,1 @@
+"""Observers that also round what passes, for training."""

@@ -1,0 +1,1 @@
+"""Ranges of least squared error, from a histogram of what was seen."""
