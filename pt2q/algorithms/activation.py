@@ -29,8 +29,7 @@ def activation_behind(use: Use) -> Activation:
         return lambda y: y
 
     def activation(y: Tensor) -> Tensor:
-        given: Any = lambda node: y  # noqa: E731
-        args, kwargs = map_arg((reader.args, reader.kwargs), given)
+        args, kwargs = map_arg((reader.args, reader.kwargs), lambda node: y)
         target: Any = reader.target
         found: Tensor = target(y.clone(), *args[1:], **kwargs)
         return found

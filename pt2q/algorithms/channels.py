@@ -181,7 +181,10 @@ def _moved(node: Node, read: list[Node], labels: Labels) -> Any:
     values = {n: labels.get(n, value_of(n)) for n in node.all_input_nodes}
     if any(isinstance(v, Tensor) for n, v in values.items() if n not in labels):
         return None
-    given = lambda n: values[n] if n in labels else _number(values[n])  # noqa: E731
+
+    def given(n: Node) -> Any:
+        return values[n] if n in labels else _number(values[n])
+
     args, kwargs = map_arg((node.args, node.kwargs), given)
     found = node.target(*args, **kwargs)  # type: ignore[operator]
     return list(found) if isinstance(found, tuple) else found

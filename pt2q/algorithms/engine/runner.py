@@ -115,7 +115,9 @@ class Runner:
         return self._value(owner, node, {})
 
     def _call(self, owner: GraphModule, node: Node, values: Values) -> Any:
-        read = lambda n: self._value(owner, n, values)  # noqa: E731
+        def read(n: Node) -> Any:
+            return self._value(owner, n, values)
+
         args, kwargs = map_arg((node.args, node.kwargs), read)
         result = self._result(owner, node, args, kwargs)
         if self.taps is not None and node in self.taps.nodes:
