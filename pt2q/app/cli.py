@@ -1,4 +1,4 @@
-"""The command line: `pt2q quantize`, `pt2q compare`, `pt2q recipe init` and `pt2q demo`.
+"""The command line: `pt2q quantize`, `pt2q compare`, `pt2q sensitivity` and their kin.
 
 Bad input ends in one line on standard error: exit code 2 for the command line itself, 1 for
 files and models.
@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from pt2q import __version__
-from pt2q.app.commands import compare, demo, quantize, recipe
+from pt2q.app.commands import compare, demo, quantize, recipe, sensitivity
 from pt2q.app.console import complain, plain_warnings
 from pt2q.errors import Pt2qError
 
@@ -28,6 +28,7 @@ recipes = typer.Typer(no_args_is_help=True, help=recipe.HELP)
 
 app.command(help=quantize.HELP)(quantize.quantize)
 app.command(help=compare.HELP)(compare.compare)
+app.command(help=sensitivity.HELP)(sensitivity.sensitivity)
 app.command()(demo.demo)
 recipes.command()(recipe.init)
 app.add_typer(recipes, name="recipe")

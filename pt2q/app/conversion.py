@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -11,10 +12,39 @@ from pt2q.deploy.signature import Batch, signature_of
 from pt2q.errors import DataError
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.torch_private import codegen_of
 from pt2q.quantizers import Report, TableQuantizer
+from pt2q.spec import Quantizer
 
 Track = Callable[[Sequence[Batch], str], Iterable[Batch]]
 """Wraps a loop over batches to show its progress under a title."""
+
+
+def calibrated(
+    program: ExportedProgram,
+    quantizer: Quantizer,
+    calibration: Sequence[Batch],
+    track: Track,
+    show: Callable[[], None] | None = None,
+) -> QuantGraphModule:
+    """Prepare an exported program and show its observers the data.
+
+    Args:
+        program: the float model.
+        quantizer: says how.
+        calibration: what the observers see.
+        track: shows the progress.
+        show: is called before anything can fail that the quantizer's report may explain.
+    """
+    signature = signature_of(program)
+    prepared = prepare_pt2e(program, quantizer)
+    if show is not None:
+        show()
+    with torch.no_grad():
+        for batch in track(calibration, "calibrating"):
+            args, kwargs = signature.call(batch)
+            prepared(*args, **kwargs)
+    return prepared
 
 
 def calibrate_and_convert(
@@ -33,15 +63,24 @@ def calibrate_and_convert(
         track: shows the progress.
         show: is given the quantizer's report before anything can fail that it may explain.
     """
+    report = None if show is None else lambda: show(quantizer.report())
+    return convert_pt2e(calibrated(program, quantizer, calibration, track, report))
+
+
+def calls_of(program: ExportedProgram, batches: Sequence[Batch]) -> list[Any]:
+    """Batches as calls of the model: tuples of arguments, or dicts by their names.
+
+    Args:
+        program: the model.
+        batches: its tensors.
+    """
     signature = signature_of(program)
-    prepared = prepare_pt2e(program, quantizer)
-    if show is not None:
-        show(quantizer.report())
-    with torch.no_grad():
-        for batch in track(calibration, "calibrating"):
-            args, kwargs = signature.call(batch)
-            prepared(*args, **kwargs)
-    return convert_pt2e(prepared)
+    names = codegen_of(program.module(check_guards=False).graph).pytree_info.orig_args
+    pairs = [signature.call(batch) for batch in batches]
+    return [
+        args if not kwargs else {**dict(zip(names, args, strict=False)), **kwargs}
+        for args, kwargs in pairs
+    ]
 
 
 def split_off(

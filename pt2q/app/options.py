@@ -35,6 +35,21 @@ RecipeFile = Annotated[
     Path | None,
     typer.Option("--recipe", help="A TOML file that says how; see: pt2q recipe init"),
 ]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write all that was found here, too.")
+]
+MetricFunction = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="FILE.py:FUNCTION judges instead of the signal to noise ratio: given the results, "
+        "batch by batch, and the positions of the batches in the data, it returns a number, "
+        "larger for better.",
+    ),
+]
+BatchCount = Annotated[
+    int, typer.Option("--batches", min=1, help="Measure on so many batches, the last of the data.")
+]
 
 
 def chosen_recipe(backend: str | None, path: Path | None) -> Recipe:

@@ -11,6 +11,8 @@ from pt2q.debug.identity import (
     generate_numeric_debug_handle,
 )
 from pt2q.debug.rounding.row import RoundingRow
+from pt2q.debug.sensitivity.result import Sensitivity, SensitivityRow
+from pt2q.debug.sensitivity.sensitivity import sensitivity
 from pt2q.debug.standard_calls.loggers import (
     OutputLogger,
     extract_results_from_loggers,
@@ -38,6 +40,8 @@ __all__ = [
     "OutputLogger",
     "QuantizationComparisonResult",
     "RoundingRow",
+    "Sensitivity",
+    "SensitivityRow",
     "Unmatched",
     "WeightRow",
     "bfs_trace_with_node_process",
@@ -46,4 +50,5 @@ __all__ = [
     "extract_results_from_loggers",
     "generate_numeric_debug_handle",
     "prepare_for_propagation_comparison",
+    "sensitivity",
 ]

@@ -1,0 +1,70 @@
+"""`pt2q sensitivity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pt2q import debug
+from pt2q.app.console import console, steps
+from pt2q.app.debug_job import subject
+from pt2q.app.metric_file import read_metric
+from pt2q.app.options import (
+    BackendName,
+    BatchCount,
+    CalibrationFile,
+    JsonFile,
+    MetricFunction,
+    ModelFile,
+    RecipeFile,
+)
+from pt2q.files import write_bytes
+
+HELP = (
+    "Say what quantizing each group of tensors, and each layer, costs at the output.\n\n"
+    "Alone: nothing else is quantized. Without: all else is. The worst come first. A model is "
+    "quantized as by 'pt2q quantize', which see for the files; nothing is lowered."
+)
+Worst = Annotated[int | None, typer.Option(min=1, help="Print so many rows.")]
+Passes = Annotated[
+    float,
+    typer.Option(
+        min=1, help="A bound on what it takes: runs of the float model for each batch measured on."
+    ),
+]
+State = Annotated[
+    Path | None,
+    typer.Option(help="Keep what was measured in this file, and go on from there next time."),
+]
+
+
+def sensitivity(
+    model: ModelFile,
+    calibration: CalibrationFile,
+    backend: BackendName = None,
+    recipe: RecipeFile = None,
+    metric: MetricFunction = None,
+    batches: BatchCount = 8,
+    passes: Passes = 25.0,
+    state: State = None,
+    worst: Worst = None,
+    json: JsonFile = None,
+) -> None:
+    """Say what quantizing each group of tensors, and each layer, costs at the output."""
+    judge = read_metric(metric)
+    given = subject(model, calibration, backend, recipe, batches, json, state)
+    prepared, _ = given.prepared()
+    with steps("measuring") as progress:
+        found = debug.sensitivity(
+            prepared,
+            given.measured,
+            metric=judge,
+            passes=passes,
+            state=state,
+            progress=progress,
+        )
+    print((found if worst is None else found.worst(worst)).text(console().width))
+    if json is not None:
+        write_bytes(json, f"{found.to_json()}\n".encode())

@@ -1,0 +1,69 @@
+"""What commands that look for lost accuracy begin with: a prepared model, data to measure on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from pt2q.app.calibration import read_batches, read_program
+from pt2q.app.console import track
+from pt2q.app.conversion import calibrated, calls_of, split_off
+from pt2q.app.options import chosen_recipe
+from pt2q.app.recipe import Recipe
+from pt2q.deploy.signature import Batch, signature_of
+from pt2q.files import ensure_writable
+from pt2q.ir.module import QuantGraphModule
+from pt2q.quantizers import Report
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with a recipe and data.
+
+    Args:
+        program: the float model.
+        recipe: how it is quantized.
+        calibration: what observers see.
+        measured: calls of the model to measure on; the held-out ones first among them.
+    """
+
+    program: ExportedProgram
+    recipe: Recipe
+    calibration: Sequence[Batch]
+    measured: Sequence[Any]
+
+    def prepared(self) -> tuple[QuantGraphModule, Report]:
+        """Prepared and calibrated, with what its quantizer decided."""
+        quantizer = self.recipe.quantizer()
+        made = calibrated(self.program, quantizer, self.calibration, track)
+        return made, quantizer.report()
+
+
+def subject(
+    model: Path,
+    calibration: Path,
+    backend: str | None,
+    recipe: Path | None,
+    batches: int,
+    *written: Path | None,
+) -> Subject:
+    """Read what a command was given; what cannot be asked for is found before the work.
+
+    Args:
+        model, calibration, backend, recipe: the options of their names.
+        batches: how many to measure on: the last of the data, held out or not.
+        *written: the files that will be written.
+    """
+    chosen = chosen_recipe(backend, recipe)
+    chosen.quantizer()
+    for path in written:
+        if path is not None:
+            ensure_writable(path)
+    program = read_program(model)
+    data = read_batches(calibration, signature_of(program))
+    shown, _ = split_off(data, chosen.limit)
+    return Subject(program, chosen, shown, calls_of(program, data[-batches:]))

@@ -1,0 +1,48 @@
+"""The commands that look for lost accuracy, on small models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.command_line import Run, fails
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the model with a constant and a keyword."""
+    path = tmp_path_factory.mktemp("data") / "data.pt"
+    generator = torch.Generator().manual_seed(0)
+    x, mask = torch.randn(12, 6, generator=generator), torch.rand(12, 4, generator=generator)
+    torch.save({"x": x, "mask": mask}, path)
+    return path
+
+
+def within_80(out: str) -> bool:
+    return max(map(len, out.splitlines())) <= 80
+
+
+def test_sensitivity(run: Run, folder: Path, tmp_path: Path) -> None:
+    given = ("sensitivity", folder / "small.pt2", "--calibration", folder / "images.npz")
+    metric = tmp_path / "metric.py"
+    metric.write_text("def spread(results, positions):\n    return float(results[0].std())\n")
+    written = tmp_path / "rows.json"
+    code, out, err = run(*given, "--json", written, "--worst", 4, "--batches", 2)
+    assert (code, err) == (0, "")
+    assert within_80(out) and "SQNR in dB; everything quantized: " in out
+    found = json.loads(written.read_text())
+    assert {row["kind"] for row in found["rows"]} == {"weight", "activation", "layer"}
+    assert found["batches"] == 2
+    code, out, err = run(*given, "--metric", f"{metric}:spread", "--state", tmp_path / "state")
+    assert (code, err) == (0, "") and "metric; everything" in out
+    fails(run(*given, "--metric", f"{metric}:none"), 1, "no function 'none'")
+    fails(run(*given, "--metric", "metric.py"), 1, "expected FILE.py:FUNCTION")
+    fails(run(*given, "--metric", "none.py:f"), 1, "no such file")
+
+
+def test_sensitivity_takes_constants_and_keywords(run: Run, folder: Path, data: Path) -> None:
+    code, out, err = run("sensitivity", folder / "masked.pt2", "--calibration", data)
+    assert (code, err) == (0, "")
+    assert "linear" in out
