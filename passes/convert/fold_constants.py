@@ -14,7 +14,7 @@ from pt2q.ir.dtypes import CAST_DTYPES
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import carry, delete_constant, is_constant, is_persistent
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.qparams import read_qparams
+from pt2q.ir.qparams import qparams_key, read_qparams
 from pt2q.ir.storage import place_of
 from pt2q.numerics.rounding import quantize
 
@@ -103,13 +103,9 @@ class _Folder:
 
     def _key(self, node: Node) -> Any:
         """Equal for quantizes with an equal result: same tensor, same parameters."""
-        value = node.args[0]
-        rest = tuple(self._identity(a) for a in node.args[1:])
-        return node.target, self._identity(value), rest, tuple(node.kwargs.items())
+        return self._identity(ops.data_input(node)), qparams_key(node, self._identity)
 
-    def _identity(self, argument: Any) -> Any:
-        if not isinstance(argument, Node):
-            return argument
+    def _identity(self, argument: Node) -> Any:
         if not is_constant(argument):
             return argument
         tensor = self.constants.value(argument)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pt2q.debug import reasons
 from pt2q.debug.error import Error
 from pt2q.ir.torch_private import pytree
+from pt2q.quantizers.toolkit.reasons import Reason
 
 
 @dataclass
@@ -28,11 +30,11 @@ class ErrorSums:
     nonfinite_reference: int = 0
     is_float: bool = False
 
-    def add(self, reference: Any, value: Any) -> str:
+    def add(self, reference: Any, value: Any) -> Reason | None:
         """Take in one pair of values: tensors, or tuples of tensors.
 
         Returns:
-            "" or why the two cannot be compared, in which case nothing is taken in.
+            Why the two cannot be compared, in which case nothing is taken in; else None.
         """
         pairs = list(zip(pytree.tree_leaves(reference), pytree.tree_leaves(value), strict=False))
         reason = mismatch(reference, value)
@@ -92,19 +94,19 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf
 
 
-def mismatch(reference: Any, value: Any) -> str:
-    """Why two values cannot be compared, or ""."""
+def mismatch(reference: Any, value: Any) -> Reason | None:
+    """Why two values cannot be compared; None if they can."""
     ones, others = pytree.tree_leaves(reference), pytree.tree_leaves(value)
     if len(ones) != len(others):
-        return f"it gives {len(ones)} value(s) in float and {len(others)} quantized"
+        return reasons.OTHER_NUMBER.filled(float=len(ones), quantized=len(others))
     for one, other in zip(ones, others, strict=True):
         if isinstance(one, Tensor) != isinstance(other, Tensor):
-            return "it gives a tensor in one model and none in the other"
+            return reasons.TENSOR_IN_ONE
         if isinstance(one, Tensor) and one.shape != other.shape:
-            return f"its shape is {tuple(one.shape)} in float, {tuple(other.shape)} quantized"
+            return reasons.OTHER_SHAPE.filled(float=tuple(one.shape), quantized=tuple(other.shape))
         if isinstance(one, Tensor) and _kind(one) != _kind(other):
-            return f"it is {one.dtype} in float and {other.dtype} quantized, of unknown meaning"
-    return ""
+            return reasons.OTHER_KIND.filled(float=one.dtype, quantized=other.dtype)
+    return None
 
 
 def _kind(value: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -132,6 +132,17 @@ def read_qparams(node: Node, resolve: Callable[[Node], Any] | None = None) -> QP
     if found["zero_point"] is None:  # the operator lets it out where it is zero
         found["zero_point"] = 0
     return QParams(**found, per_token=node.target in PER_TOKEN)
+
+
+def qparams_key(node: Node, identity: Callable[[Node], Any]) -> tuple[Any, ...]:
+    """Equal for calls of one operator with equal parameters.
+
+    Args:
+        node: a quantize or dequantize.
+        identity: what stands for a node among the parameters; hashable.
+    """
+    params = read_qparams(node, identity)
+    return node.target, *(getattr(params, field.name) for field in fields(params))
 
 
 @lru_cache

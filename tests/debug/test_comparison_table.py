@@ -57,6 +57,7 @@ def test_what_only_one_model_has_is_named() -> None:
     converted.recompile()
     report = compare(program, converted, inputs)
     assert [(u.node, u.model) for u in report.unmatched] == [("tanh_default", "quantized")]
+    assert [u.reason.code for u in report.unmatched] == ["only-quantized"]
     assert "tanh_default (quantized): the float model has no such value" in str(report)
 
 

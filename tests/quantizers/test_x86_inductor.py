@@ -103,6 +103,7 @@ def test_reasons_are_given_for_what_stays_in_float():
     row = inductor.fusion_report(per_token, ROWS)["linear"]
     assert not row.kernel
     assert "per token" in row.detail
+    assert row.reason is not None and row.reason.code == "inductor-per-token"
 
 
 def reasons(function, inputs, quantizer=None):
@@ -165,6 +166,7 @@ def test_a_product_too_small_for_a_kernel_is_named():
     _, model = converted(small, (torch.randn(1, 16),))
     (row,) = inductor.fusion_report(model, (torch.randn(1, 16),)).not_fused
     assert row.detail.startswith("one row times so small a weight")
+    assert row.reason is not None and row.reason.code == "inductor-small-product"
     _, model = converted(nn.Sequential(nn.Linear(17, 16)), (torch.randn(1, 17),))
     assert len(inductor.fusion_report(model, (torch.randn(1, 17),)).fused) == 1
 

@@ -12,6 +12,7 @@ from pt2q.debug.error_sums import ErrorSums
 from pt2q.debug.identity import Key
 from pt2q.debug.rounding.functions import Rounding, to_integers, to_reals
 from pt2q.ir.qparams import QParams
+from pt2q.quantizers.toolkit.reasons import Reason
 
 
 @dataclass
@@ -27,7 +28,7 @@ class CommonValue:
         written_here, written_there: whether a model writes into its memory.
         total, local: the sums so far.
         calls: how often the float model computed it.
-        reason: why the two cannot be compared, or "".
+        reason: why the two cannot be compared; None if they can.
     """
 
     key: Key
@@ -40,7 +41,7 @@ class CommonValue:
     total: ErrorSums = field(default_factory=ErrorSums)
     local: ErrorSums = field(default_factory=ErrorSums)
     calls: int = 0
-    reason: str = ""
+    reason: Reason | None = None
 
     def seen(self, value: Any) -> Any:
         """What readers get of a value of the quantized model, in real numbers."""

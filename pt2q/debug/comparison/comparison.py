@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pt2q.debug.comparison.row import ComparisonRow, Unmatched
@@ -73,7 +73,7 @@ class Comparison:
             "batches": self.batches,
             "rows": [row.to_dict() for row in self.rows],
             "outputs": [None if e is None else e.to_dict() for e in self.outputs],
-            "unmatched": [asdict(item) for item in self.unmatched],
+            "unmatched": [item.to_dict() for item in self.unmatched],
             "notes": list(self.notes),
         }
 

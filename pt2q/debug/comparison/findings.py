@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+from pt2q.debug import reasons
 from pt2q.debug.comparison.common_value import CommonValue
 from pt2q.debug.comparison.comparison import Comparison
 from pt2q.debug.comparison.four_runs import FourRuns
@@ -107,8 +108,7 @@ class _Findings:
                 found.setdefault(next(iter(readers)), []).append(place_name(place))
                 continue
             names = ", ".join(sorted(map(place_name, readers)))
-            reason = "the quantized model has no such value"
-            reason += f"; it counts with its readers {names}" if names else ""
+            reason = reasons.WITH_READERS.filled(readers=names) if names else reasons.ONLY_FLOAT
             self.unmatched.append(Unmatched(place_name(place), "float", reason))
         return found
 
@@ -124,9 +124,8 @@ def _operator(node: Node) -> str:
 
 
 def _only_quantized(runs: FourRuns) -> list[Unmatched]:
-    reason = "the float model has no such value"
     places = [place for place in runs.matching.only_quantized if place[1].op == "call_function"]
-    return [Unmatched(place_name(place), "quantized", reason) for place in places]
+    return [Unmatched(place_name(place), "quantized", reasons.ONLY_QUANTIZED) for place in places]
 
 
 def _parted(runs: FourRuns) -> list[str]:

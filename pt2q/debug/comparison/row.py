@@ -8,6 +8,7 @@ from typing import Any
 from pt2q.debug.comparison.weights import WeightRow
 from pt2q.debug.error import Error
 from pt2q.debug.rounding.row import RoundingRow
+from pt2q.quantizers.toolkit.reasons import Reason
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,17 @@ class Unmatched:
     Args:
         node: its name, after the path of its body.
         model: "float" or "quantized".
-        reason: why.
+        reason: why; programs compare its code.
     """
 
     node: str
     model: str
-    reason: str
+    reason: Reason
 
     def __str__(self) -> str:
         return f"{self.node} ({self.model}): {self.reason}"
+
+    def to_dict(self) -> dict[str, str]:
+        """For JSON."""
+        words = {"reason": self.reason.text, "code": self.reason.code}
+        return {"node": self.node, "model": self.model, **words}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from pt2q.debug import reasons
 from pt2q.debug.comparison.float_constants import FloatConstants
 from pt2q.debug.comparison.stored_weight import StoredWeight, stored_weight
 from pt2q.debug.error import Error
@@ -17,6 +18,7 @@ from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.module import QuantGraphModule, copy_module, deferred_code
 from pt2q.passes import run_passes
 from pt2q.passes.batch_norm.fold import FoldConvBatchNorm
+from pt2q.quantizers.toolkit.reasons import Reason
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,14 @@ class FoundWeight:
         node: the reader, in the quantized model.
         name: of the constant, with its path.
         row: its error, or None.
-        reason: why there is no error, or "".
+        reason: why there is no error, where that is known.
     """
 
     path: str
     node: Node
     name: str
     row: WeightRow | None
-    reason: str = ""
+    reason: Reason | None = None
 
 
 def quantized_weights(
@@ -90,7 +92,7 @@ def _compare(
     reference, value = (scaled if is_folded else plain).find(path, node, name, stored)
     sums = ErrorSums()
     if reference is None or sums.add(reference, value):
-        reason = f"{called}: the float model has no constant of its name and shape"
+        reason = reasons.NO_FLOAT_CONSTANT.filled(constant=called)
         return FoundWeight(path, node, called, None, reason)
     error = sums.result()
     row = None if error is None else WeightRow(called, name, error)

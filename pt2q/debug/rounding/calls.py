@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
 from pt2q.ir.graph import is_constant, is_observer
+from pt2q.ir.qparams import qparams_key, read_qparams
 from pt2q.ir.storage import StorageMap
 from pt2q.observers.protocol import rounds
 
@@ -53,7 +54,7 @@ def own_roundings(module: GraphModule, node: Node, storage: StorageMap) -> list[
 def rounding_calls_of(module: GraphModule, node: Node) -> Iterator[Node]:
     """Those that round the value of one node."""
     for user in node.users:
-        if (ops.is_op(user, ops.QUANTIZE) and user.args[0] is node) or is_rounding_module(
+        if (ops.is_op(user, ops.QUANTIZE) and ops.data_input(user) is node) or is_rounding_module(
             module, user
         ):
             yield user
@@ -63,9 +64,14 @@ def is_dynamic_call(module: GraphModule, call: Node) -> bool:
     """Whether a call computes its parameters from each input."""
     if call.op == "call_module":
         return bool(getattr(module.get_submodule(str(call.target)), "is_dynamic", False))
-    return any(isinstance(a, Node) and not is_constant(a) for a in call.args[1:])
+    return not read_qparams(call, _name_of_constant).is_static
 
 
 def _parameters(call: Node) -> tuple[Any, ...]:
     """Equal for calls that round in the same way."""
-    return str(call.target), *(str(a.target) if isinstance(a, Node) else a for a in call.args[1:])
+    return (call.target,) if call.op == "call_module" else qparams_key(call, _name_of_constant)
+
+
+def _name_of_constant(node: Node) -> Any:
+    """Its qualified name; what is computed stands for itself."""
+    return str(node.target) if is_constant(node) else node

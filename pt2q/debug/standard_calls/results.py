@@ -36,7 +36,7 @@ class QuantizationComparisonResult:
     def __post_init__(self) -> None:
         reason = mismatch(self.ref, self.actual)
         if reason:
-            raise ComparisonError(reason)
+            raise ComparisonError(str(reason))
 
     @property
     def mse_loss(self) -> Any:

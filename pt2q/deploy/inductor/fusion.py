@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pt2q.quantizers.toolkit.reasons import Reason
+
 
 @dataclass(frozen=True)
 class FusionRow:
@@ -18,7 +20,8 @@ class FusionRow:
         computes: it is a convolution or a matrix product, which gains from an int8 kernel; the
             others are elementwise or move values, and Inductor generates loops for them.
         kernel: the kernel that runs it, or "" where a float kernel does.
-        detail: what is fused with it, or why it is not an int8 kernel.
+        detail: what is fused with it, or the text of the reason.
+        reason: why it is not an int8 kernel; None where one runs it.
     """
 
     node: str
@@ -27,6 +30,7 @@ class FusionRow:
     computes: bool
     kernel: str
     detail: str
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True)

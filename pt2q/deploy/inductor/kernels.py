@@ -7,7 +7,7 @@ operator it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -116,7 +116,8 @@ def _rows(
     scales = _scales(model, dequantize)
     calls = waiting.get(_key(scales), []) if scales is not None else []
     if not calls:
-        return {node: _row(node, True, "", why_float(node, dequantize))}
+        reason = why_float(node, dequantize)
+        return {node: replace(_row(node, True, "", reason.text), reason=reason)}
     call = calls.pop(0)
     words = [*call.post_ops, f"writes {str(call.output).removeprefix('torch.')}"]
     rows = {node: _row(node, True, call.kernel, ", ".join(words))}
