@@ -82,9 +82,9 @@ def family(run: SiteRun, site: Site) -> Family:
     total, count = torch.zeros(site.reach.count), torch.zeros(site.reach.count)
     readers = readers_of(site)
     wanted = list(dict.fromkeys(reader.use.x for reader in readers))
-    for row in run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.fit):
+    for row in run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.parting.fit):
         for reader in readers:
-            x = over_inputs(reader.use, row[reader.use.x]).float()
+            x = over_inputs(reader.use, run.parting.to_fit(row[reader.use.x])).float()
             known = reader.labels >= 0
             places = reader.labels[known].long()
             total.index_add_(0, places, x.abs().sum(0)[known])

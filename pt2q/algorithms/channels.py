@@ -119,8 +119,11 @@ class _Labels:
         self._keep_as_is(node, read)
 
     def _keep_as_is(self, node: Node, read: Iterable[Node]) -> None:
-        leaves = [label for n in read for label in _leaves(self.labels[n])]
-        for label in {int(x) for leaf in leaves for x in leaf.unique().tolist()} - {int(NONE)}:
+        found = torch.zeros(self.reach.count + 1, dtype=torch.bool)
+        for n in read:
+            for leaf in _leaves(self.labels[n]):
+                found[leaf.reshape(-1).long()] = True  # the last stands for what is no channel
+        for label in found[:-1].nonzero().flatten().tolist():
             self.reach.foreign.setdefault(label, node.name)
 
     def _handed_on(self, node: Node, read: list[Node]) -> Any:

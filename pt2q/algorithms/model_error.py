@@ -11,7 +11,7 @@ from torch import Tensor
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
 from pt2q.algorithms.originals import originals
-from pt2q.algorithms.samples import is_check
+from pt2q.algorithms.parting import Parting
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.torch_private import pytree
 
@@ -42,12 +42,14 @@ class ModelError:
     def _run(self, model: QuantGraphModule, lane: Lane, name: str) -> list[Tensor]:
         """Each output of the model, over all batches to judge by, flat."""
         with Walk(model, self.batches, [lane]) as walk:
+            parting = Parting.of(walk)
             if lane.keeps:
                 lane.hold(originals(model))
             results = walk.finish()[name]
-            chosen = [r for b, r in enumerate(results) if is_check(b, walk.count)]
-        columns = zip(*map(_floats, chosen), strict=True)
-        return [torch.cat([part.reshape(-1) for part in column]) for column in columns]
+        columns = zip(*(_floats(results[batch]) for batch in parting.check), strict=True)
+        return [
+            torch.cat([parting.to_check(part).reshape(-1) for part in column]) for column in columns
+        ]
 
 
 def _floats(result: Any) -> list[Tensor]:

@@ -14,9 +14,7 @@ from pt2q.algorithms.engine import Lane, Taps, Walk
 from pt2q.algorithms.engine.runner import Call
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
 from pt2q.algorithms.layers import Layer, Use, outer_node
-
-CHECKED = 4
-"""One batch in so many is kept to judge by."""
+from pt2q.algorithms.parting import fit_rows, is_check
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,6 @@ class Samples:
     fit: tuple[Sample, ...]
     check: tuple[Sample, ...]
     apart: bool = True
-
-
-def is_check(batch: int, count: int) -> bool:
-    """Whether a batch is kept to judge by: every fourth, and of fewer than four the last."""
-    return batch % CHECKED == CHECKED - 1 or (count < CHECKED and batch == count - 1)
 
 
 def calls_of(walk: Walk, use: Use) -> list[list[Sample]]:
@@ -116,7 +109,7 @@ def _split(calls: list[Sample]) -> Samples:
     if not all(_can_be_split(sample) for sample in calls):
         return Samples(tuple(calls), tuple(calls), apart=False)
     sizes = [sample.floating.shape[0] for sample in calls]
-    ends = [size - max(1, size // CHECKED) for size in sizes]
+    ends = [fit_rows(size) for size in sizes]
     return Samples(
         tuple(_narrowed(s, 0, end) for s, end in zip(calls, ends, strict=True)),
         tuple(_narrowed(s, e, n) for s, e, n in zip(calls, ends, sizes, strict=True)),

@@ -12,10 +12,10 @@ from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.layers import Passed
 from pt2q.algorithms.layerwise import Declined, Progress
+from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
-from pt2q.algorithms.samples import is_check
 from pt2q.algorithms.transfer import Site, trial_of
-from pt2q.algorithms.trial import noise, outputs
+from pt2q.algorithms.trial import Trial, noise, outputs
 
 Propose = Callable[[Site], tuple[Tensor, str]]
 """Gives the factor of each channel, and words for the report; may raise `Declined`."""
@@ -32,8 +32,7 @@ class SiteRun:
     Attributes:
         rounding: the lane of the quantized model.
         passed: what is passed over.
-        fit: the batches to compute changes from.
-        check: those to judge them by.
+        parting: what changes are computed from, and what they are judged by.
     """
 
     def __init__(self, name: str, walk: Walk, progress: Progress | None) -> None:
@@ -43,8 +42,7 @@ class SiteRun:
         self.rounding = Lane.rounding()
         self.rows: list[Row] = []
         self.passed: list[Passed] = []
-        self.check = [b for b in range(walk.count) if is_check(b, walk.count)]
-        self.fit = [b for b in range(walk.count) if b not in self.check] or self.check
+        self.parting = Parting.of(walk)
 
     @torch.no_grad()
     def run(
@@ -69,18 +67,24 @@ class SiteRun:
                 self.passed.append(Passed(site.name, str(reason)))
         return Report(tuple(self.rows), tuple((self.name, item) for item in self.passed))
 
+    def _tried(self, site: Site, factor: Tensor, exact: Sequence[Tensor]) -> tuple[Trial, float]:
+        """A change whose ranges have not seen what judges, and its error."""
+        trial = trial_of(self.walk, self.rounding, site, factor)
+        trial.observe(site.observers, self.parting)
+        return trial, noise(exact, trial.outputs(site.targets, self.parting))
+
     def _work_on(self, site: Site, propose: Propose, enough: float, start: float) -> None:
         factor, words = propose(site)
-        trial = trial_of(self.walk, self.rounding, site, factor)
-        exact = outputs(self.walk, site.targets, self.walk.lanes[FLOAT], self.check)
-        found = outputs(self.walk, site.targets, self.rounding, self.check)
-        before = noise(exact, found)
-        trial.observe(site.observers)
-        after = noise(exact, trial.outputs(site.targets, self.check))
+        exact = outputs(self.walk, site.targets, self.walk.lanes[FLOAT], self.parting)
+        _, before = self._tried(site, torch.ones_like(factor), exact)
+        trial, after = self._tried(site, factor, exact)
         if kept := after < before * (1 - enough):
+            if self.parting.apart:  # what is kept has seen all data, as calibration has
+                trial.observe(site.observers, self.parting, rest=True)
             trial.make()
         energy = sum(float(y.double().square().sum()) for y in exact)
         error = "less error" if kept else "too little gained"
+        error += " on held-out batches" if self.parting.apart else " on the only batch"
         self.rows.append(
             Row(
                 self.name,

@@ -133,9 +133,9 @@ def family(run: SiteRun, site: Site) -> Family:
     of_inputs, of_weights = (torch.zeros(site.reach.count) for _ in range(2))
     readers = readers_of(site)
     wanted = list(dict.fromkeys(reader.use.x for reader in readers))
-    for row in run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.fit):
+    for row in run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.parting.fit):
         for reader in readers:
-            x = over_inputs(reader.use, row[reader.use.x])
+            x = over_inputs(reader.use, run.parting.to_fit(row[reader.use.x]))
             _raise_to(of_inputs, reader.labels, x.abs().amax(0))
     for reader in readers:
         rows = reader.layer.form.rows(reader.layer.weight).abs().amax(1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from pt2q.algorithms.engine.rounding import is_static, rounding_of
+from pt2q.algorithms.engine.rounding import Grid, is_static, rounding_of
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.layers import Layer, Use
 from pt2q.algorithms.layerwise import Declined
@@ -19,6 +19,8 @@ from pt2q.algorithms.transfer import Site, scaled_inputs
 from pt2q.algorithms.trial import forget, fresh
 from pt2q.ir import ops
 from pt2q.ir.graph import is_observer_call, value_of
+from pt2q.numerics.qparams import choose_qparams
+from pt2q.observers import HistogramObserver
 
 SEARCHED = 4
 """So many batches are enough to find the strength on."""
@@ -73,12 +75,11 @@ class StrengthSearch:
             Declined: none is better than no factor.
         """
         family = self.family(self.run, site)
-        cases = [_Case.of(self.run, reader) for reader in readers_of(site)]
-        least = sum(case.error(torch.ones(site.reach.count)) for case in cases)
+        cases = _cases(self.run, readers_of(site))
+        least = _error(cases, torch.ones(site.reach.count))
         errors: dict[float, float] = {}
         for strength in _coarse_to_fine(self.strengths, errors):
-            factor = family(strength)
-            errors[strength] = sum(case.error(factor) for case in cases)
+            errors[strength] = _error(cases, family(strength))
         best = min(errors, key=lambda strength: (errors[strength], strength))
         if not errors[best] < least:
             raise Declined("no strength lowers the error of its output")
@@ -104,32 +105,77 @@ class _Case:
     of_weight: Any
 
     @classmethod
-    def of(cls, run: SiteRun, reader: Reader) -> _Case:
+    def of(cls, reader: Reader, inputs: Tensor) -> _Case:
         use = reader.use
-        rows = run.walk.replay([use.x], run.walk.lanes[FLOAT], batches=run.fit[:SEARCHED])
-        inputs = _few(torch.cat([row[use.x] for row in rows]), use)
         exact = use.run(inputs, reader.layer.weight, None)
         own = fresh(_observer(use)) if is_quantized(use) else None
         return cls(reader, inputs, exact, own, fresh(reader.layer.observer))
 
-    def error(self, factor: Tensor) -> float:
-        """The squared error of the output with a factor taken out of the input."""
-        layer, labels, use = self.reader.layer, self.reader.labels, self.reader.use
-        weight = scaled_inputs(layer, labels, factor)
+    def divided(self, factor: Tensor) -> Tensor:
+        """The input as rounded with a factor taken out of it."""
+        labels, use = self.reader.labels, self.reader.use
         each = torch.where(labels >= 0, factor[labels.long().clamp(min=0)], 1.0)
-        inputs = _rounded(self.of_inputs, self.inputs / each.reshape(beside_inputs(use)))
-        found = use.run(inputs, _rounded(self.of_weight, weight), None)
+        return _rounded(self.of_inputs, self.inputs / each.reshape(beside_inputs(use)))
+
+    def error(self, factor: Tensor, inputs: Tensor) -> float:
+        """The squared error of the output with a factor put into the weight."""
+        weight = scaled_inputs(self.reader.layer, self.reader.labels, factor)
+        found = self.reader.use.run(inputs, _rounded(self.of_weight, weight), None)
         return float((self.exact - found).square().sum())
 
 
+def _cases(run: SiteRun, readers: Sequence[Reader]) -> list[_Case]:
+    """Each call with a few of the inputs to compute from."""
+    wanted = list(dict.fromkeys(reader.use.x for reader in readers))
+    batches = run.parting.fit[:SEARCHED]
+    rows = list(run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=batches))
+    use_of = {reader.use.x: reader.use for reader in readers}
+    inputs = {
+        x: _few(torch.cat([run.parting.to_fit(row[x]) for row in rows]), use_of[x]) for x in wanted
+    }
+    return [_Case.of(reader, inputs[reader.use.x]) for reader in readers]
+
+
+def _error(cases: Sequence[_Case], factor: Tensor) -> float:
+    """The summed error of calls; what several read is rounded once."""
+    rounded: dict[Node, Tensor] = {}
+    total = 0.0
+    for case in cases:
+        x = case.reader.use.x
+        if x not in rounded:
+            rounded[x] = case.divided(factor)
+        total += case.error(factor, rounded[x])
+    return total
+
+
 def _rounded(observer: Any, value: Tensor) -> Tensor:
-    """A value on the grid that an observer finds for it alone."""
+    """A value on the grid that an observer finds for it alone.
+
+    What a search over a histogram would clip is left in: a search per strength costs more than all
+    else, and which strength is best seldom depends on it.
+    """
     if observer is None:
         return value
+    if isinstance(observer, HistogramObserver):
+        return _covering(observer, value).round(value)
     if is_static(observer):
         forget(observer)
         observer(value)
     return rounding_of(observer, value.dim())(value)
+
+
+def _covering(observer: HistogramObserver, value: Tensor) -> Grid:
+    """The grid that covers all of a value."""
+    low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
+    scale, zero_point = choose_qparams(
+        *torch.aminmax(value.float()),
+        quant_min=low,
+        quant_max=high,
+        dtype=dtype,
+        qscheme=observer.qscheme,
+        eps=observer.eps,
+    )
+    return Grid(scale.reshape(1), zero_point.reshape(1), low, high, dtype)
 
 
 def _observer(use: Use) -> Any:

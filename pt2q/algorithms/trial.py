@@ -8,7 +8,7 @@ them for the trial, which take their places when the change is made.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from pt2q.algorithms.engine.rounding import is_static
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.layers import Layer, set_tensor
 from pt2q.algorithms.layerwise import Declined
+from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.pinned import PinnedObserver, replace_observer
 
 
@@ -81,22 +82,27 @@ class Trial:
         lane.substitute((*self.weights, *self.between))
         return lane
 
-    def observe(self, nodes: Sequence[Node]) -> None:
-        """Show the stand-ins what passes between in float, on all batches.
+    def observe(self, nodes: Sequence[Node], parting: Parting, *, rest: bool = False) -> None:
+        """Show the stand-ins what passes between in float.
 
         Args:
             nodes: the calls of the observers that they stand in for.
+            parting: they are shown what changes are computed from.
+            rest: they are shown what judges, instead.
         """
-        stand_ins = {id(new) for old, new in self.between if new is not old}
-        if not stand_ins:
+        cut = parting.to_check if rest else parting.to_fit
+        shown = [(old, _Shown(new, cut)) for old, new in self.between if new is not old]
+        if not shown:
             return
-        watching = self.walk.lanes[FLOAT].fork(watches=lambda seen: id(seen) in stand_ins)
-        for _ in self.walk.replay(nodes, self._changed(watching)):
+        watching = self.walk.lanes[FLOAT].fork(watches=lambda seen: isinstance(seen, _Shown))
+        self._changed(watching).substitute(shown)
+        batches = parting.check if rest else parting.fit
+        for _ in self.walk.replay(nodes, watching, batches=batches):
             pass
 
-    def outputs(self, targets: Sequence[Node], batches: Sequence[int]) -> list[Tensor]:
+    def outputs(self, targets: Sequence[Node], parting: Parting) -> list[Tensor]:
         """What layers give with the change, each fed from float values before it."""
-        return outputs(self.walk, targets, self._changed(self.rounding.fork()), batches)
+        return outputs(self.walk, targets, self._changed(self.rounding.fork()), parting)
 
     def make(self) -> None:
         """Make the change, in the model and in both lanes."""
@@ -109,6 +115,17 @@ class Trial:
             if new is not old:
                 replace_observer(self.walk.model, old, new)
         self.rounding.forget_all()
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """An observer that looks at a part of what passes."""
+
+    observer: Any
+    cut: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> None:
+        self.observer(self.cut(x))
 
 
 def shown(layer: Layer, weight: Tensor) -> tuple[tuple[Any, Any], ...]:
@@ -124,19 +141,17 @@ def shown(layer: Layer, weight: Tensor) -> tuple[tuple[Any, Any], ...]:
 
 
 @torch.no_grad()
-def outputs(
-    walk: Walk, targets: Sequence[Node], lane: Lane, batches: Sequence[int]
-) -> list[Tensor]:
-    """What layers give in a lane, from float values before them.
+def outputs(walk: Walk, targets: Sequence[Node], lane: Lane, parting: Parting) -> list[Tensor]:
+    """What layers give in a lane, from float values before them, of what judges.
 
     Args:
         walk: stands before them; it has a floating lane.
         targets: the layers.
         lane: how they are run.
-        batches: which.
+        parting: says what judges.
     """
-    rows = walk.replay(targets, lane, of=FLOAT, batches=batches)
-    return [row[node] for row in rows for node in targets]
+    rows = walk.replay(targets, lane, of=FLOAT, batches=parting.check)
+    return [parting.to_check(row[node]) for row in rows for node in targets]
 
 
 def noise(exact: Sequence[Tensor], found: Sequence[Tensor]) -> float:

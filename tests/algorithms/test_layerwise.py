@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -70,19 +70,23 @@ class Twice(nn.Module):
         return self.tied(self.linear(self.linear(x).relu()).relu())
 
 
-LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
-    "linear": (nn.Linear(16, 8), (16, 16), 0),
-    "conv1d": (nn.Conv1d(6, 8, 3, padding=1), (4, 6, 12), 0),
-    "conv2d": (nn.Conv2d(6, 8, 3, stride=2), (4, 6, 9, 9), 0),
-    "grouped": (nn.Conv2d(6, 8, 3, groups=2), (4, 6, 9, 9), 0),
-    "depthwise": (nn.Conv2d(6, 6, 3, groups=6), (4, 6, 9, 9), 0),
-    "conv3d": (nn.Conv3d(3, 4, 3), (2, 3, 5, 6, 5), 0),
-    "transposed1d": (nn.ConvTranspose1d(6, 8, 3, stride=2), (4, 6, 12), 1),
-    "transposed2d": (nn.ConvTranspose2d(6, 8, 3, stride=2, output_padding=1), (4, 6, 7, 7), 1),
-    "addmm": (Multiplies("addmm"), (16, 16), 1),
-    "mm": (Multiplies("mm"), (16, 16), 1),
-    "matmul": (Multiplies("matmul"), (2, 8, 16), 1),
-    "twice": (Twice(), (16, 16), 0),
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "linear": (lambda: nn.Linear(16, 8), (16, 16), 0),
+    "conv1d": (lambda: nn.Conv1d(6, 8, 3, padding=1), (4, 6, 12), 0),
+    "conv2d": (lambda: nn.Conv2d(6, 8, 3, stride=2), (4, 6, 9, 9), 0),
+    "grouped": (lambda: nn.Conv2d(6, 8, 3, groups=2), (4, 6, 9, 9), 0),
+    "depthwise": (lambda: nn.Conv2d(6, 6, 3, groups=6), (4, 6, 9, 9), 0),
+    "conv3d": (lambda: nn.Conv3d(3, 4, 3), (2, 3, 5, 6, 5), 0),
+    "transposed1d": (lambda: nn.ConvTranspose1d(6, 8, 3, stride=2), (4, 6, 12), 1),
+    "transposed2d": (
+        lambda: nn.ConvTranspose2d(6, 8, 3, stride=2, output_padding=1),
+        (4, 6, 7, 7),
+        1,
+    ),
+    "addmm": (lambda: Multiplies("addmm"), (16, 16), 1),
+    "mm": (lambda: Multiplies("mm"), (16, 16), 1),
+    "matmul": (lambda: Multiplies("matmul"), (2, 8, 16), 1),
+    "twice": (lambda: Twice(), (16, 16), 0),
 }
 
 
@@ -103,8 +107,8 @@ def correlated_like(shape: tuple[int, ...], channels: int, count: int) -> list[A
     ("name", "bits"), [(name, 4) for name in LAYERS] + [("linear", b) for b in (2, 3, 8)]
 )
 def test_every_kind_of_layer(name: str, bits: int) -> None:
-    network, shape, axis = LAYERS[name]
-    network = copy.deepcopy(network).eval()
+    make, shape, axis = LAYERS[name]
+    network = make().eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     last = name in ("linear", "twice", "addmm", "mm", "matmul")
     batches = correlated_like(shape, -1 if last else 1, 12)

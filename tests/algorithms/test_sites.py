@@ -1,4 +1,4 @@
-"""Where channels go, and what moving factors between layers wins: SmoothQuant, equalization, AWQ."""
+"""Where channels go, and what moving factors between layers wins."""
 
 from __future__ import annotations
 
@@ -137,6 +137,16 @@ def test_smooth_quant_with_dynamic_inputs() -> None:
     before = quality(network, prepared, batches)
     SmoothQuant()(prepared, batches)
     assert quality(network, prepared, batches) > before + 15
+
+
+def test_a_single_batch_is_parted_for_ranges_too() -> None:
+    """What judges is not what ranges were found on: rows of one batch, or nothing is said."""
+    network = FeedForward()
+    for rows, words in ((16, "held-out"), (1, "only batch")):
+        batches = [(torch.randn(rows, 8, 64),)]
+        prepared = calibrated(network, XNNPACKQuantizer(), batches)
+        report = SmoothQuant()(prepared, batches)
+        assert report.rows and all(words in row.reason for row in report.rows)
 
 
 class Shared(nn.Module):
