@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -68,19 +70,30 @@ def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) 
     return nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU6())
 
 
-def save_checkpoint(net: DigitNet, path: Path = CHECKPOINT) -> None:
+def save_checkpoint(net: nn.Module, path: Path = CHECKPOINT) -> None:
     """Write the weights in half precision, which halves the file and costs no accuracy."""
     state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
     torch.save(state, path)
 
 
-def load_checkpoint(path: Path = CHECKPOINT) -> DigitNet:
-    """The trained network in eval mode.
+Net = TypeVar("Net", bound=nn.Module)
+
+
+@overload
+def load_checkpoint(path: Path = CHECKPOINT) -> DigitNet: ...
+@overload
+def load_checkpoint(path: Path, make: Callable[[], Net]) -> Net: ...
+def load_checkpoint(path: Path = CHECKPOINT, make: Callable[[], Any] = DigitNet) -> Any:
+    """A trained network in eval mode.
+
+    Args:
+        path: what `save_checkpoint` wrote.
+        make: makes the network that it is of.
 
     Raises:
         DataError: the checkpoint is missing or not of this network.
     """
-    net = DigitNet()
+    net = make()
     try:
         net.load_state_dict(torch.load(path, weights_only=True))
     except Exception as error:

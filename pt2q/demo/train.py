@@ -1,8 +1,9 @@
-"""Train the demo's checkpoint: `python -m pt2q.demo.train` (a few minutes on one core)."""
+"""Train the demo's checkpoints: `python -m pt2q.demo.train` (a few minutes each on one core)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,9 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pt2q.demo.digits import Digits, load_digits, warp
-from pt2q.demo.net import CHECKPOINT, DigitNet, load_checkpoint, save_checkpoint
+from pt2q.demo.net import CHECKPOINT, DigitNet, Net, load_checkpoint, save_checkpoint
+from pt2q.demo.vision import MOBILENET_V3, VIT, DigitMobileNetV3, DigitViT
 
 _BATCH = 32
+NETS: dict[str, tuple[Callable[[], nn.Module], Path, int]] = {
+    "digits": (DigitNet, CHECKPOINT, 30),
+    "vit": (DigitViT, VIT, 70),
+    "mobilenet_v3": (DigitMobileNetV3, MOBILENET_V3, 60),
+}
+"""By name: what makes a network, where its checkpoint is, for how many epochs it is trained."""
 
 
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -36,11 +44,11 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     return warp(images, rows.reshape(n, 2, 3))
 
 
-def train(data: Digits, epochs: int, seed: int = 0) -> DigitNet:
+def train(data: Digits, epochs: int, seed: int = 0, make: Callable[[], Net] = DigitNet) -> Net:
     """Train a network on the training part of `data`; the seed fixes every random choice."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    net = DigitNet()
+    net = make()
     steps = epochs * (len(data.train) // _BATCH)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
@@ -61,12 +69,14 @@ def train(data: Digits, epochs: int, seed: int = 0) -> DigitNet:
     return net.eval()
 
 
-def main(epochs: int = 30, out: Path = CHECKPOINT) -> None:
-    """Train, save the checkpoint, and say what the saved weights reach."""
-    data = load_digits()
-    save_checkpoint(train(data, epochs), out)
-    saved = load_checkpoint(out)
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
+def main(net: str = "digits", epochs: int | None = None, out: Path | None = None) -> None:
+    """Train a network, save the checkpoint, and say what the saved weights reach."""
+    torch.set_num_threads(1)
+    make, checkpoint, usual = NETS[net]
+    data, path = load_digits(), out or checkpoint
+    save_checkpoint(train(data, epochs or usual, make=make), path)
+    saved = load_checkpoint(path, make)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     print(f"train    {accuracy(saved, data.train, data.train_labels):6.2f} %")
     print(f"held out {accuracy(saved, data.held_out, data.held_out_labels):6.2f} %")
 
