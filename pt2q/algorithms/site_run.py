@@ -15,7 +15,7 @@ from pt2q.algorithms.layerwise import Declined, Progress
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.transfer import Site, trial_of
-from pt2q.algorithms.trial import Trial, noise, outputs
+from pt2q.algorithms.trial import noise, outputs
 
 Propose = Callable[[Site], tuple[Tensor, str]]
 """Gives the factor of each channel, and words for the report; may raise `Declined`."""
@@ -67,17 +67,14 @@ class SiteRun:
                 self.passed.append(Passed(site.name, str(reason)))
         return Report(tuple(self.rows), tuple((self.name, item) for item in self.passed))
 
-    def _tried(self, site: Site, factor: Tensor, exact: Sequence[Tensor]) -> tuple[Trial, float]:
-        """A change whose ranges have not seen what judges, and its error."""
-        trial = trial_of(self.walk, self.rounding, site, factor)
-        trial.observe(site.observers, self.parting)
-        return trial, noise(exact, trial.outputs(site.targets, self.parting))
-
     def _work_on(self, site: Site, propose: Propose, enough: float, start: float) -> None:
         factor, words = propose(site)
         exact = outputs(self.walk, site.targets, self.walk.lanes[FLOAT], self.parting)
-        _, before = self._tried(site, torch.ones_like(factor), exact)
-        trial, after = self._tried(site, factor, exact)
+        # Ranges as they are have seen what judges; those of the change have not.
+        before = noise(exact, outputs(self.walk, site.targets, self.rounding, self.parting))
+        trial = trial_of(self.walk, self.rounding, site, factor)
+        trial.observe(site.observers, self.parting)
+        after = noise(exact, trial.outputs(site.targets, self.parting))
         if kept := after < before * (1 - enough):
             if self.parting.apart:  # what is kept has seen all data, as calibration has
                 trial.observe(site.observers, self.parting, rest=True)

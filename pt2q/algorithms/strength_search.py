@@ -167,6 +167,7 @@ def _rounded(observer: Any, value: Tensor) -> Tensor:
 def _covering(observer: HistogramObserver, value: Tensor) -> Grid:
     """The grid that covers all of a value."""
     low, high, dtype = observer.quant_min, observer.quant_max, observer.dtype
+    assert low is not None and high is not None, "it has been made for a spec"
     scale, zero_point = choose_qparams(
         *torch.aminmax(value.float()),
         quant_min=low,

@@ -26,11 +26,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, width) to the same."""
         h = self.norm(x)
-        heads = [
+        q, k, v = (
             layer(h).unflatten(-1, (_HEADS, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
-        ]
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.mix(mixed.transpose(1, 2).flatten(2))
         added: Tensor = x + self.down(F.gelu(self.up(self.wider(x))))
         return added

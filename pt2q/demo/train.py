@@ -44,7 +44,7 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     return warp(images, rows.reshape(n, 2, 3))
 
 
-def train(data: Digits, epochs: int, seed: int = 0, make: Callable[[], Net] = DigitNet) -> Net:
+def train(data: Digits, epochs: int, make: Callable[[], Net], seed: int = 0) -> Net:
     """Train a network on the training part of `data`; the seed fixes every random choice."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ def main(net: str = "digits", epochs: int | None = None, out: Path | None = None
     torch.set_num_threads(1)
     make, checkpoint, usual = NETS[net]
     data, path = load_digits(), out or checkpoint
-    save_checkpoint(train(data, epochs or usual, make=make), path)
+    save_checkpoint(train(data, epochs or usual, make), path)
     saved = load_checkpoint(path, make)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     print(f"train    {accuracy(saved, data.train, data.train_labels):6.2f} %")

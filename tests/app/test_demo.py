@@ -87,7 +87,7 @@ def test_an_upright_warp_keeps_the_corners_of_an_image_apart() -> None:
 
 def test_training_repeats_and_learns(digits: Digits) -> None:
     few = Digits(digits.train[:64], digits.train_labels[:64], digits.train, digits.train_labels)
-    first, second = (train(few, epochs=2, seed=3) for _ in range(2))
+    first, second = (train(few, 2, DigitNet, seed=3) for _ in range(2))
     assert all(
         torch.equal(a, b)
         for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
