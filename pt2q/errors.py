@@ -236,6 +236,27 @@ class TiedInputsWarning(Pt2qWarning):
     """
 
 
+class TrainingModeWarning(Pt2qWarning):
+    """A program that was exported in training mode is quantized for use.
+
+    Cause: ``model.eval()`` was not called before ``torch.export.export``, so that dropouts draw
+    random numbers in the graph. `prepare_pt2e` switches them off; batch norms stay as they are.
+
+    Way out: Call ``model.eval()`` before the export. ``prepared.train()`` switches dropouts on
+    again where calibration wants them.
+    """
+
+
+class AlreadyQuantizedWarning(Pt2qWarning):
+    """A program that holds quantize and dequantize operators is prepared.
+
+    Cause: It was converted, and exported again, or comes from another library's quantization.
+
+    Way out: Prepare the float program. Where quantizing in two steps is meant, nothing: operators
+    that are quantized already are rounded twice unless their specs are the same.
+    """
+
+
 class NothingQuantizedWarning(Pt2qWarning):
     """The model was prepared or converted but nothing in it is quantized.
 

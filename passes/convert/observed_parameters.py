@@ -115,6 +115,53 @@ def _without_data(found: list[tuple[str, Node, Any]]) -> list[tuple[str, Node, A
     return [place for place in reversed(static.values()) if not has_data(place[2])]
 
 
+def bodies_not_run(
+    found: Sequence[tuple[str, QuantGraphModule, Calls]], on_no_data: OnNoData = "error"
+) -> frozenset[str]:
+    """The bodies of control flow that calibration never took, and that want its data.
+
+    Their observers may have data all the same: those of what goes in and out are others' too.
+
+    Args:
+        found: as in `found_parameters`.
+        on_no_data: what to do about them.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        NoDataError: there are some, and ``on_no_data`` is ``error``.
+    """
+    idle = [
+        path
+        for path, module, calls in found
+        if path and not module.record.ran and _wants_data(module, calls)
+    ]
+    names = ", ".join(path.removesuffix(".") for path in idle)
+    if idle and on_no_data == "warn":
+        warnings.warn(
+            f"calibration never ran {names}, of control flow: left in float. Calibrate with "
+            "inputs that take it to have it quantized",
+            NoDataWarning,
+            stacklevel=2,
+        )
+    elif idle:
+        raise NoDataError(
+            f"calibration never ran {names}, of control flow, and it is quantized. Either "
+            "calibrate: call the prepared model with representative inputs that take it before "
+            "convert_pt2e; or leave it in float: give the quantizer None for its modules, "
+            "quantizer.set_module_name('name.of.module', None)"
+        )
+    return frozenset(idle)
+
+
+def _wants_data(module: QuantGraphModule, calls: Calls) -> bool:
+    """Whether an observer in a module finds the range of what is computed: weights want no run."""
+    watched = [node.args[0] for node, observer in calls if _is_static(observer)]
+    constants = Constants(module)
+    return any(isinstance(value, Node) and not constants.is_constant(value) for value in watched)
+
+
 def _say(empty: list[tuple[str, Node, Any]], on_no_data: OnNoData) -> None:
     if not empty:
         return

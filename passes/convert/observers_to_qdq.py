@@ -13,6 +13,7 @@ from pt2q.ir.module import QuantGraphModule
 from pt2q.passes.convert.observed_parameters import (
     ObservedParameters,
     OnNoData,
+    bodies_not_run,
     found_parameters,
 )
 from pt2q.passes.convert.qdq_operators import QDQWriter
@@ -57,13 +58,18 @@ class ObserversToQDQ:
         """Replace all observers of the model.
 
         Raises:
-            NoDataError: a static activation observer never saw data, and that is an error.
+            NoDataError: a static activation observer never saw data, or a body of control flow
+                never ran, and that is an error.
         """
         modules = [(p, m) for p, m in named_graph_modules(model) if isinstance(m, QuantGraphModule)]
         found = [(path, module, observer_nodes(module)) for path, module in modules]
-        qparams, blind = found_parameters(found, self.on_no_data)
-        for _, module, calls in found:
-            _replace_all(module, calls, qparams, blind)
+        idle = bodies_not_run(found, self.on_no_data)
+        qparams, blind = found_parameters(
+            [place for place in found if place[0] not in idle], self.on_no_data
+        )
+        for path, module, calls in found:
+            unseen = frozenset(id(observer) for _, observer in calls) if path in idle else blind
+            _replace_all(module, calls, qparams, unseen)
         return any(calls for _, _, calls in found)
 
 

@@ -10,10 +10,12 @@ from torch.fx import GraphModule
 from pt2q.errors import FlowError, NotExportedError, ReferenceIncompleteWarning
 from pt2q.flow.modules import own_modules, paused_collection
 from pt2q.ir.float_tensors import FloatTensors
+from pt2q.ir.graph import named_tensors
 from pt2q.ir.model_state import restore_state
-from pt2q.ir.modes import switch_mode
+from pt2q.ir.modes import switch_dropouts_off, switch_mode
 from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage, copy_module, deferred_code
 from pt2q.ir.record import stage_of
+from pt2q.ir.storage import storage_of
 from pt2q.listing import listed
 from pt2q.passes import (
     CloseControlFlow,
@@ -60,8 +62,8 @@ def convert_pt2e(
             ``warn`` and leave its tensor in float.
 
     Returns:
-        The converted module, in evaluation mode's graph; it can be exported again with
-        ``torch.export.export``, saved and lowered.
+        The converted module, in evaluation mode's graph, with tensors of its own; it can be
+        exported again with ``torch.export.export``, saved and lowered.
 
     Raises:
         FlowError: the model was never prepared, or is converted already.
@@ -79,15 +81,16 @@ def convert_pt2e(
         if model.record.stage is Stage.PREPARED_QAT:
             switch_mode(converted, False)
             run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])
+        else:
+            switch_dropouts_off(converted)
         passes = conversion_passes(
             fold_quantize=fold_quantize,
             fold_state=fold_quantize_into_mutable_buffers,
             reference=use_reference_representation,
             on_no_data=on_no_data,
         )
-        run_passes(converted, passes)
-        if model.record.stage is Stage.PREPARED_QAT:
-            run_passes(converted, [OwnTensors()])
+        held = frozenset(map(storage_of, named_tensors(model).values()))
+        run_passes(converted, [*passes, OwnTensors(held)])
     converted.recompile()
     for module in converted.modules():
         module.training = False  # export's module says True even of a graph in evaluation mode

@@ -9,11 +9,18 @@ from contextlib import contextmanager
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from pt2q.errors import BatchNormNotFoldedWarning, NothingQuantizedWarning
+from pt2q.errors import (
+    AlreadyQuantizedWarning,
+    BatchNormNotFoldedWarning,
+    NothingQuantizedWarning,
+    TrainingModeWarning,
+)
 from pt2q.flow.annotating import annotate, ask, resolve
 from pt2q.flow.modules import own_modules, paused_collection
 from pt2q.ir.model_state import keep_state
+from pt2q.ir.modes import switch_dropouts_off
 from pt2q.ir.module import QuantGraphModule, Stage, deferred_code, import_exported
+from pt2q.ir.qparams import quantized_nodes
 from pt2q.listing import listed
 from pt2q.passes import (
     FoldConvBatchNorm,
@@ -105,12 +112,38 @@ def _preparing(model: ExportedProgram | GraphModule, stage: Stage) -> Iterator[Q
     """A copy of a model to work on within the block; after it, its code is up to date."""
     with deferred_code(), paused_collection():
         prepared = import_exported(model)
-        if stage is Stage.PREPARED:  # calibration leaves nothing behind, training does
-            keep_state(prepared)
+        _warn_if_quantized(prepared)
+        if stage is Stage.PREPARED:
+            _switch_dropouts_off(prepared)
+            keep_state(prepared)  # calibration leaves nothing behind, training does
         run_passes(prepared, [OpenControlFlow()])
         yield prepared
     prepared.recompile()
     prepared.record.stage = stage
+
+
+def _switch_dropouts_off(model: QuantGraphModule) -> None:
+    """Ranges are those of the model in use; a model that draws random numbers has none."""
+    drew = switch_dropouts_off(model)
+    if drew:
+        warnings.warn(
+            f"the program was exported in training mode: {', '.join(drew)} drew random numbers, "
+            "and was switched off. Call model.eval() before torch.export.export",
+            TrainingModeWarning,
+            stacklevel=6,
+        )
+
+
+def _warn_if_quantized(model: QuantGraphModule) -> None:
+    found = quantized_nodes(model)
+    if found:
+        warnings.warn(
+            f"the program holds {len(found)} quantize and dequantize operator(s) already, such as "
+            f"{found[0].name}: what is quantized again is rounded twice, and comparisons are with "
+            "the quantized program. Prepare the float program that it was made from",
+            AlreadyQuantizedWarning,
+            stacklevel=6,
+        )
 
 
 def _insertion(plan: Plan, quantizer: Quantizer, *, is_qat: bool) -> Pass:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from pt2q.ir import ops
 from pt2q.ir.graph import get_constant, holds_tensor
-from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import StorageMap
 from pt2q.ir.torch_private import is_erased, schema_of
 
@@ -22,7 +21,7 @@ class Constants:
         model: the module; its graph is read once, when the object is made.
     """
 
-    def __init__(self, model: QuantGraphModule) -> None:
+    def __init__(self, model: GraphModule) -> None:
         self.model = model
         storage = StorageMap.of(model.graph)
         self._known: set[Node] = set()
@@ -104,7 +103,7 @@ def _is_pure(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded not in tags
 
 
-def drop_assertions(model: QuantGraphModule, constants: Constants) -> bool:
+def drop_assertions(model: GraphModule, constants: Constants) -> bool:
     """Erase what export asserts of constants, and what is computed for that only.
 
     It holds, and would keep the constants in the module.

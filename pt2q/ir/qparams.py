@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
@@ -191,3 +191,14 @@ def _arguments(target: ops.Target, params: QParams, out: torch.dtype | None) -> 
 @lru_cache
 def _has_output_dtype(target: ops.Target) -> bool:
     return any(a.name == "output_dtype" for a in schema_of(target).arguments)
+
+
+def quantized_nodes(model: torch.nn.Module) -> list[Node]:
+    """The quantizes and dequantizes in every graph of a module, those of other libraries too.
+
+    Args:
+        model: an exported module; of a program, its ``graph_module``.
+    """
+    graphs = [m.graph for m in model.modules() if isinstance(m, GraphModule)]
+    known = ops.QUANTIZE | ops.DEQUANTIZE
+    return [n for g in graphs for n in g.nodes if ops.is_op(n, known) or ops.quantizes_elsewhere(n)]

@@ -57,11 +57,13 @@ class FlowRecord:
         stage: where in the flow the module stands.
         notes: what passes decided, or declined, by node.
         facts: what one pass leaves for a later one, by its class; see `put` and `get`.
+        ran: of a graph that control flow runs in a prepared model: it ran at least once.
     """
 
     stage: Stage = Stage.FLOAT
     notes: list[Note] = field(default_factory=list)
     facts: dict[type, Any] = field(default_factory=dict)
+    ran: bool = False
 
     def note(self, origin: str, node: str, text: str) -> None:
         """Add a note."""

@@ -179,6 +179,11 @@ BATCH_NORM_ALONE = Reason(
 DYNAMIC_LINEAR_ONLY = Reason(
     "dynamic-linear-only", "dynamic quantization covers linear layers only"
 )
+NOTHING_TO_MEASURE = Reason(
+    "nothing-to-measure",
+    "it depends on no input of the model: there is no range to measure at run time",
+    "compute it once before export, or give it a static configuration",
+)
 GROUPS_LINEAR_ONLY = Reason(
     "groups-linear-only", "groups and dynamic activations are for linear layers"
 )

@@ -25,6 +25,7 @@ from pt2q import (
     prepare_pt2e,
     sqnr,
 )
+from pt2q.errors import TrainingModeWarning
 from pt2q.ir import ops
 
 pytestmark = [
@@ -106,7 +107,8 @@ class Dropouts(nn.Module):
 
 def test_dropout_keeps_its_p_and_is_off_in_evaluation() -> None:
     module = torch.export.export(Dropouts().train(), (IMAGE,)).module()
-    ready = prepare_pt2e(module, NoopQuantizer())
+    with pytest.warns(TrainingModeWarning, match="dropout"):
+        ready = prepare_pt2e(module, NoopQuantizer())
     for _ in range(2):
         move_exported_model_to_eval(ready)
         assert_same(ready(IMAGE), Dropouts().eval()(IMAGE), 1e-5)

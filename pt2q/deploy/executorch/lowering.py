@@ -13,7 +13,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of
-from pt2q.deploy.executorch.refusals import refuse_uint8, refuse_weight_only
+from pt2q.deploy.executorch.refusals import (
+    refuse_measured_constants,
+    refuse_uint8,
+    refuse_weight_only,
+)
 from pt2q.deploy.executorch.runtime import LoadedProgram, load
 from pt2q.deploy.export import export_rewritten, refuse_prepared
 from pt2q.deploy.library_output import first_line, quiet_python
@@ -84,6 +88,7 @@ def lower(
         program = export_rewritten(program, _with_own_biases, args, kwargs, dynamic_shapes)
     refuse_uint8(program.graph)
     refuse_weight_only(program.graph)
+    refuse_measured_constants(program)
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
         with quiet_python(), torch.no_grad():

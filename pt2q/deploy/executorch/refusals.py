@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx import Graph
 
 from pt2q.errors import LoweringError
@@ -49,4 +51,30 @@ def refuse_weight_only(graph: Graph) -> None:
                 "computes wrongly. Quantize its input too, at run time for instance: "
                 "get_dynamic_activation_4bit_weight_config(), or "
                 "get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)"
+            )
+
+
+def refuse_measured_constants(program: ExportedProgram) -> None:
+    """Refuse activations that are measured at run time and are the same in every call.
+
+    XNNPACK's delegate quantizes them once, from memory that it has not filled yet.
+
+    Args:
+        program: exported.
+
+    Raises:
+        LoweringError: there is one.
+    """
+    signature = program.graph_signature
+    given = {s.arg.name for s in signature.input_specs if s.kind is InputKind.USER_INPUT}
+    written = set(signature.buffers_to_mutate.values())
+    varying = given | {n for n, name in signature.inputs_to_buffers.items() if name in written}
+    for node in program.graph.nodes:
+        if node.name in varying or any(source.name in varying for source in node.all_input_nodes):
+            varying.add(node.name)
+        elif ops.is_op(node, ops.CHOOSE_QPARAMS):
+            raise LoweringError(
+                f"{node.all_input_nodes[0].name} depends on no input of the model, and its range "
+                "is measured at run time, which XNNPACK does wrongly. Leave what reads it in "
+                "float, or compute it once before export"
             )

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pt2q.ir.record import record_of
+
 
 def run_cond(
     predicate: Tensor | bool, true_body: Any, false_body: Any, operands: Sequence[Any] = ()
 ) -> Any:
     """``true_body(*operands)`` if ``predicate`` else ``false_body(*operands)``."""
-    return (true_body if bool(predicate) else false_body)(*operands)
+    return _run(true_body if bool(predicate) else false_body, *operands)
 
 
 def run_while_loop(
@@ -24,8 +26,8 @@ def run_while_loop(
 ) -> tuple[Any, ...]:
     """Replace ``carried`` by ``body(*carried, *additional)`` while ``condition`` holds of them."""
     values = tuple(carried)
-    while bool(_single(condition(*values, *additional))):
-        values = tuple(body(*values, *additional))
+    while bool(_single(_run(condition, *values, *additional))):
+        values = tuple(_run(body, *values, *additional))
     return values
 
 
@@ -36,7 +38,7 @@ def run_scan(
     carry = tuple(initial)
     rows = []
     for step in range(sliced[0].shape[0]):
-        results = tuple(body(*carry, *(x[step] for x in sliced), *additional))
+        results = tuple(_run(body, *carry, *(x[step] for x in sliced), *additional))
         carry, row = results[: len(carry)], results[len(carry) :]
         rows.append(row)
     return (*carry, *(torch.stack(column) for column in zip(*rows, strict=True)))
@@ -45,9 +47,18 @@ def run_scan(
 def run_map(body: Any, sliced: Sequence[Tensor], additional: Sequence[Any] = ()) -> Any:
     """Apply ``body`` to each slice of the first dimension and stack the results."""
     rows = [
-        tuple(body(*(x[step] for x in sliced), *additional)) for step in range(sliced[0].shape[0])
+        tuple(_run(body, *(x[step] for x in sliced), *additional))
+        for step in range(sliced[0].shape[0])
     ]
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+
+def _run(body: Any, *operands: Any) -> Any:
+    """Call a body, and note that it ran: its observers may be those of others, which saw data."""
+    record = record_of(body)
+    if record is not None:
+        record.ran = True
+    return body(*operands)
 
 
 def _single(result: Any) -> Any:

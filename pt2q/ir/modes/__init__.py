@@ -6,7 +6,13 @@ from pt2q.ir.modes.exported import (
     move_exported_model_to_eval,
     move_exported_model_to_train,
 )
-from pt2q.ir.modes.switch import ModeRecord, mode_record, set_mode_record, switch_mode
+from pt2q.ir.modes.switch import (
+    ModeRecord,
+    mode_record,
+    set_mode_record,
+    switch_dropouts_off,
+    switch_mode,
+)
 
 __all__ = [
     "ModeRecord",
@@ -17,5 +23,6 @@ __all__ = [
     "move_exported_model_to_eval",
     "move_exported_model_to_train",
     "set_mode_record",
+    "switch_dropouts_off",
     "switch_mode",
 ]

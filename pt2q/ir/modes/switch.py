@@ -137,6 +137,45 @@ def switch_graph(model: GraphModule, train: bool) -> bool:
     return changed
 
 
+def switch_dropouts_off(model: torch.nn.Module) -> tuple[str, ...]:
+    """Switch what draws random numbers in training to evaluation; batch norms stay as they are.
+
+    Args:
+        model: as in `switch_mode`.
+
+    Returns:
+        The names of the nodes that did draw.
+    """
+    found: list[str] = []
+    for module in model.modules():
+        if isinstance(module, GraphModule):
+            found += _dropouts_off(module)
+    return tuple(found)
+
+
+def _dropouts_off(model: GraphModule) -> list[str]:
+    record = mode_record(model)
+    known = dict(record.attention_dropout)
+    changed, drew = False, []
+    for node in model.graph.nodes:
+        if node.op != "call_function" or ops.has_argument(node, "running_mean"):
+            continue
+        attention = _has_dropout_p(node.target) and _switch_attention(node, False, known)
+        if attention or _switch_flag(node, False, frozenset()):
+            changed = True
+            drew += [node.name] if attention or _probability(node) else []
+    if changed:
+        set_mode_record(model, replace(record, attention_dropout=tuple(known.items())))
+        model.recompile()
+    return drew
+
+
+def _probability(node: Node) -> bool:
+    """Whether it draws at all; recurrent layers call the share that they drop otherwise."""
+    given = [ops.argument(node, n) for n in ("p", "dropout") if ops.has_argument(node, n)]
+    return any(given) if given else True
+
+
 def switch_mode(model: torch.nn.Module, train: bool) -> bool:
     """Switch every exported graph in a module, branches of control flow included.
 

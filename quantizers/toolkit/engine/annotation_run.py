@@ -23,7 +23,7 @@ from pt2q.quantizers.toolkit.report.decision_report import Report
 from pt2q.quantizers.toolkit.report.decisions import Row
 from pt2q.quantizers.toolkit.selection.statements import Choice
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
-from pt2q.quantizers.toolkit.table.checks import kernel_takes
+from pt2q.quantizers.toolkit.table.checks import kernel_takes, varies
 from pt2q.quantizers.toolkit.table.rule import Context, Match, Rule
 from pt2q.spec import annotation_of
 
@@ -139,7 +139,7 @@ def _by_head(rules: Iterable[Rule]) -> dict[Target, list[Rule]]:
 
 
 def _why_not(match: Match) -> Reason | None:
-    found = (check(match) for check in (*match.rule.checks, kernel_takes))
+    found = (check(match) for check in (*match.rule.checks, kernel_takes, varies))
     return next(filter(None, found), None)
 
 

@@ -105,6 +105,16 @@ def float_inputs(match: Match) -> Reason | None:
     return reasons.VALUES_NOT_FLOAT
 
 
+def varies(match: Match) -> Reason | None:
+    """What is measured at run time is not the same in every call.
+
+    Runtimes take the range of a constant when they load the program, or not at all.
+    """
+    sources = float_activations(match.head) if match.config.is_dynamic else []
+    fixed = bool(sources) and all(map(match.context.constants.is_constant, sources))
+    return reasons.NOTHING_TO_MEASURE if fixed else None
+
+
 def kernel_takes(match: Match) -> Reason | None:
     """The kernel takes tensors of these ranks, and what the configuration asks for."""
     kernel = match.rule.kernel

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 from torch.fx import GraphModule, Node
 
+from pt2q.ir.constants import Constants
 from pt2q.ir.ops import BATCH_NORM, Target
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.reading.attention_masks import MaskFinder
@@ -48,6 +50,11 @@ class Context:
 
     model: GraphModule
     masks: MaskFinder
+
+    @cached_property
+    def constants(self) -> Constants:
+        """What of the graph is the same in every call."""
+        return Constants(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
