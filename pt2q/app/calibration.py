@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from pt2q.deploy.library_output import first_line, quiet_python
 from pt2q.deploy.signature import Batch, Input, Signature
 from pt2q.errors import DataError
+from pt2q.library_output import first_line, quiet_python
 
 
 def read_program(path: str | PathLike[str]) -> ExportedProgram:

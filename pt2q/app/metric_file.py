@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from pt2q.deploy.library_output import first_line
 from pt2q.errors import DataError
+from pt2q.library_output import first_line
 
 
 def read_metric(given: str | None) -> Any:

@@ -4,12 +4,16 @@ from pt2q.debug.comparison.compare import compare
 from pt2q.debug.comparison.comparison import Comparison
 from pt2q.debug.comparison.row import ComparisonRow, Unmatched
 from pt2q.debug.comparison.weights import WeightRow
+from pt2q.debug.drawing.graphviz_text import draw, save_drawing
+from pt2q.debug.drawing.overlay import errors_by_node, overlay
 from pt2q.debug.error import Error
 from pt2q.debug.identity import (
     Origin,
     bfs_trace_with_node_process,
     generate_numeric_debug_handle,
 )
+from pt2q.debug.inspection.inspect_model import inspect
+from pt2q.debug.inspection.inspection import BackendView, Inspection
 from pt2q.debug.rounding.row import RoundingRow
 from pt2q.debug.sensitivity.result import Sensitivity, SensitivityRow
 from pt2q.debug.sensitivity.sensitivity import sensitivity
@@ -31,10 +35,12 @@ __all__ = [
     "CUSTOM_KEY",
     "FROM_NODE_KEY",
     "NUMERIC_DEBUG_HANDLE_KEY",
+    "BackendView",
     "Comparison",
     "ComparisonError",
     "ComparisonRow",
     "Error",
+    "Inspection",
     "NodeAccuracySummary",
     "Origin",
     "OutputLogger",
@@ -47,8 +53,13 @@ __all__ = [
     "bfs_trace_with_node_process",
     "compare",
     "compare_results",
+    "draw",
+    "errors_by_node",
     "extract_results_from_loggers",
     "generate_numeric_debug_handle",
+    "inspect",
+    "overlay",
     "prepare_for_propagation_comparison",
+    "save_drawing",
     "sensitivity",
 ]

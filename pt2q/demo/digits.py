@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pt2q.demo.net import IMAGE
-from pt2q.deploy.optional import optional_modules
+from pt2q.optional import optional_modules
 
 _TRAIN = 1000
 

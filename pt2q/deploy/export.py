@@ -10,9 +10,9 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from pt2q.deploy.library_output import first_line, quiet_python
 from pt2q.errors import FlowError, LoweringError, NotExportedError, Pt2qError
 from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage
+from pt2q.library_output import first_line, quiet_python
 
 
 def refuse_prepared(model: object) -> None:

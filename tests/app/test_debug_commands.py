@@ -46,3 +46,29 @@ def test_sensitivity_takes_constants_and_keywords(run: Run, folder: Path, data: 
     code, out, err = run("sensitivity", folder / "masked.pt2", "--calibration", data)
     assert (code, err) == (0, "")
     assert "linear" in out
+
+
+def test_inspect(run: Run, folder: Path, tmp_path: Path) -> None:
+    written = tmp_path / "model.json"
+    code, out, err = run("inspect", folder / "small.pt2", "--json", written)
+    assert (code, err) == (0, "")
+    assert within_80(out) and "left in float" in out and "onnxruntime" in out
+    found = json.loads(written.read_text())
+    assert set(found) == {"inputs", "outputs", "operators", "parameters", "macs", "backends"}
+    assert found["macs"] == 2 * 8 * 3 * 9 * 64 + 2 * 8 * 4
+    code, out, err = run("inspect", folder / "small.pt2", "--backend", "xnnpack")
+    assert (code, err) == (0, "") and within_80(out) and "operators quantized" in out
+    fails(run("inspect", folder / "small.pt2", "--backend", "none"), 1, "none")
+
+
+def test_draw(run: Run, folder: Path, tmp_path: Path) -> None:
+    model, data = folder / "small.pt2", folder / "images.npz"
+    text, node_data = tmp_path / "graph.dot", tmp_path / "overlay.json"
+    assert run("draw", model, "-o", text) == (0, f"written: {text}\n", "")
+    assert "cluster_conv" in text.read_text() and " dB" not in text.read_text()
+    assert run("draw", model, "--calibration", data, "-o", text)[0] == 0
+    assert " dB" in text.read_text()
+    assert run("draw", model, "--calibration", data, "-o", node_data)[0] == 0
+    assert json.loads(node_data.read_text())["graph"]["results"]["linear"]["value"] > 10
+    fails(run("draw", model, "-o", node_data), 1, "give --calibration")
+    fails(run("draw", model, "-o", tmp_path / "graph.txt"), 1, "write one of")

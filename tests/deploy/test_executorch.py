@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from pt2q import convert_pt2e, prepare_pt2e, sqnr
 from pt2q.deploy.executorch import load, lower
 from pt2q.deploy.executorch.delegation import delegation_of
-from pt2q.deploy.optional import optional_modules
 from pt2q.errors import InputShapeError, LoweringError, MissingDependencyError
+from pt2q.optional import optional_modules
 
 
 class CalledTwice(nn.Module):

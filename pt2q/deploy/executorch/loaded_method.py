@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.deploy.library_output import captured_stderr
 from pt2q.errors import InputShapeError, LoweringError
+from pt2q.library_output import captured_stderr
 
 # ExecuTorch numbers its scalar types as c10::ScalarType does.
 _DTYPES = {

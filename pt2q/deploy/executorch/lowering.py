@@ -20,11 +20,11 @@ from pt2q.deploy.executorch.refusals import (
 )
 from pt2q.deploy.executorch.runtime import LoadedProgram, load
 from pt2q.deploy.export import export_rewritten, refuse_prepared
-from pt2q.deploy.library_output import first_line, quiet_python
-from pt2q.deploy.optional import optional_modules
 from pt2q.errors import LoweringError
 from pt2q.files import write_bytes
 from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.library_output import first_line, quiet_python
+from pt2q.optional import optional_modules
 from pt2q.passes import OwnBiases, run_passes
 
 _MODULES = ("executorch.exir", "executorch.backends.xnnpack.partition.xnnpack_partitioner")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pt2q.deploy.executorch.loaded_method import LoadedMethod
-from pt2q.deploy.library_output import captured_stderr
-from pt2q.deploy.optional import optional_modules
 from pt2q.errors import DataError, LoweringError
+from pt2q.library_output import captured_stderr
+from pt2q.optional import optional_modules
 
 logger = logging.getLogger(__name__)
 

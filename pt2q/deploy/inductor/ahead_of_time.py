@@ -15,10 +15,10 @@ from pt2q.deploy.export import export_rewritten, require_graph
 from pt2q.deploy.inductor import package_account, package_inputs
 from pt2q.deploy.inductor.graph import for_inductor
 from pt2q.deploy.inductor.settings import aoti_compile_and_package, aoti_load_package, compiling
-from pt2q.deploy.library_output import first_line, quiet_python
 from pt2q.errors import DataError, InputShapeError, LoweringError, SaveError
 from pt2q.files import ensure_writable, replacing
 from pt2q.ir.torch_private import pytree, reorder_kwargs
+from pt2q.library_output import first_line, quiet_python
 
 
 def package(

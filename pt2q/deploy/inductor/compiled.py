@@ -13,8 +13,8 @@ from pt2q.deploy.inductor.fusion import FusionReport
 from pt2q.deploy.inductor.graph import for_inductor, take_input_checks
 from pt2q.deploy.inductor.kernels import KernelCall, kernel_calls, report_fusion
 from pt2q.deploy.inductor.settings import TorchDynamoException, compile_watched, compiling
-from pt2q.deploy.library_output import first_line
 from pt2q.errors import FlowError, LoweringError
+from pt2q.library_output import first_line
 
 
 class CompiledModel:

@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 from torch.fx import Graph, GraphModule
 
-from pt2q.deploy.library_output import quiet_python
 from pt2q.ir.torch_private import MAY_ADD_IN_PLACE, private
+from pt2q.library_output import quiet_python
 
 TorchDynamoException = private("torch._dynamo.exc.TorchDynamoException")
 aoti_compile_and_package = private("torch._inductor.aoti_compile_and_package")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.deploy.library_output import cause_line
-from pt2q.deploy.optional import optional_modules
 from pt2q.errors import DataError, InputShapeError
+from pt2q.library_output import cause_line
+from pt2q.optional import optional_modules
 
 FLOAT8_KEY = "pt2q.float8"
 """Metadata of files that ONNX Runtime must not optimize: it leaves out a relu before float8."""

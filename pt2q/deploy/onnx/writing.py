@@ -14,17 +14,17 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from pt2q.deploy.export import export_rewritten, require_graph
-from pt2q.deploy.library_output import cause_line, quiet_python
 from pt2q.deploy.onnx.file_info import OnnxProgramInfo, stored_bytes
 from pt2q.deploy.onnx.graph import for_onnx
 from pt2q.deploy.onnx.opsets import WIDE_OPSET, choose_opset
 from pt2q.deploy.onnx.session import FLOAT8_KEY
-from pt2q.deploy.optional import optional_modules
 from pt2q.errors import LoweringError
 from pt2q.files import ensure_writable, replacing
 from pt2q.ir import ops
 from pt2q.ir.dtypes import FLOAT8_DTYPES
 from pt2q.ir.qparams import read_qparams
+from pt2q.library_output import cause_line, quiet_python
+from pt2q.optional import optional_modules
 
 EXTERNAL_BYTES = 1 << 30
 """Constants beyond this go to a file of their own; a single file ends at 2 GiB."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from pt2q.deploy.library_output import quiet_python
 from pt2q.errors import MissingDependencyError
+from pt2q.library_output import quiet_python
 
 
 def optional_modules(*names: str, extra: str) -> tuple[Any, ...]:

@@ -1,0 +1,1 @@
+"""Pictures of graphs: Graphviz, and data for Model Explorer."""
