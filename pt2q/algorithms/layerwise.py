@@ -197,6 +197,7 @@ class _Run:
         self.progress = progress
         self.seen: dict[Use, list[list[Sample]]] = {}
         self.rows: list[Row] = []
+        self.done = 0
         self.passed = [(algorithm.name, item) for item in layers.passed]
 
     def report(self) -> Report:
@@ -208,8 +209,11 @@ class _Run:
                 self.seen[use] = _kept(calls_of(self.walk, use))
                 continue
             if self.progress is not None:
-                self.progress(len(self.rows), len(self.layers.found), layer.name)
+                self.progress(
+                    self.done, len(self.layers.found), f"{self.algorithm.name}: {layer.name}"
+                )
             self._work_on(layer)
+            self.done += 1
         return Report(tuple(self.rows), tuple(self.passed))
 
     def _position(self, use: Use) -> int:

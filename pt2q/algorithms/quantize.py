@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +12,14 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from pt2q.algorithms.applied import Applied
 from pt2q.algorithms.batches import Batches
-from pt2q.algorithms.effort import algorithms_for
+from pt2q.algorithms.effort import EFFORTS, algorithms_for
 from pt2q.algorithms.engine.inputs import as_call
 from pt2q.algorithms.layerwise import Progress
 from pt2q.algorithms.model_error import ModelError
 from pt2q.algorithms.report import Report, decibels
+from pt2q.errors import SpecError
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.ir.graph import named_tensors
 from pt2q.ir.module import QuantGraphModule
@@ -46,23 +47,6 @@ class Algorithm(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Applied:
-    """What was done to a converted model; in its record.
-
-    Attributes:
-        algorithms: names with their settings, in order.
-        report: layer by layer.
-        seed: of random choices.
-        versions: of pt2q and torch.
-    """
-
-    algorithms: tuple[tuple[str, dict[str, Any]], ...]
-    report: Report
-    seed: int
-    versions: dict[str, str]
-
-
 def quantize_pt2e(
     model: ExportedProgram | GraphModule,
     quantizer: Quantizer,
@@ -85,7 +69,7 @@ def quantize_pt2e(
             Every fourth judges what is computed from the others; give four or more.
         algorithms: of `pt2q.algorithms`, in the order in which they are applied.
         effort: chooses them by what the quantizer asks for, instead: ``"fast"``, ``"balanced"``
-            or ``"best"``.
+            or ``"best"``; see `algorithms_for`.
         fold_quantize, use_reference_representation: as for `convert_pt2e`.
         seed: of random choices; equal seeds give equal models, bit for bit.
         spill: keep the values of a run in files: True, or the folder in which to make a temporary
@@ -97,22 +81,79 @@ def quantize_pt2e(
 
     Raises:
         DataError: there is no batch, or one is not a call of the model.
+        SpecError: there is no such effort, or algorithms are given beside it.
         NotExportedError, FlowError, AnnotationError, SharingError, NoDataError: as `prepare_pt2e`
             and `convert_pt2e`.
     """
+    check_choice(algorithms, effort)
     data = Batches(batches, seed)
     prepared = prepare_pt2e(model, quantizer)
     with torch.no_grad():
         for batch in data:
             args, kwargs = as_call(prepared, batch)
             prepared(*args, **kwargs)
-    chosen = tuple(algorithms) if effort is None else algorithms_for(prepared, effort)
-    options = {"seed": seed, "spill": spill, "progress": progress}
-    prepared, report = improve(prepared, data, chosen, **options)
-    converted = convert_pt2e(prepared, use_reference_representation, fold_quantize)
+    improvement = Improvement(tuple(algorithms), effort, seed, spill, progress)
+    return improve_and_convert(
+        prepared,
+        data,
+        improvement,
+        use_reference_representation=use_reference_representation,
+        fold_quantize=fold_quantize,
+    )
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """How accuracy is won back; see `quantize_pt2e`."""
+
+    algorithms: tuple[Algorithm, ...] = ()
+    effort: str | None = None
+    seed: int = 0
+    spill: bool | str | Path = False
+    progress: Progress | None = None
+
+
+def improve_and_convert(
+    prepared: QuantGraphModule,
+    batches: Iterable[Any],
+    improvement: Improvement,
+    **options: Any,
+) -> QuantGraphModule:
+    """Improve a prepared and calibrated model, and convert it.
+
+    Args:
+        prepared: it is not changed.
+        batches: see `quantize_pt2e`.
+        improvement: how.
+        **options: for `convert_pt2e`.
+
+    Raises:
+        SpecError, NoDataError: as `quantize_pt2e`.
+    """
+    effort, seed = improvement.effort, improvement.seed
+    check_choice(improvement.algorithms, effort)
+    chosen = improvement.algorithms if effort is None else algorithms_for(prepared, effort)
+    settings = {"seed": seed, "spill": improvement.spill, "progress": improvement.progress}
+    improved, report = improve(prepared, batches, chosen, **settings)
+    converted = convert_pt2e(improved, **options)
     if chosen:
-        converted.record.put(applied(chosen, report, seed))
+        converted.record.put(Applied.of(chosen, report, seed))
     return converted
+
+
+def check_choice(algorithms: Sequence[Algorithm], effort: str | None) -> None:
+    """Check what is asked for before any work.
+
+    Raises:
+        SpecError: there is no such effort, or algorithms are given as well.
+    """
+    if effort is None:
+        return
+    if effort not in EFFORTS:
+        raise SpecError(f"effort: expected one of {', '.join(EFFORTS)}, found {effort!r}")
+    if algorithms:
+        names = ", ".join(algorithm.name for algorithm in algorithms)
+        raise SpecError(f"effort={effort!r} chooses the algorithms: give it, or {names}, not both")
 
 
 def improve(
@@ -162,26 +203,3 @@ def _taken_back(report: Report, before: float, after: float) -> Report:
     )
     rows = tuple(replace(row, kept=False, reason=words) if row.kept else row for row in report.rows)
     return replace(report, rows=rows)
-
-
-def applied(algorithms: Sequence[Algorithm], report: Report, seed: int) -> Applied:
-    """What was done, for the record.
-
-    Args:
-        algorithms: in order.
-        report: what they said.
-        seed: what they were given.
-    """
-    settings = tuple((a.name, _settings(a)) for a in algorithms)
-    versions = {"pt2q": version("pt2q"), "torch": torch.__version__}
-    return Applied(settings, report, seed, versions)
-
-
-def _settings(algorithm: Any) -> dict[str, Any]:
-    return asdict(algorithm) if is_dataclass(algorithm) and not isinstance(algorithm, type) else {}
-
-
-def report_of(model: QuantGraphModule) -> Report:
-    """What algorithms did to a converted model, layer by layer; empty if none was applied."""
-    found = model.record.get(Applied)
-    return Report() if found is None else found.report

@@ -58,7 +58,7 @@ class SiteRun:
         """
         for done, site in enumerate(sites):
             if self.progress is not None:
-                self.progress(done, len(sites), site.name)
+                self.progress(done, len(sites), f"{self.name}: {site.name}")
             self.walk.advance(site.source.node)
             start = time.perf_counter()
             try:

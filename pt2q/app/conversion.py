@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from pt2q.algorithms import Improvement, improve_and_convert
 from pt2q.deploy.signature import Batch, signature_of
 from pt2q.errors import DataError
 from pt2q.flow import convert_pt2e, prepare_pt2e
@@ -53,6 +54,7 @@ def calibrate_and_convert(
     calibration: Sequence[Batch],
     track: Track,
     show: Callable[[Report], None] | None = None,
+    improvement: Improvement | None = None,
 ) -> QuantGraphModule:
     """Quantize an exported program.
 
@@ -62,9 +64,13 @@ def calibrate_and_convert(
         calibration: what the observers see.
         track: shows the progress.
         show: is given the quantizer's report before anything can fail that it may explain.
+        improvement: how accuracy is won back.
     """
     report = None if show is None else lambda: show(quantizer.report())
-    return convert_pt2e(calibrated(program, quantizer, calibration, track, report))
+    prepared = calibrated(program, quantizer, calibration, track, report)
+    if improvement is None:
+        return convert_pt2e(prepared)
+    return improve_and_convert(prepared, calls_of(program, calibration), improvement)
 
 
 def calls_of(program: ExportedProgram, batches: Sequence[Batch]) -> list[Any]:

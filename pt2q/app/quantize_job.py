@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from pt2q.algorithms import Improvement, report_of
+from pt2q.algorithms import Report as Improved
+from pt2q.algorithms.layerwise import Progress
 from pt2q.app.conversion import Track, calibrate_and_convert, split_off
 from pt2q.app.recipe import Recipe
 from pt2q.deploy.backend import Backend, Deployed, Example, Run
@@ -33,6 +36,7 @@ class Outcome:
         calibrated: number of batches that were calibrated on.
         held_out: number of batches that were kept for the comparison.
         sqnr: decibels of the quantized model's output against the float model's.
+        improved: what algorithms did, layer by layer.
     """
 
     deployed: Deployed
@@ -41,6 +45,7 @@ class Outcome:
     calibrated: int
     held_out: int
     sqnr: float
+    improved: Improved
 
 
 def run_job(
@@ -50,6 +55,7 @@ def run_job(
     track: Track,
     out: Path,
     show: Callable[[Report], None] | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Quantize an exported program, write it for its backend and compare it with float.
 
@@ -60,19 +66,21 @@ def run_job(
         track: wraps a loop over batches to show its progress under a title.
         out: the file to write.
         show: is given the quantizer's report before anything can fail that it may explain.
+        progress: is told where algorithms stand.
     """
     backend, quantizer = BACKENDS[recipe.backend], recipe.quantizer()
     calibration, held_out = split_off(batches, recipe.limit)
-    converted = calibrate_and_convert(program, quantizer, calibration, track, show)
+    improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed, progress=progress)
+    converted = calibrate_and_convert(program, quantizer, calibration, track, show, improvement)
     signature = signature_of(program)
     example = Example(signature, calibration[0], dynamic_shapes(program, signature))
     deployed = backend.deploy(converted, example, out)
     with tempfile.TemporaryDirectory() as folder:
         reference, float_size = _float(program, backend, example, Path(folder))
         decibels = _compare(reference, deployed.run, track(held_out, "comparing"))
-    return Outcome(
-        deployed, quantizer.report(), float_size, len(calibration), len(held_out), decibels
-    )
+    counts = len(calibration), len(held_out)
+    done = report_of(converted)
+    return Outcome(deployed, quantizer.report(), float_size, *counts, decibels, done)
 
 
 def _float(

@@ -7,43 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from support.few_bits import few_bits, weights_alone
 from support.planted import TwoLinears, calibrated, correlated, quality
 from support.results import assert_same
-from support.small_quantizers import FunctionQuantizer, weight_per_channel
+from support.small_quantizers import weight_per_channel
 from torch import Tensor, nn
-from torch.fx import Node
 
-from pt2q import QuantizationAnnotation, QuantizationSpec, convert_pt2e, prepare_pt2e
+from pt2q import QuantizationSpec, convert_pt2e, prepare_pt2e
 from pt2q.algorithms import GPTQ, ScaleSearch
 from pt2q.algorithms.layerwise import LayerAlgorithm
 from pt2q.algorithms.scale_search import best_scales
-from pt2q.ir import ops
-from pt2q.observers import MinMaxObserver, PerChannelMinMaxObserver
+from pt2q.observers import PerChannelMinMaxObserver
 from pt2q.quantizers import WeightQuantizer, get_weight_only_quantization_config
 
 ALGORITHMS = [GPTQ(), ScaleSearch()]
-
-
-def few_bits(bits: int, scheme: str = "channel", axis: int = 0) -> QuantizationSpec:
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    if scheme == "tensor":
-        return QuantizationSpec(torch.int8, MinMaxObserver, low, high, torch.per_tensor_symmetric)
-    qscheme = torch.per_channel_affine if scheme == "affine" else torch.per_channel_symmetric
-    return QuantizationSpec(torch.int8, PerChannelMinMaxObserver, low, high, qscheme, ch_axis=axis)
-
-
-def weights_alone(spec: QuantizationSpec, *more: Any) -> FunctionQuantizer:
-    """Quantizes the weight of every product."""
-
-    def annotate(node: Node) -> QuantizationAnnotation | None:
-        names = {ops.ADDMM: "mat2", ops.MM: "mat2", ops.MATMUL: "other"}
-        weighted = ops.CONV | ops.CONV_GENERIC | ops.LINEAR
-        name = next((n for kinds, n in names.items() if ops.is_op(node, kinds)), None)
-        if ops.is_op(node, weighted):
-            name = "weight"
-        return None if name is None else QuantizationAnnotation({ops.argument(node, name): spec})
-
-    return FunctionQuantizer(annotate)
 
 
 class Multiplies(nn.Module):

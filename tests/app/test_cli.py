@@ -50,6 +50,30 @@ def test_report_and_options(run: Run, folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "b.pte").stat().st_size != per_tensor
 
 
+def test_winning_accuracy_back(run: Run, folder: Path, tmp_path: Path) -> None:
+    call = ("quantize", folder / "small.pt2", "--calibration", folder / "images.npz")
+    out = tmp_path / "a.pte"
+    code, text, err = run(*call, "-o", out, "--effort", "best", "--seed", 3, "--report")
+    assert (code, err) == (0, "")
+    assert re.search(r"layers changed by +│ .*gptq \d", text)
+    assert re.search(r"gptq +conv2d +\d+\.\d\d dB -> +\d+\.\d\d dB", text)
+    done = load(out).algorithms
+    assert done is not None and (done["seed"], done["algorithms"][-1]["name"]) == (
+        3,
+        "bias_correction",
+    )
+    code, text, _ = run(*call, "-o", out, "--algorithm", "gptq", "--algorithm", "bias_correction")
+    assert code == 0
+    done = load(out).algorithms
+    assert done is not None and [a["name"] for a in done["algorithms"]] == [
+        "gptq",
+        "bias_correction",
+    ]
+    fails(run(*call, "-o", out, "--algorithm", "gpt"), 1, "unknown algorithm 'gpt'.*gptq")
+    fails(run(*call, "-o", out, "--effort", "much"), 1, "fast, balanced, best")
+    fails(run(*call, "-o", out, "--effort", "best", "--algorithm", "awq"), 1, "not both")
+
+
 def test_dynamic_activations(run: Run, folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.pt"
     torch.save([{"x": torch.randn(6, 6), "mask": torch.ones(6, 4)}], data)

@@ -55,6 +55,17 @@ MISTAKES = [
     ("[default]\nmode = 1", r"line 2, \[default\] mode: expected one of .*; found 1"),
     ("[[override]]\nmodule = 3", r"line 2, \[\[override\]\] 1 module: expected a name; found 3"),
     ("override = [3]", r"override.*: expected tables that begin with \[\[override\]\]; found 3"),
+    ("effort = 'much'", 'line 1, effort: expected one of "fast", "balanced", "best"; found'),
+    ("effort = 'best'\n[[algorithm]]\nname = 'awq'", "line 1, effort: it chooses the algorithms"),
+    ("seed = -1", "line 1, seed: expected a whole number from 0 up; found -1"),
+    ("[[algorithm]]\nname = 'gptqq'", r'line 2, \[\[algorithm\]\] 1 name: .*"gptq".*; found'),
+    ("[[algorithm]]\ndamping = 1.0", r"\[\[algorithm\]\] 1 name: expected a name.*; found none"),
+    ("[[algorithm]]\nname = 'gptq'\ndamp = 1", "line 3.*no such key; .*did you mean damping"),
+    (
+        "[[algorithm]]\nname = 'awq'\n[[algorithm]]\nname = 'gptq'\nblock = 1.5",
+        r"line 5, \[\[algorithm\]\] 2 block: expected a whole number; found 1.5",
+    ),
+    ("[[algorithm]]\nname = 'awq'\nstrengths = 1", "line 3.*expected a list of numbers; found 1"),
     ("mode = ", "no valid TOML: Invalid value"),
 ]
 

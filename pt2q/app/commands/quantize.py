@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from pt2q.algorithms import ALGORITHMS, algorithm_named, check_choice
+from pt2q.algorithms.effort import EFFORTS
 from pt2q.app.calibration import read_batches, read_program
-from pt2q.app.console import complain, console, track
+from pt2q.app.console import complain, console, steps, track
 from pt2q.app.options import (
     BackendName,
     CalibrationFile,
@@ -41,6 +43,18 @@ PerTensor = Annotated[
 ]
 Dynamic = Annotated[bool, typer.Option("--dynamic", help="Measure activation ranges at run time.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Calibrate on at most so many batches.")]
+Effort = Annotated[
+    str | None,
+    typer.Option(help=f"Win accuracy back, choosing how: {', '.join(EFFORTS)}."),
+]
+AlgorithmNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--algorithm",
+        help=f"Win accuracy back by this; may be given several times: {', '.join(ALGORITHMS)}.",
+    ),
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of what algorithms draw at random.")]
 ShowReport = Annotated[bool, typer.Option("--report", help="Print what became of each operator.")]
 
 
@@ -53,17 +67,25 @@ def quantize(
     per_tensor: PerTensor = False,
     dynamic: Dynamic = False,
     limit: Limit = None,
+    effort: Effort = None,
+    algorithm: AlgorithmNames = None,
+    seed: Seed = None,
     report: ShowReport = False,
 ) -> None:
     """Quantize an exported model and write it for a backend."""
     chosen = _changed(chosen_recipe(backend, recipe), per_tensor, dynamic, limit)
+    chosen = _improved(chosen, effort, algorithm, seed)
     row = BACKENDS[chosen.backend]
     chosen.quantizer()  # what cannot be asked for is found before the work
     ensure_writable(out)
     check_output(out, row, model, calibration, recipe)
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
-    outcome = run_job(program, batches, chosen, track, out, _print_report if report else None)
+    show = _print_report if report else None
+    with steps("improving") as progress:
+        outcome = run_job(program, batches, chosen, track, out, show, progress)
+    if report and outcome.improved.rows:
+        print(f"{outcome.improved}\n")
     console().print(_summary(f"{model.name} for {row.name}", outcome, row))
     print(f"written: {out}")
     for line in outcome.deployed.warnings:
@@ -75,6 +97,17 @@ def _changed(recipe: Recipe, per_tensor: bool, dynamic: bool, limit: int | None)
         mode="dynamic" if dynamic else None, weight_scales="tensor" if per_tensor else None
     )
     return changed if limit is None else replace(changed, limit=limit)
+
+
+def _improved(
+    recipe: Recipe, effort: str | None, names: list[str] | None, seed: int | None
+) -> Recipe:
+    """With what options say of algorithms in the place of what the recipe says."""
+    if effort is not None or names:
+        algorithms = tuple(algorithm_named(name)() for name in names or ())
+        check_choice(algorithms, effort)
+        recipe = replace(recipe, effort=effort, algorithms=algorithms)
+    return recipe if seed is None else replace(recipe, seed=seed)
 
 
 def _print_report(report: Report) -> None:
@@ -89,11 +122,20 @@ def _summary(title: str, outcome: Outcome, backend: Backend) -> Table:
         ("quantized", f"{sum(row.quantized for row in rows)} of {len(rows)} operators"),
         ("calibrated on", f"{outcome.calibrated} batch(es), {outcome.held_out} more held out"),
         ("file size", _sizes(outcome.float_size, outcome.deployed.size, backend)),
+        *_improvement(outcome),
         ("SQNR against float", _decibels(outcome.sqnr)),
         *outcome.deployed.rows,
     ):
         table.add_row(name, value)
     return table
+
+
+def _improvement(outcome: Outcome) -> list[tuple[str, str]]:
+    rows = outcome.improved.rows
+    names = dict.fromkeys(row.algorithm for row in rows)
+    changed = {name: sum(row.kept for row in rows if row.algorithm == name) for name in names}
+    text = ", ".join(f"{name} {count}" for name, count in changed.items())
+    return [("layers changed by", text)] if text else []
 
 
 def _sizes(float_size: int, size: int, backend: Backend) -> str:

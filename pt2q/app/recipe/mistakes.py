@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pt2q.app.recipe.schema import (
+    AlgorithmTable,
     CalibrationTable,
     OverrideTable,
     RecipeTable,
@@ -27,7 +28,9 @@ _TABLES: dict[str, type[Table]] = {
     "skip": SkipTable,
     "override": OverrideTable,
     "calibration": CalibrationTable,
+    "algorithm": AlgorithmTable,
 }
+_LISTS = ("override", "algorithm")
 Place = tuple[str | int, ...]
 """Keys and, for what stands in a list, numbers from 0, from the outside in."""
 
@@ -48,16 +51,25 @@ class RecipeText:
         """An error at a place of the file, such as ``("override", 0, "mode")``."""
         return RecipeError(f"{self.where(place)}: {text}")
 
-    def first_mistake(self, error: ValidationError) -> RecipeError:
-        """The first mistake that pydantic found, in words."""
+    def first_mistake(
+        self, error: ValidationError, at: Place = (), table: type[Table] | None = None
+    ) -> RecipeError:
+        """The first mistake that pydantic found, in words.
+
+        Args:
+            error: what it found.
+            at: where what it read stands in the file.
+            table: what it read, where the place does not tell.
+        """
         mistake = error.errors(include_url=False)[0]
-        return self.error(mistake["loc"], _words(mistake))
+        place = (*at, *mistake["loc"])
+        return self.error(place, _words(mistake, place, table))
 
     def where(self, place: Place) -> str:
         """``recipe.toml, line 7, [default] mode``."""
         section, number, key = _parts(place)
         line = self._line(section, number, key)
-        header = f"[[{section}]] {number + 1}" if section == "override" else f"[{section}]"
+        header = f"[[{section}]] {number + 1}" if section in _LISTS else f"[{section}]"
         words = " ".join(part for part in (header if section else "", key) if part)
         return f"{self.name}, line {line}, {words}" if line else f"{self.name}, {words}"
 
@@ -88,14 +100,15 @@ def _parts(place: Place) -> tuple[str, int, str]:
     return names[0], number, names[1] if len(names) > 1 else ""
 
 
-def _words(mistake: ErrorDetails) -> str:
-    section, _, key = _parts(mistake["loc"])
-    table: type[Table] = _TABLES[section] if section else RecipeTable
+def _words(mistake: ErrorDetails, place: Place, table: type[Table] | None) -> str:
+    section, _, key = _parts(place)
+    table = table or (_TABLES[section] if section else RecipeTable)
     if mistake["type"] == "extra_forbidden":
         return _no_such_key(key, tuple(table.model_fields))
     field = table.model_fields.get(key) or RecipeTable.model_fields[section]
     wanted = mistake["msg"] if mistake["type"] == EXPECTED else field.description
-    return f"expected {wanted}; found {mistake['input']!r}"
+    found = "none" if mistake["type"] == "missing" else repr(mistake["input"])
+    return f"expected {wanted}; found {found}"
 
 
 def _no_such_key(key: str, known: Sequence[str]) -> str:

@@ -11,10 +11,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pt2q.algorithms import ALGORITHMS
 from pt2q.app.recipe.config import FLOAT, Settings, default_settings
 from pt2q.app.recipe.mistakes import SELECTORS, RecipeText
 from pt2q.app.recipe.recipe import Override, Recipe
-from pt2q.app.recipe.schema import BackendOnly, OverrideTable, RecipeTable, SkipTable
+from pt2q.app.recipe.schema import (
+    AlgorithmTable,
+    BackendOnly,
+    OverrideTable,
+    RecipeTable,
+    SkipTable,
+    settings_table,
+)
 from pt2q.app.recipe.values import Allowed
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS
@@ -67,7 +75,30 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         for index, override in enumerate(table.override)
     ]
     _check_once(skipped, overrides, source)
-    return Recipe(backend.name, default, (*skipped, *overrides), table.calibration.limit)
+    algorithms = tuple(_algorithm(i, found, source) for i, found in enumerate(table.algorithm))
+    if algorithms and table.effort is not None:
+        raise source.error(("effort",), "it chooses the algorithms: leave it or [[algorithm]] out")
+    return Recipe(
+        backend.name,
+        default,
+        (*skipped, *overrides),
+        table.calibration.limit,
+        table.effort,
+        algorithms,
+        table.seed,
+    )
+
+
+def _algorithm(index: int, table: AlgorithmTable, source: RecipeText) -> Any:
+    """An algorithm with the settings of its table."""
+    known = settings_table(table.name)
+    try:
+        found = known.model_validate(table.settings())
+    except ValidationError as error:
+        raise source.first_mistake(error, ("algorithm", index), known) from error
+    stated = found.model_dump(exclude_unset=True)
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in stated.items()}
+    return ALGORITHMS[table.name](**settings)
 
 
 def _validated(found: Mapping[str, Any], source: RecipeText) -> tuple[Backend, RecipeTable]:

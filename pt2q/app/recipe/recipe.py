@@ -37,12 +37,18 @@ class Recipe:
         default: how everything is quantized.
         overrides: what is quantized in another way, or not at all.
         limit: calibrate on at most this many batches; None: all.
+        effort: how much is done to win accuracy back, see `pt2q.quantize_pt2e`.
+        algorithms: what is done, in order, where no effort says it.
+        seed: of random choices.
     """
 
     backend: str = DEFAULT
     default: Settings = field(default_factory=Settings)
     overrides: tuple[Override, ...] = ()
     limit: int | None = None
+    effort: str | None = None
+    algorithms: tuple[Any, ...] = ()
+    seed: int = 0
 
     def quantizer(self) -> TableQuantizer:
         """The backend's quantizer with these statements made.

@@ -5,11 +5,22 @@ A field's description is what a message says is expected where its type does not
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from pt2q.app.recipe.values import BackendName, Choice, Limits, Name, Operator
+from pt2q.algorithms import ALGORITHMS
+from pt2q.app.recipe.values import (
+    AlgorithmName,
+    BackendName,
+    Choice,
+    Effort,
+    Limits,
+    Name,
+    Operator,
+)
 from pt2q.deploy.registry import DEFAULT
 
 _NAMES: list[str] = Field(default_factory=list, description='a list of names, such as ["head"]')
@@ -54,6 +65,47 @@ class SkipTable(Table):
     operators: list[Operator] = _NAMES
 
 
+class AlgorithmTable(Table):
+    """What wins accuracy back; its settings are those of the algorithm, see `settings_table`."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    name: AlgorithmName = Field(description='a name, such as "gptq"')
+
+    def settings(self) -> dict[str, Any]:
+        """All but the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+@lru_cache
+def settings_table(name: str) -> type[Table]:
+    """A table of the settings of an algorithm, from its dataclass.
+
+    Args:
+        name: of the algorithm.
+    """
+    hints = get_type_hints(ALGORITHMS[name])
+    found: dict[str, Any] = {
+        field.name: (
+            _LISTS.get(hints[field.name], hints[field.name]),
+            Field(default=field.default, description=_SETTINGS[hints[field.name]]),
+        )
+        for field in fields(ALGORITHMS[name])
+    }
+    return create_model(f"{name}_settings", __base__=Table, **found)
+
+
+_LISTS: dict[Any, Any] = {tuple[float, ...]: list[float]}
+"""What a file holds for what is a tuple."""
+_SETTINGS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple[float, ...]: "a list of numbers",
+}
+"""What is expected, by the type of a setting."""
+
+
 class CalibrationTable(Table):
     """How the model is calibrated."""
 
@@ -77,6 +129,11 @@ class RecipeTable(Table):
     override: list[OverrideTable] = Field(
         default_factory=list, description="tables that begin with [[override]]"
     )
+    effort: Effort | None = None
+    algorithm: list[AlgorithmTable] = Field(
+        default_factory=list, description="tables that begin with [[algorithm]]"
+    )
+    seed: int = Field(default=0, ge=0, description="a whole number from 0 up")
     calibration: CalibrationTable = Field(
         default=CalibrationTable(), description="a table that begins with [calibration]"
     )

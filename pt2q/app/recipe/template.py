@@ -19,6 +19,9 @@ _START = """\
 # One of {backends}
 backend = "{backend}"
 
+# How much is done to win accuracy back: "fast" | "balanced" | "best"; without it, nothing.
+# effort = "balanced"
+
 # How everything is quantized that nothing below says otherwise about.
 [default]
 # {modes}
@@ -60,6 +63,13 @@ operators = []
 # [[override]]
 # module = "head"
 # mode = "{other_mode}"
+
+# What wins accuracy back where no effort chooses it: algorithms in the order in which they are
+# applied, each with settings of its own.
+#
+# [[algorithm]]
+# name = "gptq"
+# damping = 0.01
 
 [calibration]
 # Calibrate on at most so many batches.

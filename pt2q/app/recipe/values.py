@@ -13,6 +13,8 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from pt2q.algorithms import ALGORITHMS
+from pt2q.algorithms.effort import EFFORTS
 from pt2q.app.recipe.config import FLOAT, Range, activation_observers, dtype_name
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS
@@ -107,6 +109,20 @@ def _operator(value: str) -> str:
     return value
 
 
+def _algorithm(value: object) -> object:
+    if value not in ALGORITHMS:
+        raise _one_of(tuple(ALGORITHMS))
+    return value
+
+
+def _effort(value: object) -> object:
+    if value not in EFFORTS:
+        raise _one_of(EFFORTS)
+    return value
+
+
+AlgorithmName = Annotated[str, BeforeValidator(_algorithm)]
+Effort = Annotated[str, BeforeValidator(_effort)]
 BackendName = Annotated[str, BeforeValidator(_backend)]
 Choice = Annotated[str | None, BeforeValidator(_choice)]
 Limits = Annotated[Range | None, BeforeValidator(_range)]

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from pt2q.algorithms import applied_text
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of
 from pt2q.deploy.executorch.refusals import (
     refuse_measured_constants,
     refuse_uint8,
     refuse_weight_only,
 )
-from pt2q.deploy.executorch.runtime import LoadedProgram, load
+from pt2q.deploy.executorch.runtime import APPLIED, LoadedProgram, load
 from pt2q.deploy.export import export_rewritten, refuse_prepared
 from pt2q.errors import LoweringError
 from pt2q.files import write_bytes
@@ -83,7 +84,7 @@ def lower(
     """
     refuse_prepared(converted)
     exir, partitioning = optional_modules(*_MODULES, extra="executorch")
-    program = converted
+    done, program = applied_text(converted), converted
     if not isinstance(program, ExportedProgram):
         program = export_rewritten(program, _with_own_biases, args, kwargs, dynamic_shapes)
     refuse_uint8(program.graph)
@@ -92,13 +93,16 @@ def lower(
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
         with quiet_python(), torch.no_grad():
-            return _packed(program, exir, partitioning.XnnpackPartitioner())
+            return _packed(program, exir, partitioning.XnnpackPartitioner(), done)
     except Exception as error:
         raise LoweringError(f"ExecuTorch could not lower the model: {first_line(error)}") from error
 
 
-def _packed(program: ExportedProgram, exir: Any, partitioner: Any) -> Program:
-    edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
+def _packed(program: ExportedProgram, exir: Any, partitioner: Any, done: str | None) -> Program:
+    constants = None if done is None else {APPLIED: done}
+    edge = exir.to_edge_transform_and_lower(
+        program, partitioner=[partitioner], constant_methods=constants
+    )
     # Before packing, which rewrites the graph into allocations and out variants.
     delegation = delegation_of(edge.exported_program().graph_module)
     packed = edge.to_executorch(_with_initial_values(exir, edge))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,8 @@ from pt2q.errors import DataError, LoweringError
 from pt2q.library_output import captured_stderr
 from pt2q.optional import optional_modules
 
+APPLIED = "pt2q_algorithms"
+"""A method that gives, as JSON, what algorithms did to the program."""
 logger = logging.getLogger(__name__)
 
 
@@ -35,6 +38,14 @@ class LoadedProgram:
     def method_names(self) -> tuple[str, ...]:
         """The methods of the program, sorted."""
         return tuple(sorted(self._program.method_names))
+
+    @property
+    def algorithms(self) -> dict[str, Any] | None:
+        """What algorithms did to it: names, settings, versions, layers changed; None if nothing."""
+        if APPLIED not in self._program.method_names:
+            return None
+        found: dict[str, Any] = json.loads(self.method(APPLIED)()[0])
+        return found
 
     def method(self, name: str = "forward") -> LoadedMethod:
         """A method by name, safe to keep when the program object is gone.

@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from pt2q.algorithms import applied_text
 from pt2q.deploy.export import export_rewritten, require_graph
 from pt2q.deploy.onnx.file_info import OnnxProgramInfo, stored_bytes
 from pt2q.deploy.onnx.graph import for_onnx
@@ -26,6 +27,8 @@ from pt2q.ir.qparams import read_qparams
 from pt2q.library_output import cause_line, quiet_python
 from pt2q.optional import optional_modules
 
+APPLIED_KEY = "pt2q.algorithms"
+"""Of the metadata: what algorithms did to the model, as JSON."""
 EXTERNAL_BYTES = 1 << 30
 """Constants beyond this go to a file of their own; a single file ends at 2 GiB."""
 
@@ -67,6 +70,8 @@ def export(
     program = export_rewritten(model, for_onnx, args, kwargs, dynamic_shapes)
     version = choose_opset(program.graph_module, opset)
     written = _translated(program, version)
+    if (done := applied_text(model)) is not None:
+        written.metadata_props[APPLIED_KEY] = done
     data = _save(written, path, external_data)
     return OnnxProgramInfo.of(written, path, version, data)
 
