@@ -18,6 +18,12 @@ settings.load_profile("repeatable")
 torch.set_num_threads(1)
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """What a module draws while it is imported is the same in every run, alone or among others."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> Iterator[None]:
     with seeded(0):

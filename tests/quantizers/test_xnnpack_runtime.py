@@ -56,7 +56,7 @@ LOWERED: dict[str, tuple[Callable[..., Any], tuple[nn.Module, ...], Tensor]] = {
     "one dimension": (
         lambda m, x: m[1](F.relu(m[0](x))),
         (nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 2, 3)),
-        torch.randn(2, 4, 9),
+        torch.randn(32, 4, 9),
     ),
     "concatenation": (
         lambda m, x: m[2](torch.cat([m[0](x), m[1](x), x], 1)),
@@ -77,9 +77,9 @@ LOWERED: dict[str, tuple[Callable[..., Any], tuple[nn.Module, ...], Tensor]] = {
     "addmm": (
         lambda m, x: F.relu(torch.addmm(m[0].bias, x, m[0].weight)) @ m[0].weight,
         (nn.Linear(8, 8),),
-        torch.randn(3, 8),
+        torch.randn(64, 8),
     ),
-    "shared layer": (lambda m, x: m[0](F.gelu(m[0](x))), (nn.Linear(8, 8),), torch.randn(3, 8)),
+    "shared layer": (lambda m, x: m[0](F.gelu(m[0](x))), (nn.Linear(8, 8),), torch.randn(64, 8)),
     "shared bias": (lambda m, x: m[0](m[0](m[0](x))), (conv(),), image()),
 }
 
