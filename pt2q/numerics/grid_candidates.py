@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pt2q.numerics.grid_error import Grid
+from pt2q.numerics.grid_error import Grid, Seen
 
 # Grids up to this many levels are tried with every zero point; finer grids are first ranked by
 # the model below, whose assumption (values spread evenly within a cell) they meet.
@@ -16,23 +16,6 @@ LOWEST_RATIO = 2.0**-9
 _PER_END, _PER_POINT, _PER_SCALE = 96, 48, 192
 # How far from the last integer a value still rounds to it.
 _ROUNDED_TO_LAST = 0.499
-
-
-def _clipped(counts: Tensor, ends: Tensor) -> Tensor:
-    """Return ``sum(max(x - end, 0) ** 2)`` for ends ``[N, C]`` from 0 up, on counts above zero.
-
-    ``counts`` is ``[N, half]``; between bin edges the square root is interpolated.
-    """
-    zero = counts.new_zeros(counts.shape[0], 1)
-    reversed_counts = counts.flip(1)
-    above = reversed_counts.cumsum(1)
-    integral = (above - reversed_counts / 2).cumsum(1)
-    area = (2 * integral - above + reversed_counts / 3).cumsum(1)
-    table = torch.cat([zero, area], 1).flip(1).clamp_(min=0).sqrt_()
-    ends = ends.clamp(0, counts.shape[1])
-    index = ends.to(torch.int64).clamp_(max=counts.shape[1] - 1)
-    left, right = table.gather(1, index), table.gather(1, index + 1)
-    return torch.lerp(left, right, ends - index).square_()
 
 
 def _ratios(count: int) -> Tensor:
@@ -63,59 +46,57 @@ def every_zero_point(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Ten
 
 
 def ranked_by_model(
-    counts: Tensor, low: Tensor, high: Tensor, grid: Grid, kept: int
+    seen: Seen, low: Tensor, high: Tensor, grid: Grid, kept: int
 ) -> tuple[Tensor, Tensor]:
     """Return the ``kept`` best scales and zero points ``[N, C]`` by the model, full range first.
 
     The model: ``s ** 2 / 12`` for each value, plus what clipping costs at either end.
     """
-    price = _clipping_of_both_ends if grid.zero_point is None else _clipping_of_scales
-    scale, zero_point, below, above = price(counts, low, high, grid)
-    total = counts.sum(1).view(-1, 1, 1)
-    cost = (scale.square() * total / 12 + below + above).flatten(1)
-    cost = torch.where(scale.flatten(1) > 0, cost, torch.inf)
-    best = cost.topk(kept, dim=1, largest=False).indices
-    best = torch.cat([torch.zeros_like(best[:, :1]), best], 1)
-    zero_point = zero_point.flatten(1).gather(1, best).nan_to_num(0)
-    zero_point = zero_point.round().clamp(grid.quant_min, grid.quant_max)
-    return scale.flatten(1).gather(1, best), zero_point
+    rank = _pairs_of_ends if grid.zero_point is None else _scales_about_a_point
+    scale, zero_point = rank(seen, low, high, grid, kept)
+    zero_point = zero_point.nan_to_num(0).round().clamp(grid.quant_min, grid.quant_max)
+    return scale, zero_point
 
 
-def _clipping_of_both_ends(
-    counts: Tensor, low: Tensor, high: Tensor, grid: Grid
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scales, zero points and costs of clipping below and above, ``[N, L, H]``.
+def _best_by_cost(cost: Tensor, kept: int) -> Tensor:
+    """Return the places of the first and of the ``kept`` cheapest candidates, of ``[N, C]``."""
+    best = cost.topk(min(kept, cost.shape[1]), dim=1, largest=False).indices
+    return torch.cat([torch.zeros_like(best[:, :1]), best], 1)
 
-    There are ``L`` low ends and ``H`` high ends.
-    """
-    half = counts.shape[1] // 2
+
+def _pairs_of_ends(
+    seen: Seen, low: Tensor, high: Tensor, grid: Grid, kept: int
+) -> tuple[Tensor, Tensor]:
+    """Return scales and zero points that each pair of a low and a high end gives, the best."""
     ratios = torch.cat([_ratios(_PER_END - 1), torch.zeros(1).double()])
     lows, highs = low.unsqueeze(1) * ratios, high.unsqueeze(1) * ratios
-    scale = (highs.unsqueeze(1) - lows.unsqueeze(2)) / grid.steps
-    zero_point = grid.quant_min - lows.unsqueeze(2) / scale
-    below = _clipped(counts[:, :half].flip(1), -lows).unsqueeze(2)
-    above = _clipped(counts[:, half:], highs).unsqueeze(1)
+    below, above = (cost.float() for cost in seen.clipped(lows, highs))
     # An end at zero has one candidate, not all of them equal.
-    repeated_low, repeated_high = (
-        (end == 0).unsqueeze(1).repeat(1, _PER_END) for end in (low, high)
-    )
-    repeated_low[:, 0], repeated_high[:, 0] = False, False
-    repeated = repeated_low.unsqueeze(2) | repeated_high.unsqueeze(1)
-    return scale, zero_point, torch.where(repeated, torch.inf, below), above
+    below[:, 1:].masked_fill_((low == 0).unsqueeze(1), torch.inf)
+    above[:, 1:].masked_fill_((high == 0).unsqueeze(1), torch.inf)
+    # Which pairs are worth an exact error can be told in single precision.
+    cost = highs.float().unsqueeze(1) - lows.float().unsqueeze(2)
+    nothing_between = ~(cost > 0)
+    cost.square_().mul_((seen.total / (12 * grid.steps**2)).float().view(-1, 1, 1))
+    cost.add_(below.unsqueeze(2)).add_(above.unsqueeze(1))
+    best = _best_by_cost(cost.masked_fill_(nothing_between, torch.inf).flatten(1), kept)
+    lows, highs = lows.gather(1, best // _PER_END), highs.gather(1, best % _PER_END)
+    scale = (highs - lows) / grid.steps
+    return scale, grid.quant_min - lows / scale
 
 
-def _clipping_of_scales(
-    counts: Tensor, low: Tensor, high: Tensor, grid: Grid
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the same ``[N, C, 1]`` for a given zero point, where the scale gives both ends."""
+def _scales_about_a_point(
+    seen: Seen, low: Tensor, high: Tensor, grid: Grid, kept: int
+) -> tuple[Tensor, Tensor]:
+    """Return the same for a given zero point, where the scale gives both ends."""
     assert grid.zero_point is not None
-    half, first, last = counts.shape[1] // 2, grid.quant_min, grid.quant_max
-    reach = torch.maximum(low / (first - grid.zero_point), high / (last - grid.zero_point))
-    scale = (reach.unsqueeze(1) * _ratios(_PER_SCALE)).unsqueeze(2)
-    below = _clipped(counts[:, :half].flip(1), (grid.zero_point - first) * scale.squeeze(2))
-    above = _clipped(counts[:, half:], (last - grid.zero_point) * scale.squeeze(2))
-    zero_point = torch.full_like(scale, grid.zero_point)
-    return scale, zero_point, below.unsqueeze(2), above.unsqueeze(2)
+    first, last = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+    reach = torch.maximum(low / first, high / last)
+    scale = reach.unsqueeze(1) * _ratios(_PER_SCALE)
+    below, above = seen.clipped(first * scale, last * scale)
+    cost = torch.addcmul(below + above, scale.square(), seen.total.view(-1, 1) / 12)
+    scale = scale.gather(1, _best_by_cost(cost.masked_fill_(~(scale > 0), torch.inf), kept))
+    return scale, torch.full_like(scale, grid.zero_point)
 
 
 def around(

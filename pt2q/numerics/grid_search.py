@@ -16,50 +16,39 @@ from pt2q.numerics.grid_candidates import (
     ranked_by_model,
     within_range,
 )
-from pt2q.numerics.grid_error import Grid, HistogramTable, ValueTable, exact_error
+from pt2q.numerics.grid_error import Grid, Seen
 
 # Beyond this many levels a cell is narrower than a bin, and the model is all there is to know.
 _MANY_LEVELS = 1024
-# Candidates of the model that are evaluated exactly.
-_KEPT = 24
-_KEPT_OF_FEW = 160
 # Two refinements: how far around the best, as a part of the spacing before, and how many scales.
 _REFINEMENTS = ((1.0, 9), (0.25, 9))
 
 
 def best_grid(
-    counts: Tensor,
-    low: Tensor,
-    high: Tensor,
-    smallest: Tensor,
-    grid: Grid,
-    values: Tensor | None = None,
+    seen: Seen, low: Tensor, high: Tensor, smallest: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """Return the scale in bins and the zero point, ``[N]`` each, with the smallest error.
 
     Args:
-        counts: ``[N, bins]`` float64 histograms centred on zero.
+        seen: What the observers keep, in bins.
         low: ``[N]`` smallest value in bins, at most 0.
         high: ``[N]`` largest value in bins, at least 0.
         smallest: ``[N]`` smallest scale in bins.
         grid: The integers.
-        values: Where there are few: the values in bins, ``[N, n]``, see :class:`ValueTable`.
     """
     floor = smallest.unsqueeze(1)
     if grid.steps >= _MANY_LEVELS:
-        scale, zero_point = ranked_by_model(counts, low, high, grid, kept=1)
+        scale, zero_point = ranked_by_model(seen, low, high, grid, kept=1)
         return torch.maximum(scale[:, 1], smallest), zero_point[:, 1]
-    table = HistogramTable(counts) if values is None else ValueTable(values)
-    kept = _KEPT if values is None else _KEPT_OF_FEW
     scale, zero_point = (
         every_zero_point(low, high, grid)
         if grid.steps < FEW_LEVELS
-        else ranked_by_model(counts, low, high, grid, kept)
+        else ranked_by_model(seen, low, high, grid, seen.candidates)
     )
-    best = _best_of(table, scale, zero_point, floor, grid)
+    best = _best_of(seen, scale, zero_point, floor, grid)
     for part, count in _REFINEMENTS:
         candidates = _neighbours(*best, low, high, grid, part, count)
-        best = _best_of(table, *candidates, floor, grid)
+        best = _best_of(seen, *candidates, floor, grid)
     return best
 
 
@@ -83,8 +72,8 @@ def _neighbours(
 
 
 def _best_of(
-    table: HistogramTable | ValueTable, scale: Tensor, zero_point: Tensor, floor: Tensor, grid: Grid
+    seen: Seen, scale: Tensor, zero_point: Tensor, floor: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     scale = torch.maximum(scale, floor)
-    best = exact_error(table, scale, zero_point, grid).argmin(1, keepdim=True)
+    best = seen.errors(scale, zero_point, grid).argmin(1, keepdim=True)
     return scale.gather(1, best).squeeze(1), zero_point.gather(1, best).squeeze(1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchao.quantization.pt2e.observer import HistogramObserver as PeerObserver
 
-from pt2q.numerics.grid_error import Grid, HistogramTable, exact_error
+from pt2q.numerics.grid_error import Grid, HistogramTable, ValueTable
 from pt2q.numerics.grid_search import best_grid
 from pt2q.numerics.rounding import round_trip
 from pt2q.numerics.sqnr import sqnr
@@ -32,13 +32,30 @@ def test_exact_error_is_that_of_the_values(data: st.DataObject) -> None:
     weights = counts.repeat_interleave(fine, 1)[0] / fine
     levels = ((places / scale).round() + point).clamp(-8, 7)
     expected = (weights * (places - (levels - point) * scale).square()).sum()
-    got = exact_error(
-        HistogramTable(counts),
-        torch.tensor([[scale]]).double(),
-        torch.tensor([[point]]),
-        Grid(-8, 7),
+    got = HistogramTable(counts).errors(
+        torch.tensor([[scale]]).double(), torch.tensor([[point]]), Grid(-8, 7)
     )
     assert float(got) == pytest.approx(float(expected), rel=1e-3)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_what_clipping_costs_is_that_of_the_values(seed: int) -> None:
+    torch.manual_seed(seed)
+    values = (torch.randn(2, 64) * 40).clamp(-500, 500).round()
+    lows, highs = -100 * torch.rand(2, 5).double(), 100 * torch.rand(2, 5).double()
+    low, high, x = lows.unsqueeze(2), highs.unsqueeze(2), values.double().unsqueeze(1)
+    below = (low - x).clamp(min=0).square().sum(2)
+    above = (x - high).clamp(min=0).square().sum(2)
+    got = ValueTable(values).clipped(lows, highs)
+    assert torch.allclose(got[0], below, rtol=1e-4) and torch.allclose(got[1], above, rtol=1e-4)
+    # A bin holds what lies within half a bin of a whole number, evenly spread; half are here.
+    counts = torch.zeros(2, 1024).double()
+    for shift in (-1, 0):
+        counts.scatter_add_(1, values.long() + 512 + shift, torch.full_like(counts, 0.5)[:, :64])
+    from_bins = HistogramTable(counts).clipped(lows, highs)
+    for found, exact in zip(from_bins, (below, above), strict=True):
+        assert torch.allclose(found, exact, rtol=0.02, atol=64.0)
 
 
 def brute_force(x: Tensor, grid: Grid) -> float:
@@ -147,9 +164,10 @@ def test_search_takes_one_histogram_or_many() -> None:
     counts = torch.rand(5, 512).double() * 100
     low, high = torch.full((5,), -250.0).double(), torch.full((5,), 200.0).double()
     floor = torch.full((5,), 1e-9).double()
-    together = best_grid(counts, low, high, floor, Grid(-128, 127))
+    together = best_grid(HistogramTable(counts), low, high, floor, Grid(-128, 127))
     for i in range(5):
-        one = best_grid(*(v[i : i + 1] for v in (counts, low, high, floor)), Grid(-128, 127))
+        part, *rest = (v[i : i + 1] for v in (counts, low, high, floor))
+        one = best_grid(HistogramTable(part), *rest, Grid(-128, 127))
         assert torch.equal(one[0], together[0][i : i + 1])
         assert torch.equal(one[1], together[1][i : i + 1])
 

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import astuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pt2q.numerics.grid_error import Grid
 from pt2q.numerics.sampling import tail_counts
 from pt2q.observers.histogram.streaming import StreamingHistogram
 
+# Rows of kept values are this long at least: fewer lengths, more of a kind.
+_SHORTEST = 32
+_FEW_PER_LEVEL = 8
 
-def estimated_counts(
-    histograms: Sequence[StreamingHistogram], low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the counts of all values but exact zeros, and the exponents, on the host.
+
+def estimated_counts(histograms: Sequence[StreamingHistogram], low: Tensor, high: Tensor) -> Tensor:
+    """Return the counts of all values but exact zeros, on the host.
 
     Zeros are exact on every grid and so have no say in the search.
 
     Args:
-        histograms: N histograms of one number of bins.
+        histograms: N histograms of one number of bins, flushed.
         low: ``[N]`` smallest values.
         high: ``[N]`` largest values.
 
     Returns:
-        float64 ``[N, bins]``, even bins covering ``[-bins / 2, bins / 2)``, and int32 ``[N]``.
+        float64 ``[N, bins]``, even bins covering ``[-bins / 2, bins / 2)``.
     """
-    for histogram in histograms:
-        histogram.flush()
     zeros = torch.stack([h.zeros.cpu() for h in histograms]).double()
-    exponent = torch.stack([h.exponent.cpu() for h in histograms])
-    counts = torch.stack([h.counts[0].cpu() for h in histograms]).double()
+    counts = _as_double([h.counts[0] for h in histograms])
     result = _even(counts, zeros[:, 0], low, high)
     large = [i for i, h in enumerate(histograms) if h.counts.shape[0] > 1]
     if not large:
-        return result, exponent
+        return result
     chosen = [histograms[i] for i in large]
-    rows = torch.stack([h.counts[1:].cpu() for h in chosen]).double()
+    rows = _as_double([h.counts[1:] for h in chosen])
     sampled = _even(rows[:, 0], zeros[large, 1], low[large], high[large])
     elements, samples, blocks = (
         torch.tensor([astuple(h.totals)[1:4] for h in chosen]).double().unsqueeze(2).unbind(1)
@@ -51,22 +50,43 @@ def estimated_counts(
     lower = tail_counts(sampled[:, :half].flip(1), below, fraction, blocks).flip(1)
     upper = tail_counts(sampled[:, half:], above, fraction, blocks)
     result[large] += torch.cat([lower, upper], 1)
-    return result, exponent
+    return result
 
 
-def few_values(
-    histograms: Sequence[StreamingHistogram], exponent: Tensor
-) -> tuple[list[int], Tensor | None]:
-    """Return which of the histograms still hold all values, and those in bins, in rising order.
+def _as_double(counts: Sequence[Tensor]) -> Tensor:
+    """Return counts of one shape, stacked, on the host."""
+    result = torch.empty(len(counts), *counts[0].shape, dtype=torch.float64)
+    for row, part in zip(result, counts, strict=True):
+        row.copy_(part)
+    return result
 
-    Rows ``[M, n]`` of fewer values end in ``inf``.
+
+def few_length(histogram: StreamingHistogram, grid: Grid) -> int:
+    """Return how many values are searched as they are: a power of two; 0 to search the counts.
+
+    Beyond a few values a level, their exact places in the bins make no difference.
     """
-    chosen = [i for i, h in enumerate(histograms) if h.few.shape[0] > 0]
-    if not chosen:
-        return chosen, None
-    rows = [torch.ldexp(histograms[i].few.cpu().double(), -exponent[i]) for i in chosen]
-    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.inf)
-    return chosen, padded.sort(1).values
+    count = histogram.few.shape[0]
+    if not 0 < count <= _FEW_PER_LEVEL * (grid.steps + 1):
+        return 0
+    return 1 << max(count - 1, _SHORTEST - 1).bit_length()
+
+
+def few_values(histograms: Sequence[StreamingHistogram], exponent: Tensor, length: int) -> Tensor:
+    """Return the values that histograms still hold, in bins, each row filled with zeros.
+
+    Args:
+        histograms: N histograms that hold their values.
+        exponent: int32 ``[N]``: that of each.
+        length: Their :func:`few_length`.
+
+    Returns:
+        float32 ``[N, n]``.
+    """
+    values = torch.zeros(len(histograms), length)
+    for row, histogram in zip(values, histograms, strict=True):
+        row[: histogram.few.shape[0]] = histogram.few
+    return torch.ldexp(values, -exponent.unsqueeze(1))
 
 
 def _even(counts: Tensor, zeros: Tensor, low: Tensor, high: Tensor) -> Tensor:

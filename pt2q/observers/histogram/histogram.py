@@ -19,8 +19,6 @@ from pt2q.observers.histogram.search import searched_qparams
 from pt2q.observers.histogram.streaming import StreamingHistogram
 from pt2q.observers.min_max.min_max import MinMaxObserver
 
-_BATCH = 8
-
 
 class HistogramObserver(MinMaxObserver):
     """The scale and zero point with the smallest squared error, found on a histogram.
@@ -101,8 +99,7 @@ class HistogramObserver(MinMaxObserver):
     @staticmethod
     def calculate_together(observers: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
         """See :meth:`ObserverBase.calculate_together`: one search for many histograms."""
-        batches = (observers[i : i + _BATCH] for i in range(0, len(observers), _BATCH))
-        found = [qparams for batch in batches for qparams in searched_qparams(batch)]
+        found = searched_qparams(observers)
         return [o._inside_bounds(*qparams) for o, qparams in zip(observers, found, strict=True)]
 
     def bounded(self, low: float, high: float) -> HistogramObserver:
