@@ -64,23 +64,33 @@ def _part(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _added(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The histogram of everything that several histograms have counted."""
+    """The histogram of everything that several histograms have seen."""
+    with_data = [state for state in states if int(state["saved_totals"][0])]
+    # Single values are kept only while one process has them all.
+    if len(with_data) == 1:
+        return with_data[0]
+    states = [_counted(state) for state in states]
     exponent = max(int(state["exponent"]) for state in states)
     rows = max(state["counts"].shape[0] for state in states)
     counts = torch.zeros(rows, states[0]["counts"].shape[1], dtype=torch.int64)
     for state in states:
         wide = widened(state["counts"], exponent - int(state["exponent"]))
         counts[: wide.shape[0]] += wide
-    # Single values are kept only while one process has them all.
-    with_data = [state for state in states if int(state["saved_totals"][0])]
-    few = with_data[0]["few"] if len(with_data) == 1 else torch.zeros(0)
     return {
         "counts": counts,
         "exponent": torch.tensor(exponent, dtype=torch.int32),
         "zeros": torch.stack([state["zeros"] for state in states]).sum(0),
-        "few": few,
+        "few": torch.zeros(0),
         "saved_totals": torch.stack([state["saved_totals"] for state in states]).sum(0),
     }
+
+
+def _counted(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A histogram's state with nothing in it that was not counted."""
+    histogram = StreamingHistogram(state["counts"].shape[1])
+    histogram.load_state_dict(state)
+    histogram.count_kept()
+    return histogram.state_dict()
 
 
 @torch.no_grad()

@@ -23,13 +23,15 @@ def estimated_counts(histograms: Sequence[StreamingHistogram], low: Tensor, high
     Zeros are exact on every grid and so have no say in the search.
 
     Args:
-        histograms: N histograms of one number of bins, flushed.
+        histograms: N histograms of one number of bins, flushed; kept values are counted.
         low: ``[N]`` smallest values.
         high: ``[N]`` largest values.
 
     Returns:
         float64 ``[N, bins]``, even bins covering ``[-bins / 2, bins / 2)``.
     """
+    for histogram in histograms:
+        histogram.count_kept()
     zeros = torch.stack([h.zeros.cpu() for h in histograms]).double()
     counts = _as_double([h.counts[0] for h in histograms])
     result = _even(counts, zeros[:, 0], low, high)
@@ -75,6 +77,8 @@ def few_length(histogram: StreamingHistogram, grid: Grid) -> int:
 def few_values(histograms: Sequence[StreamingHistogram], exponent: Tensor, length: int) -> Tensor:
     """Return the values that histograms still hold, in bins, each row filled with zeros.
 
+    Rows rise, so that sums over them do not depend on the order in which the values came.
+
     Args:
         histograms: N histograms that hold their values.
         exponent: int32 ``[N]``: that of each.
@@ -86,7 +90,7 @@ def few_values(histograms: Sequence[StreamingHistogram], exponent: Tensor, lengt
     values = torch.zeros(len(histograms), length)
     for row, histogram in zip(values, histograms, strict=True):
         row[: histogram.few.shape[0]] = histogram.few
-    return torch.ldexp(values, -exponent.unsqueeze(1))
+    return torch.ldexp(values, -exponent.unsqueeze(1)).sort(1).values
 
 
 def _even(counts: Tensor, zeros: Tensor, low: Tensor, high: Tensor) -> Tensor:

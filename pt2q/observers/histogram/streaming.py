@@ -22,8 +22,8 @@ from pt2q.observers.histogram.waiting import Totals, Waiting
 
 _MOST_WAITING = 32768
 _ROWS = 4
-# Up to this many values are kept as they are beside the counts: so few fit a grid by luck, and a
-# search that sees their exact places finds it.
+# Up to this many values are kept as they are, uncounted: so few fit a grid by luck, and a search
+# that sees their exact places finds it.
 _FEW = 1024
 
 
@@ -38,7 +38,8 @@ class StreamingHistogram(nn.Module):
 
     Attributes:
         counts: int64 ``[1, bins]``, or ``[4, bins]`` once a large tensor was seen: values of small
-            tensors, samples times what they stand for, block minima, block maxima.
+            tensors, samples times what they stand for, block minima, block maxima. ``[0, bins]``
+            while all values are in ``few``.
         exponent: int32 scalar; a bin is ``2 ** exponent`` wide.
         zeros: int64 ``[2]``: exact zeros in the first two rows.
         few: float32 ``[n]``: all values as they are, while they are few.
@@ -57,21 +58,24 @@ class StreamingHistogram(nn.Module):
         if bins < 64 or bins & (bins - 1):
             raise ValueError(f"expected bins to be a power of two from 64 up, found {bins}")
         self.bins = bins
-        self.register_buffer("counts", torch.zeros(1, bins, dtype=torch.int64))
-        self.register_buffer("exponent", torch.tensor(SMALLEST_EXPONENT, dtype=torch.int32))
-        self.register_buffer("zeros", torch.zeros(2, dtype=torch.int64))
-        self.register_buffer("few", torch.zeros(0))
-        self.register_buffer("saved_totals", torch.zeros(5, dtype=torch.int64))
+        self._buffers |= self._empty(torch.device("cpu"))
         self.totals = Totals()
         self._waiting = Waiting()
 
+    def _empty(self, device: torch.device) -> dict[str, Tensor | None]:
+        """Return the buffers of a histogram that saw nothing."""
+        whole = {"dtype": torch.int64, "device": device}
+        return {
+            "counts": torch.zeros(0, self.bins, **whole),
+            "exponent": torch.tensor(SMALLEST_EXPONENT, dtype=torch.int32, device=device),
+            "zeros": torch.zeros(2, **whole),
+            "few": torch.zeros(0, device=device),
+            "saved_totals": torch.zeros(5, **whole),
+        }
+
     def reset(self) -> None:
         """Forget all that was seen."""
-        device = self.counts.device
-        self._buffers["counts"] = torch.zeros(1, self.bins, dtype=torch.int64, device=device)
-        self._buffers["zeros"] = torch.zeros(2, dtype=torch.int64, device=device)
-        self._buffers["exponent"] = torch.full_like(self.exponent, SMALLEST_EXPONENT)
-        self._buffers["few"] = torch.zeros(0, device=device)
+        self._buffers |= self._empty(self.counts.device)
         self.totals = Totals()
         self._waiting = Waiting()
 
@@ -92,33 +96,54 @@ class StreamingHistogram(nn.Module):
             self.flush()
 
     def flush(self) -> None:
-        """Count what waits."""
+        """Count what waits, or keep it while it is little."""
         waiting, self._waiting = self._waiting, Waiting(weight=self._waiting.weight)
         if not waiting.values:
             return
         values = torch.cat([*waiting.values, *waiting.minima, *waiting.maxima])
+        self._make_ready(values.device)
+        uncounted = self.counts.shape[0] == 0
+        if uncounted and self.totals.samples == 0 and self.totals.whole <= _FEW:
+            self._widen(waiting.largest)
+            self._buffers["few"] = torch.cat([self.few, values.float()])
+            return
+        self.count_kept(waiting.largest)
+        self._count(values, waiting)
+
+    def count_kept(self, largest: Tensor | float = 0.0) -> None:
+        """Count values that were only kept, so that counts say all.
+
+        Args:
+            largest: As for :meth:`add`, of what is about to be counted.
+        """
+        few, self._buffers["few"] = self.few, self.few[:0]
+        if self.counts.shape[0] > 0:
+            return
+        self._buffers["counts"] = self.counts.new_zeros(1, self.bins)
+        if few.shape[0] > 0:
+            self._count(few, Waiting(size=few.shape[0], largest=largest))
+
+    def _count(self, values: Tensor, waiting: Waiting) -> None:
+        """Count values, block minima and block maxima; ``values`` may be written over."""
         zeros = waiting.size - torch.count_nonzero(values[: waiting.size])
         blocks = (values.shape[0] - waiting.size) // 2
         ends = [waiting.size, waiting.size + blocks, values.shape[0]] if blocks else [waiting.size]
-        self._make_ready(values.device, sampled=blocks > 0)
-        is_few = self.totals.samples == 0 and self.totals.whole <= _FEW
-        self._buffers["few"] = torch.cat([self.few, values.float()]) if is_few else self.few[:0]
+        if blocks and self.counts.shape[0] == 1:
+            more = self.counts.new_zeros(_ROWS - 1, self.bins)
+            self._buffers["counts"] = torch.cat([self.counts, more])
         found = counted(values, ends, self._widen(waiting.largest), self.bins)
         found[0] *= waiting.weight
         row = 1 if blocks else 0
         self.counts[row : row + len(ends)] += found
         self.zeros[row] += zeros * waiting.weight
 
-    def _make_ready(self, device: torch.device, sampled: bool) -> None:
-        """Have the buffers on ``device``, writable and with room for samples if need be."""
+    def _make_ready(self, device: torch.device) -> None:
+        """Have the buffers on ``device`` and writable."""
         if self.counts.device != device:
             self.to(device)
         if self.counts.is_inference():
             for name, buffer in self.named_buffers():
                 self._buffers[name] = buffer.clone()
-        if sampled and self.counts.shape[0] == 1:
-            more = self.counts.new_zeros(_ROWS - 1, self.bins)
-            self._buffers["counts"] = torch.cat([self.counts, more])
 
     def _widen(self, largest: Tensor | float) -> Tensor | float:
         """Make the bins wide enough for the largest value; return one over their width."""
