@@ -152,7 +152,7 @@ def test_the_way_for_accelerators_asks_nothing_and_finds_the_same(monkeypatch) -
         counts = torch.zeros(bins * len(ends), dtype=torch.int64)
         return counts.index_add_(0, index, torch.ones_like(index).long()).view(-1, bins)
 
-    monkeypatch.setattr("pt2q.observers.streaming.counted", counted_on_device)
+    monkeypatch.setattr("pt2q.observers.histogram.streaming.counted", counted_on_device)
     with NoQuestions():
         for x in data:
             masked = torch.cat([x.flatten(), torch.tensor([-INF])])
