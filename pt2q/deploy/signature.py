@@ -121,7 +121,8 @@ def _example_size(size: Any) -> int:
 
 def _leaf_shape(value: Tensor, program: ExportedProgram) -> dict[int, Any] | None:
     shape: dict[int, Any] = {}
-    for dim, size in enumerate(value.shape):
+    sizes: tuple[Any, ...] = tuple(value.shape)
+    for dim, size in enumerate(sizes):
         if exported_size(size) is not None:
             continue
         bounds = program.range_constraints.get(size.node.expr)

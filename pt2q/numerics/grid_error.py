@@ -120,7 +120,9 @@ class HistogramTable:
         row = edge.to(torch.int64).add_(self.first_row).view(-1)
         sums, count, density = self.rows.index_select(0, row).unbind(1)
         rest = (position + self.half).sub_(edge).clamp_(min=0).view(-1)
-        return (position.view(-1) * count).sub_(sums).addcmul_(rest.square_(), density, value=0.5)
+        integral: Tensor = (position.view(-1) * count).sub_(sums)
+        integral.addcmul_(rest.square_(), density, value=0.5)
+        return integral
 
     def clipped(self, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Seen.clipped`: exact at the edges of bins, the root interpolated between."""
@@ -130,12 +132,14 @@ class HistogramTable:
     def _beyond(self, sums: Tensor, ends: Tensor) -> Tensor:
         position = (ends + self.half).clamp_(0, 2 * self.half)
         edge = position.floor().clamp_(max=2 * self.half - 1)
-        costs = []
-        for at in (edge, edge + 1):
-            count, first, second = (part.gather(1, at.to(torch.int64)) for part in sums)
-            end = at - self.half
-            costs.append((second - 2 * end * first + end.square() * count).clamp_(min=0).sqrt_())
-        return torch.lerp(*costs, position - edge).square_()
+        left, right = (self._root_beyond(sums, at) for at in (edge, edge + 1))
+        return torch.lerp(left, right, position - edge).square_()
+
+    def _root_beyond(self, sums: Tensor, edge: Tensor) -> Tensor:
+        count, first, second = (part.gather(1, edge.to(torch.int64)) for part in sums)
+        end = edge - self.half
+        cost: Tensor = second - 2 * end * first + end.square() * count
+        return cost.clamp_(min=0).sqrt_()
 
 
 class ValueTable:

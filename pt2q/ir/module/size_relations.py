@@ -50,7 +50,8 @@ def relations_among(inputs: Mapping[str, Node]) -> tuple[str, ...]:
     found: list[str] = []
     for path, node in inputs.items():
         value = node.meta.get("val")
-        for axis, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+        sizes: tuple[Any, ...] = tuple(value.shape) if isinstance(value, Tensor) else ()
+        for axis, size in enumerate(sizes):
             if exported_size(size) is None and size.node.expr.is_Symbol:
                 here = f"{path}.size()[{axis}]"
                 there = first.setdefault(size.node.expr, here)

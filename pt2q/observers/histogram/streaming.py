@@ -64,13 +64,12 @@ class StreamingHistogram(nn.Module):
 
     def _empty(self, device: torch.device) -> dict[str, Tensor | None]:
         """Return the buffers of a histogram that saw nothing."""
-        whole = {"dtype": torch.int64, "device": device}
         return {
-            "counts": torch.zeros(0, self.bins, **whole),
+            "counts": torch.zeros(0, self.bins, dtype=torch.int64, device=device),
             "exponent": torch.tensor(SMALLEST_EXPONENT, dtype=torch.int32, device=device),
-            "zeros": torch.zeros(2, **whole),
+            "zeros": torch.zeros(2, dtype=torch.int64, device=device),
             "few": torch.zeros(0, device=device),
-            "saved_totals": torch.zeros(5, **whole),
+            "saved_totals": torch.zeros(5, dtype=torch.int64, device=device),
         }
 
     def reset(self) -> None:
