@@ -112,7 +112,8 @@ class HistogramTable:
             - 2 * last * self.moment.unsqueeze(1)
             + last.square() * self.total.unsqueeze(1)
         )
-        return around_last - 2 * scale * inner
+        error: Tensor = around_last - 2 * scale * inner
+        return error
 
     def _integral(self, position: Tensor) -> Tensor:
         """Return ``K(position)``, the positions ``[N, P]``."""
