@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch.export import ExportedProgram
 
+from pt2q.algorithms import Improvement
 from pt2q.app.conversion import Track, calibrate_and_convert, split_off
 from pt2q.app.recipe import Recipe
 from pt2q.debug import Comparison, compare
@@ -24,7 +25,10 @@ def run_comparison(
         track: wraps a loop over batches to show its progress under a title.
     """
     calibration, held_out = split_off(batches, recipe.limit)
-    converted = calibrate_and_convert(program, recipe.quantizer(), calibration, track)
+    improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed)
+    converted = calibrate_and_convert(
+        program, recipe.quantizer(), calibration, track, improvement=improvement
+    )
     module = program.module(check_guards=False)
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
     signature = signature_of(program)

@@ -9,11 +9,14 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
+from pt2q.algorithms import Improvement
 from pt2q.app.calibration import read_batches, read_program
 from pt2q.app.console import track
 from pt2q.app.conversion import calibrated, calls_of, split_off
 from pt2q.app.options import chosen_recipe
 from pt2q.app.recipe import Recipe
+from pt2q.debug import QuantizerSetup
+from pt2q.debug.doctor.changes import improved
 from pt2q.deploy.signature import Batch, signature_of
 from pt2q.files import ensure_writable
 from pt2q.ir.module import QuantGraphModule
@@ -36,10 +39,31 @@ class Subject:
     calibration: Sequence[Batch]
     measured: Sequence[Any]
 
+    @property
+    def calls(self) -> list[Any]:
+        """The calibration data as calls of the model."""
+        return calls_of(self.program, self.calibration)
+
+    @property
+    def improvement(self) -> Improvement:
+        """What wins accuracy back."""
+        return Improvement(self.recipe.algorithms, self.recipe.effort, self.recipe.seed)
+
+    def setup(self) -> QuantizerSetup:
+        """Quantizes the model as the recipe says, and with changes."""
+        return QuantizerSetup(
+            self.program,
+            self.recipe.quantizer,
+            self.calls,
+            self.measured[::2],
+            improvement=self.improvement,
+        )
+
     def prepared(self) -> tuple[QuantGraphModule, Report]:
         """Prepared and calibrated, with what its quantizer decided."""
         quantizer = self.recipe.quantizer()
         made = calibrated(self.program, quantizer, self.calibration, track)
+        made = improved(made, self.calls, self.improvement)
         return made, quantizer.report()
 
 
@@ -48,14 +72,15 @@ def subject(
     calibration: Path,
     backend: str | None,
     recipe: Path | None,
-    batches: int,
+    batches: int | None,
     *written: Path | None,
 ) -> Subject:
     """Read what a command was given; what cannot be asked for is found before the work.
 
     Args:
         model, calibration, backend, recipe: the options of their names.
-        batches: how many to measure on: the last of the data, held out or not.
+        batches: how many to measure on: the last of the data, held out or not; None for those
+            that are held out.
         *written: the files that will be written.
     """
     chosen = chosen_recipe(backend, recipe)
@@ -65,5 +90,6 @@ def subject(
             ensure_writable(path)
     program = read_program(model)
     data = read_batches(calibration, signature_of(program))
-    shown, _ = split_off(data, chosen.limit)
-    return Subject(program, chosen, shown, calls_of(program, data[-batches:]))
+    shown, held_out = split_off(data, chosen.limit)
+    measured = held_out if batches is None else data[-batches:]
+    return Subject(program, chosen, shown, calls_of(program, measured))

@@ -4,6 +4,9 @@ from pt2q.debug.comparison.compare import compare
 from pt2q.debug.comparison.comparison import Comparison
 from pt2q.debug.comparison.row import ComparisonRow, Unmatched
 from pt2q.debug.comparison.weights import WeightRow
+from pt2q.debug.doctor.changes import Change, QuantizerSetup
+from pt2q.debug.doctor.doctor import doctor
+from pt2q.debug.doctor.findings import Diagnosis, Finding
 from pt2q.debug.drawing.graphviz_text import draw, save_drawing
 from pt2q.debug.drawing.overlay import errors_by_node, overlay
 from pt2q.debug.error import Error
@@ -36,15 +39,19 @@ __all__ = [
     "FROM_NODE_KEY",
     "NUMERIC_DEBUG_HANDLE_KEY",
     "BackendView",
+    "Change",
     "Comparison",
     "ComparisonError",
     "ComparisonRow",
+    "Diagnosis",
     "Error",
+    "Finding",
     "Inspection",
     "NodeAccuracySummary",
     "Origin",
     "OutputLogger",
     "QuantizationComparisonResult",
+    "QuantizerSetup",
     "RoundingRow",
     "Sensitivity",
     "SensitivityRow",
@@ -53,6 +60,7 @@ __all__ = [
     "bfs_trace_with_node_process",
     "compare",
     "compare_results",
+    "doctor",
     "draw",
     "errors_by_node",
     "extract_results_from_loggers",

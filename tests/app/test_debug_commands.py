@@ -9,6 +9,9 @@ import pytest
 import torch
 from support.command_line import Run, fails
 
+from pt2q.app.recipe import parse
+from pt2q.app.recipe.writing import recipe_text
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,7 +24,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def within_80(out: str) -> bool:
-    return max(map(len, out.splitlines())) <= 80
+    """All but the paths of files."""
+    lines = [line for line in out.splitlines() if not line.startswith("written: ")]
+    return max(map(len, lines)) <= 80
 
 
 def test_sensitivity(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -72,3 +77,51 @@ def test_draw(run: Run, folder: Path, tmp_path: Path) -> None:
     assert json.loads(node_data.read_text())["graph"]["results"]["linear"]["value"] > 10
     fails(run("draw", model, "-o", node_data), 1, "give --calibration")
     fails(run("draw", model, "-o", tmp_path / "graph.txt"), 1, "write one of")
+
+
+def test_doctor_writes_a_recipe_that_mends(run: Run, folder: Path, tmp_path: Path) -> None:
+    model, data = folder / "small.pt2", folder / "images.npz"
+    few, mended = tmp_path / "few.toml", tmp_path / "mended.toml"
+    few.write_text('[[override]]\nmodule = "conv"\nweight_range = [-2, 1]\n')
+    given = ("doctor", model, "--calibration", data, "--recipe", few)
+    code, out, err = run(*given, "-o", mended, "--json", tmp_path / "found.json")
+    assert (code, err) == (0, "")
+    assert within_80(out) and "1. few bits" in out and f"written: {mended}" in out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["after_db"] > found["before_db"] + 5
+    code, out, err = run(
+        "sensitivity", model, "--calibration", data, "--recipe", mended, "--batches", 1,
+        "--json", tmp_path / "again.json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["whole_db"] == pytest.approx(found["after_db"], abs=0.01)
+
+
+def test_a_recipe_is_written_as_it_is_read() -> None:
+    text = """
+    [default]
+    weight_scales = "tensor"
+    [skip]
+    modules = ["head"]
+    nodes = ["add"]
+    [[override]]
+    node = "linear_1"
+    activation_observer = "minmax"
+    [[override]]
+    module_type = "torch.nn.Linear"
+    mode = "dynamic"
+    weight_scales = "channel"
+    [[algorithm]]
+    name = "smooth_quant"
+    [[algorithm]]
+    name = "gptq"
+    damping = 0.02
+    [calibration]
+    limit = 7
+    """
+    recipe = parse(text)
+    assert parse(recipe_text(recipe, ["why"])) == recipe
+    assert recipe_text(recipe, ["why"]).startswith("# why\n")
+    effort = parse('effort = "fast"\nseed = 3')
+    assert parse(recipe_text(effort)) == effort

@@ -8,9 +8,9 @@ from pt2q.deploy.backend import Backend
 from pt2q.errors import RecipeError
 from pt2q.observers import OBSERVERS
 from pt2q.quantizers import QuantizationConfig
+from pt2q.quantizers.toolkit.other_observers import observed_by
 from pt2q.quantizers.toolkit.scales_of_weights import per_tensor
-from pt2q.spec import PartialWrapper, PerTensor, QuantizationSpec
-from pt2q.spec.constructor import accepted, unwrapped
+from pt2q.spec import PerTensor, QuantizationSpec
 
 FLOAT = "float"
 """The mode of what is not quantized."""
@@ -104,13 +104,8 @@ def config_for(backend: Backend, settings: Settings) -> QuantizationConfig | Non
 def _activation(spec: QuantizationSpec | None, settings: Settings) -> QuantizationSpec | None:
     if spec is None:
         return None
-    if not spec.is_dynamic and settings.activation_observer != "histogram":
-        cls = OBSERVERS[settings.activation_observer].member(PerTensor())
-        assert cls is not None, "checked when the recipe was read"
-        _, arguments = unwrapped(spec.observer_or_fake_quant_ctr)
-        floor = {"eps": arguments["eps"]} if "eps" in arguments else {}  # the backend's
-        constructor = PartialWrapper(cls).with_args(**accepted(cls, floor))
-        spec = replace(spec, observer_or_fake_quant_ctr=constructor)
+    if settings.activation_observer != "histogram":
+        spec = observed_by(spec, settings.activation_observer)
     return _ranged(spec, settings.activation_range)
 
 

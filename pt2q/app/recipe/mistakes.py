@@ -21,7 +21,7 @@ from pt2q.app.recipe.schema import (
 from pt2q.app.recipe.values import EXPECTED
 from pt2q.errors import RecipeError
 
-SELECTORS = ("module", "module_type", "operator")
+SELECTORS = ("module", "module_type", "operator", "node")
 
 _TABLES: dict[str, type[Table]] = {
     "default": SettingsTable,

@@ -114,6 +114,7 @@ def _skipped(table: SkipTable, default: Settings) -> list[Override]:
         ("module", table.modules),
         ("module_type", table.module_types),
         ("operator", table.operators),
+        ("node", table.nodes),
     )
     settings = replace(default, mode=FLOAT)
     return [Override(kind, name, settings) for kind, names in named for name in names]

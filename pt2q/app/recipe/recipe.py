@@ -18,7 +18,7 @@ class Override:
     """A part of the model that is treated in another way.
 
     Attributes:
-        kind: ``module``, ``module_type`` or ``operator``.
+        kind: ``node``, ``module``, ``module_type`` or ``operator``.
         name: which; a module's name may hold ``*``.
         settings: how it is quantized.
     """
@@ -60,7 +60,9 @@ class Recipe:
         made = backend.quantizer().set_global(config_for(backend, self.default))
         for override in self.overrides:
             config = config_for(backend, override.settings)
-            if override.kind == "module":
+            if override.kind == "node":
+                made.set_node_name(override.name, config)
+            elif override.kind == "module":
                 made.set_module_name(override.name, config)
             elif override.kind == "module_type":
                 made.set_module_type(override.name, config)

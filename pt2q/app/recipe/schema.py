@@ -55,6 +55,7 @@ class OverrideTable(SettingsTable):
     module: Name | None = _NAME
     module_type: Name | None = _NAME
     operator: Operator | None = _NAME
+    node: Name | None = _NAME
 
 
 class SkipTable(Table):
@@ -63,6 +64,7 @@ class SkipTable(Table):
     modules: list[Name] = _NAMES
     module_types: list[Name] = _NAMES
     operators: list[Operator] = _NAMES
+    nodes: list[Name] = _NAMES
 
 
 class AlgorithmTable(Table):

@@ -19,6 +19,7 @@ from pt2q.algorithms.engine import Lane, Program, Walk
 from pt2q.algorithms.engine.lane import Place
 from pt2q.algorithms.engine.rounding import is_static, rounding_of
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
+from pt2q.algorithms.originals import originals
 from pt2q.debug.sensitivity.judging import Judge, Tally
 from pt2q.debug.sensitivity.saved import Saved
 from pt2q.debug.sensitivity.subjects import Subject, rounded_tensors, weights_alone
@@ -110,6 +111,7 @@ class Measurement:
         with Walk(self.model, given, lanes, seed=self.seed, spill=self.spill) as walk:
             weights = _rounded_weights(walk)
             weights.round_in(lanes[1])
+            lanes[0].hold(originals(self.model))
             _settle(walk)
             for done, subject in enumerate(sorted(left, key=lambda s: s.position)):
                 if progress is not None:
@@ -127,6 +129,7 @@ class Measurement:
         alone, without = walk.lanes[FLOAT].fork(), walk.lanes[ROUNDED].fork()
         alone.rounds = lambda observer: id(observer) in chosen
         without.rounds = lambda observer: id(observer) not in chosen
+        alone.hold(weights.floating(chosen))  # those that an algorithm has left
         without.hold(weights.floating(chosen))
         return (
             self.judge.tally(_results(walk, alone, FLOAT), numbers),

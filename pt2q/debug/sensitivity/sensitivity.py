@@ -13,6 +13,7 @@ from typing import Any
 
 from pt2q.algorithms.engine import Lane, Program, Walk
 from pt2q.algorithms.engine.walk import FLOAT
+from pt2q.algorithms.originals import originals
 from pt2q.debug.sensitivity.judging import Judge, Metric, MetricJudge, SqnrJudge, Tally, added
 from pt2q.debug.sensitivity.measure import Measurement, Progress, Work
 from pt2q.debug.sensitivity.result import Sensitivity, SensitivityRow
@@ -71,7 +72,9 @@ def sensitivity(
     given = list(batches)
     if not given:
         raise DataError("there is no batch: give at least one to run the model on")
-    judge: Judge = _sqnr(prepared, given, seed) if metric is None else MetricJudge(metric)
+    judge: Judge = (
+        SqnrJudge(float_results(prepared, given, seed)) if metric is None else MetricJudge(metric)
+    )
     work = Work(Program(prepared))
     work.done += work.whole * len(given) * (metric is None)
     rounded = rounded_tensors(work.program)
@@ -82,9 +85,18 @@ def sensitivity(
     return _Race(measurement, given, subjects, saved, passes, progress).run()
 
 
-def _sqnr(model: QuantGraphModule, batches: Sequence[Any], seed: int) -> SqnrJudge:
-    with Walk(model, batches, [Lane.floating()], seed=seed) as walk:
-        return SqnrJudge(walk.finish()[FLOAT])
+def float_results(model: QuantGraphModule, batches: Sequence[Any], seed: int = 0) -> list[Any]:
+    """What the float model gives for each batch, whatever algorithms did to the weights since.
+
+    Args:
+        model: prepared.
+        batches: calls of it.
+        seed: of operators that draw random numbers.
+    """
+    lane = Lane.floating()
+    with Walk(model, batches, [lane], seed=seed) as walk:
+        lane.hold(originals(model))
+        return walk.finish()[FLOAT]
 
 
 class _Race:

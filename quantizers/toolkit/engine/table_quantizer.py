@@ -52,6 +52,19 @@ class TableQuantizer(Quantizer):
         self.selection.set_global(_config(quantization_config))
         return self
 
+    def set_node_name(self, node_name: str, quantization_config: QuantizationConfig | None) -> Self:
+        """Use a configuration for one operator of the graph; None leaves it in float.
+
+        Args:
+            node_name: as reports name it; in a body of control flow with the body's path in front.
+            quantization_config: what to use.
+
+        Raises:
+            SpecError: the name is empty.
+        """
+        self.selection.set_node_name(node_name, _config(quantization_config))
+        return self
+
     def set_module_name(
         self, module_name: str, quantization_config: QuantizationConfig | None
     ) -> Self:
@@ -161,7 +174,7 @@ class TableQuantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate the graph, and those its control flow runs, and make the report."""
         modules = list(named_graph_modules(model))
-        choices = resolve(self.selection, *(module.graph for _, module in modules))
+        choices = resolve(self.selection, {path: module.graph for path, module in modules})
         rows: list[Row] = []
         for path, module in modules:
             run = AnnotationRun(self.table, self.refine, module, choices)

@@ -1,13 +1,13 @@
 """Which statement rules a node.
 
-The most specific one does: about its module's name, then its module's type, then its operator,
-then the global one. Among names the longest wins, among types the innermost.
+The most specific one does: about the node itself, then its module's name, then its module's type,
+then its operator, then the global one. Among names the longest wins, among types the innermost.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
@@ -40,19 +40,19 @@ def matches_pattern(path: str, pattern: str) -> bool:
     return len(names) == len(wanted) and all(map(fnmatchcase, names, wanted))
 
 
-def resolve(selection: Selection[C], *graphs: Graph) -> dict[Node, Choice[C]]:
+def resolve(selection: Selection[C], graphs: Mapping[str, Graph]) -> dict[Node, Choice[C]]:
     """Find the statement that rules each call of some graphs.
 
     Args:
         selection: what the user said.
-        graphs: an exported graph, and those its control flow runs.
+        graphs: an exported graph by the path "", and those its control flow runs by theirs.
 
     Returns:
         A choice per ``call_function`` node. Warns, by name, about statements that match none.
     """
     resolver = _Resolver(selection)
-    nodes = (node for graph in graphs for node in graph.nodes)
-    choices = {n: resolver.choose(n) for n in nodes if n.op == "call_function"}
+    nodes = ((path, node) for path, graph in graphs.items() for node in graph.nodes)
+    choices = {n: resolver.choose(n, path) for path, n in nodes if n.op == "call_function"}
     for label in resolver.unmatched():
         warnings.warn(
             f"{label} matches nothing in the model; check the spelling against "
@@ -89,7 +89,7 @@ class _Resolver(Generic[C]):
             return Choice(None, reasons.GLOBAL_IS_NONE)
         return Choice(None, reasons.NOT_COVERED, stated=False)
 
-    def choose(self, node: Node) -> Choice[C]:
+    def choose(self, node: Node, path: str = "") -> Choice[C]:
         stack = module_stack(node)
         if stack not in self.stacks:
             self.stacks[stack] = self._by_module(stack)
@@ -99,6 +99,10 @@ class _Resolver(Generic[C]):
             self.used.update(self.labels[node.target])  # type: ignore[index]
             if found is None:
                 found = self._choice(entry.config, entry.label, by_operator=True)
+        name = path + node.name
+        if name in self.selection.by_node:
+            self.used.add(f"node {name!r}")
+            found = self._choice(self.selection.by_node[name], f"node {name!r}", by_operator=True)
         keep = self.selection.node_filter
         if keep is not None and not keep(node):
             return Choice(None, reasons.FILTERED_OUT)
@@ -140,7 +144,8 @@ class _Resolver(Generic[C]):
         return found
 
     def unmatched(self) -> list[str]:
-        labels = [f"module name {name!r}" for name in self.selection.by_name]
+        labels = [f"node {name!r}" for name in self.selection.by_node]
+        labels += [f"module name {name!r}" for name in self.selection.by_name]
         labels += [f"module type {kind!r}" for kind in self.selection.by_type]
         labels += [entry.label for entry in self.selection.by_operator]
         return [label for label in labels if label not in self.used]

@@ -84,6 +84,7 @@ class Selection(Generic[C]):
     """
 
     default: C | None = None
+    by_node: dict[str, C | None] = field(default_factory=dict)
     by_name: dict[str, C | None] = field(default_factory=dict)
     by_type: dict[str, C | None] = field(default_factory=dict)
     by_operator: list[OperatorStatement[C]] = field(default_factory=list)
@@ -95,6 +96,16 @@ class Selection(Generic[C]):
         """Say how to quantize what nothing else is said about."""
         self.everywhere = config
         self.has_everywhere = True
+
+    def set_node_name(self, name: str, config: C | None) -> None:
+        """Say how to quantize one operator, by the name of its node in the graph.
+
+        Raises:
+            SpecError: the name is empty.
+        """
+        if not isinstance(name, str) or not name:
+            raise SpecError(f"set_node_name: a node is named by a string, found {name!r}")
+        self.by_node[name] = config
 
     def set_module_name(self, name: str, config: C | None) -> None:
         """Say how to quantize a module, named as in ``named_modules``, and all it holds.
@@ -141,7 +152,7 @@ class Selection(Generic[C]):
 
     def configs(self) -> tuple[C, ...]:
         """Every configuration that some node may get, each once."""
-        given = [*self.by_name.values(), *self.by_type.values()]
+        given = [*self.by_node.values(), *self.by_name.values(), *self.by_type.values()]
         given += [e.config for e in self.by_operator]
         given.append(self.global_config())
         return tuple(dict.fromkeys(c for c in given if c is not None))
@@ -154,6 +165,6 @@ class Selection(Generic[C]):
         """The configuration of what nothing is said about; None leaves it in float."""
         if self.has_everywhere:
             return self.everywhere
-        given = [*self.by_name.values(), *self.by_type.values()]
+        given = [*self.by_node.values(), *self.by_name.values(), *self.by_type.values()]
         given += [e.config for e in self.by_operator]
         return self.default if all(config is None for config in given) else None

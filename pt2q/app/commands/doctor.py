@@ -1,0 +1,51 @@
+"""`pt2q doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pt2q import debug
+from pt2q.app.applied_changes import with_changes
+from pt2q.app.console import console, steps
+from pt2q.app.debug_job import subject
+from pt2q.app.options import BackendName, CalibrationFile, JsonFile, ModelFile, RecipeFile
+from pt2q.app.recipe.writing import recipe_text
+from pt2q.files import write_bytes
+
+HELP = (
+    "Say why accuracy is lost, and what wins it back.\n\n"
+    "What the output feels most is looked into; what may help is tried, and its gain measured on "
+    "data that was not calibrated on. A model is quantized as by 'pt2q quantize', which see for "
+    "the files; nothing is lowered."
+)
+OutFile = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Write a recipe here that makes the changes worth making."),
+]
+
+
+def doctor(
+    model: ModelFile,
+    calibration: CalibrationFile,
+    out: OutFile = None,
+    backend: BackendName = None,
+    recipe: RecipeFile = None,
+    json: JsonFile = None,
+) -> None:
+    """Say why accuracy is lost, and what wins it back."""
+    given = subject(model, calibration, backend, recipe, None, json, out)
+    with steps("examining") as progress:
+        found = debug.doctor(
+            given.setup(), given.measured, calibration=given.calls, progress=progress
+        )
+    print(found.text(console().width))
+    if json is not None:
+        write_bytes(json, f"{found.to_json()}\n".encode())
+    if out is not None:
+        made = with_changes(given.recipe, given.program, found.changes)
+        notes = [f"{model.name}: {found.before:.1f} dB, with these changes {found.after:.1f} dB"]
+        write_bytes(out, recipe_text(made, [*notes, *map(str, found.changes)]).encode())
+        print(f"written: {out}")
