@@ -7,6 +7,7 @@ and says what it did, layer by layer. `pt2q.quantize_pt2e` applies several.
 from pt2q.algorithms.adaround import AdaRound
 from pt2q.algorithms.applied import Applied, applied_text, report_of
 from pt2q.algorithms.awq import AWQ
+from pt2q.algorithms.batch_norms import BatchNormStatistics
 from pt2q.algorithms.bias_correction import BiasCorrection
 from pt2q.algorithms.equalization import CrossLayerEqualization
 from pt2q.algorithms.gptq import GPTQ
@@ -28,6 +29,7 @@ __all__ = [
     "GPTQ",
     "AdaRound",
     "Applied",
+    "BatchNormStatistics",
     "BiasCorrection",
     "CrossLayerEqualization",
     "Improvement",

@@ -68,7 +68,7 @@ class AWQ:
                     if layer.name not in found
                 ),
             ]
-            search = StrengthSearch(run, self.strengths, family)
+            search = run.scaled(StrengthSearch(run, self.strengths, family))
             return run.run(in_order(walk.program, found), search, lambda site: 0.0)
 
 

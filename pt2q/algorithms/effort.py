@@ -8,6 +8,7 @@
 | weights of at most 4 bits | scale search | GPTQ | GPTQ |
 | weights of more bits | | | GPTQ |
 | weights of at most 3 bits | | | AdaRound |
+| batch norms that are not folded | | statistics | statistics |
 | quantized inputs with one range for all | | bias correction | bias correction |
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from pt2q.algorithms.adaround import AdaRound
 from pt2q.algorithms.awq import AWQ
+from pt2q.algorithms.batch_norms import BatchNormStatistics
 from pt2q.algorithms.bias_correction import BiasCorrection
 from pt2q.algorithms.engine import Program
 from pt2q.algorithms.engine.rounding import is_static
@@ -29,6 +31,7 @@ from pt2q.algorithms.layers import Layer, find_layers
 from pt2q.algorithms.scale_search import ScaleSearch
 from pt2q.algorithms.smooth_quant import SmoothQuant
 from pt2q.errors import SpecError
+from pt2q.ir import ops
 from pt2q.ir.module import QuantGraphModule
 from pt2q.spec import PerTensor, PerToken, granularity_of
 
@@ -61,6 +64,7 @@ class _Asked:
     per_tensor: bool
     inputs: bool
     static: bool
+    norms: bool
 
     @classmethod
     def of(cls, model: QuantGraphModule) -> _Asked:
@@ -72,6 +76,7 @@ class _Asked:
             any(isinstance(granularity_of(found), PerTensor) for found in weights),
             any(not isinstance(granularity_of(found), PerToken) for found in observers),
             any(is_static(found) for found in observers),
+            any(ops.is_op(node, ops.BATCH_NORM) for node in model.graph.nodes),
         )
 
 
@@ -89,6 +94,8 @@ def _chosen(asked: _Asked, effort: str) -> Iterator[Any]:
         yield GPTQ()
     if asked.bits <= VERY_FEW and effort == "best":
         yield AdaRound()
+    if asked.norms and thorough:
+        yield BatchNormStatistics()
     if asked.static and thorough:
         yield BiasCorrection()
 

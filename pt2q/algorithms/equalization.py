@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pt2q.algorithms.bias_absorption import absorbed
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.layers import Layer, Passed, find_layers
 from pt2q.algorithms.layerwise import Declined, Progress
@@ -37,11 +38,13 @@ class CrossLayerEqualization:
 
     Args:
         rounds: how often chains are gone through.
+        absorb: move biases that lift channels above zero into the layers behind, afterwards.
     """
 
     name: ClassVar[str] = "equalization"
 
     rounds: int = 20
+    absorb: bool = True
 
     def __call__(
         self,
@@ -57,7 +60,18 @@ class CrossLayerEqualization:
             run = SiteRun(self.name, walk, progress)
             sites, run.passed = _chains(walk)
             factors = dict(zip(map(id, sites), equalizing_factors(sites, self.rounds), strict=True))
-            return run.run(sites, lambda site: (factors[id(site)], ""), lambda site: 0.0)
+            scaled = run.scaled(lambda site: (factors[id(site)], ""))
+            report = run.run(sites, scaled, lambda site: 0.0)
+        return report + self._absorbed(model, batches, spill, seed) if self.absorb else report
+
+    def _absorbed(
+        self, model: QuantGraphModule, batches: Iterable[Any], spill: bool | str | Path, seed: int
+    ) -> Report:
+        """Biases are moved once all channels have their final size."""
+        with Walk(model, batches, [Lane.floating()], spill=spill, seed=seed) as walk:
+            run = SiteRun("bias_absorption", walk, None)
+            sites, _ = _chains(walk)
+            return run.run(sites, lambda site: absorbed(run, site), lambda site: 0.0)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pt2q.algorithms.adaround import AdaRound
 from pt2q.algorithms.awq import AWQ
+from pt2q.algorithms.batch_norms import BatchNormStatistics
 from pt2q.algorithms.bias_correction import BiasCorrection
 from pt2q.algorithms.equalization import CrossLayerEqualization
 from pt2q.algorithms.gptq import GPTQ
@@ -20,6 +21,7 @@ _ALL: tuple[Any, ...] = (
     ScaleSearch,
     GPTQ,
     AdaRound,
+    BatchNormStatistics,
     BiasCorrection,
 )
 ALGORITHMS: dict[str, Any] = {found.name: found for found in _ALL}

@@ -15,10 +15,10 @@ from pt2q.algorithms.layerwise import Declined, Progress
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.transfer import Site, trial_of
-from pt2q.algorithms.trial import noise, outputs
+from pt2q.algorithms.trial import Trial, noise, outputs
 
-Propose = Callable[[Site], tuple[Tensor, str]]
-"""Gives the factor of each channel, and words for the report; may raise `Declined`."""
+Propose = Callable[[Site], tuple[Trial, str]]
+"""Gives a change, and words for the report; may raise `Declined`."""
 
 
 class SiteRun:
@@ -44,6 +44,15 @@ class SiteRun:
         self.passed: list[Passed] = []
         self.parting = Parting.of(walk)
 
+    def scaled(self, factor: Callable[[Site], tuple[Tensor, str]]) -> Propose:
+        """Propose to scale the channels of a site by what a function says."""
+
+        def propose(site: Site) -> tuple[Trial, str]:
+            found, words = factor(site)
+            return trial_of(self.walk, self.rounding, site, found), words
+
+        return propose
+
     @torch.no_grad()
     def run(
         self, sites: Sequence[Site], propose: Propose, enough: Callable[[Site], float]
@@ -68,11 +77,10 @@ class SiteRun:
         return Report(tuple(self.rows), tuple((self.name, item) for item in self.passed))
 
     def _work_on(self, site: Site, propose: Propose, enough: float, start: float) -> None:
-        factor, words = propose(site)
+        trial, words = propose(site)
         exact = outputs(self.walk, site.targets, self.walk.lanes[FLOAT], self.parting)
         # Ranges as they are have seen what judges; those of the change have not.
         before = noise(exact, outputs(self.walk, site.targets, self.rounding, self.parting))
-        trial = trial_of(self.walk, self.rounding, site, factor)
         trial.observe(site.observers, self.parting)
         after = noise(exact, trial.outputs(site.targets, self.parting))
         if kept := after < before * (1 - enough):

@@ -91,7 +91,7 @@ class SmoothQuant:
         cost = 1 - 10 ** (-self.insert_from / 10)
         return run.run(
             in_order(walk.program, found),
-            StrengthSearch(run, self.strengths, family, inserted),
+            run.scaled(StrengthSearch(run, self.strengths, family, inserted)),
             lambda site: cost if site.source.node in inserted else 0.0,
         )
 

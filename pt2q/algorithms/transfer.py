@@ -109,8 +109,17 @@ def trial_of(walk: Walk, rounding: Lane, site: Site, factor: Tensor) -> Trial:
         changed = scaled_inputs(layer, labels, factor)
         tensors.append((layer.places, changed))
         weights += shown(layer, changed)
+    between = observers_between(walk, site)
+    return Trial(walk, rounding, tuple(tensors), tuple(weights), between)
+
+
+def observers_between(walk: Walk, site: Site) -> tuple[tuple[Any, Any], ...]:
+    """The observers of values between a source and its layers, each with a stand-in.
+
+    Raises:
+        Declined: an observer cannot forget what it has seen.
+    """
     found = {
         str(node.target): walk.model.get_submodule(str(node.target)) for node in site.observers
     }
-    between = tuple((observer, fresh(observer)) for observer in found.values())
-    return Trial(walk, rounding, tuple(tensors), tuple(weights), between)
+    return tuple((observer, fresh(observer)) for observer in found.values())

@@ -246,6 +246,35 @@ def test_equalization_through_depthwise_convolutions_and_linears() -> None:
     assert quality(network, prepared, batches) > before + 10
 
 
+def lifted() -> nn.Sequential:
+    """Half of the channels between two layers never come near zero."""
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        network[0].weight.clamp_(-0.3, 0.3)
+        network[0].bias[::2] += 40.0
+    return network
+
+
+def test_biases_are_absorbed() -> None:
+    network, batches = lifted(), [(torch.rand(16, 8),) for _ in range(8)]
+    exact = [network(*batch) for batch in batches]
+    prepared = calibrated(network, XNNPACKQuantizer(), batches)
+    report = CrossLayerEqualization()(prepared, batches)
+    (row,) = [row for row in report.rows if row.algorithm == "bias_absorption"]
+    assert row.kept and row.layer == "linear_1" and "8 bias(es) moved" in row.reason
+    assert float(prepared.get_parameter("0.bias")[::2].max()) < 5
+    assert row.after > row.before + 10
+    assert_same([prepared(*batch) for batch in batches], exact, 1e-2)
+
+
+def test_what_absorbs_no_bias_has_a_reason() -> None:
+    network, batches = lifted(), [(torch.rand(16, 8),) for _ in range(4)]
+    network[1] = nn.LeakyReLU()
+    prepared = calibrated(network, XNNPACKQuantizer(), batches)
+    report = CrossLayerEqualization()(prepared, batches)
+    assert "does not hand a bias on" in str(report)
+
+
 # ------------------------------------------------------------------ AWQ
 
 
