@@ -38,8 +38,7 @@ class AnnotationError(Pt2qError, ValueError):
     """An annotation names a node, edge or tensor that cannot be quantized as asked.
 
     Cause: A quantizer annotates an edge that the node does not read, gives a spec of an unknown
-    class, asks for what its backend has no kernel for, or overwrites what another quantizer of
-    a `ComposableQuantizer` has annotated.
+    class, or asks for what its backend has no kernel for.
 
     Way out: The message names the node and its inputs. In a quantizer of your own, annotate
     ``node.all_input_nodes`` only; in one of ours, choose a configuration that its backend runs,
@@ -55,6 +54,15 @@ class SharingError(AnnotationError):
 
     Way out: Annotate one member of the circle with a `QuantizationSpec` or
     `FixedQParamsQuantizationSpec`, and every tensor that is referred to.
+    """
+
+
+class AnnotationChangedError(AnnotationError, RuntimeError):
+    """A quantizer of a `ComposableQuantizer` overwrites what one before it has annotated.
+
+    Cause: It annotates nodes that have an annotation already, or takes annotations away.
+
+    Way out: Make it pass over annotated nodes, or change the order of the quantizers.
     """
 
 

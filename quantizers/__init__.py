@@ -1,7 +1,11 @@
 """Quantizers: what each backend runs quantized, and the tools to write more of them."""
 
 from pt2q.quantizers.composable import ComposableQuantizer
-from pt2q.quantizers.embedding import EmbeddingQuantizer, get_embedding_quantization_config
+from pt2q.quantizers.embedding import (
+    EmbeddingQuantizer,
+    get_embedding_operators_config,
+    get_embedding_quantization_config,
+)
 from pt2q.quantizers.onnx_qdq.configs import (
     get_onnxruntime_quantization_config,
     get_tensorrt_quantization_config,
@@ -75,6 +79,7 @@ __all__ = [
     "get_bias_qspec",
     "get_default_x86_inductor_quantization_config",
     "get_dynamic_activation_4bit_weight_config",
+    "get_embedding_operators_config",
     "get_embedding_quantization_config",
     "get_equivalent_types",
     "get_float8_quantization_config",

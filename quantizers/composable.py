@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from pt2q.errors import AnnotationError
+from pt2q.errors import AnnotationChangedError, AnnotationError
 from pt2q.ir.control_flow import graph_modules, named_graph_modules
 from pt2q.ir.graph import module_path
 from pt2q.quantizers.toolkit.report.decision_report import Report
@@ -27,8 +27,7 @@ class ComposableQuantizer(Quantizer):
             quantizers of this package do.
 
     Raises:
-        AnnotationError: something that is no quantizer is among them; from `annotate`, if a
-            quantizer changes what another has annotated.
+        AnnotationError: something that is no quantizer is among them.
     """
 
     annotates_bodies = True
@@ -55,7 +54,7 @@ class ComposableQuantizer(Quantizer):
         """Annotate with every quantizer, in order.
 
         Raises:
-            AnnotationError: a quantizer changed what another has annotated.
+            AnnotationChangedError: a quantizer changed what another has annotated.
         """
         owners: dict[Node, str] = {}
         for name, quantizer in zip(self._names, self.quantizers, strict=True):
@@ -77,7 +76,7 @@ class ComposableQuantizer(Quantizer):
     def _check(self, node: Node, before: object, name: str, owners: dict[Node, str]) -> None:
         if before is None or node not in owners or before == _content(annotation_of(node)):
             return
-        raise AnnotationError(
+        raise AnnotationChangedError(
             f"{name} changes the annotation that {owners[node]} made at node {node.name}; make "
             "it pass over annotated nodes, or change the order"
         )

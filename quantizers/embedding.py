@@ -1,22 +1,24 @@
-"""`EmbeddingQuantizer`: embedding tables in int8, a scale per row."""
+"""`EmbeddingQuantizer`: embedding tables in 8 bits, a scale and zero point per row."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from pt2q.ir.ops import EMBEDDING
+from pt2q.quantizers.toolkit.authoring import OperatorConfig
 from pt2q.quantizers.toolkit.config import QuantizationConfig
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
 from pt2q.quantizers.toolkit.reasons import EMBEDDINGS_ONLY
 from pt2q.quantizers.toolkit.table import checks, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_weighted
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
-from pt2q.quantizers.toolkit.table.kernel_limits import INT8, KernelLimits, TensorLimits
+from pt2q.quantizers.toolkit.table.kernel_limits import INT8, UINT8, KernelLimits, TensorLimits
 from pt2q.quantizers.toolkit.table.rule import Rule
 from pt2q.quantizers.toolkit.usual_observers import weight_constructor
 from pt2q.spec import PerAxis, QuantizationSpec
 
-TABLE_LIMITS = TensorLimits(stored=(INT8.scaled(PerAxis),), min_scale=2**-12)
+TABLE_LIMITS = TensorLimits(stored=(UINT8.scaled(PerAxis), INT8.scaled(PerAxis)), min_scale=2**-12)
 LOOKUP = Rule(
     name="embedding",
     heads=EMBEDDING,
@@ -29,25 +31,42 @@ LOOKUP = Rule(
 )
 
 
+def get_embedding_operators_config() -> OperatorConfig:
+    """Weight only: uint8 [0, 255], a scale and a zero point in float32 per row of the table.
+
+    ExecuTorch fuses this form into its ``embedding_byte``.
+    """
+    weight = _table_spec(torch.uint8, torch.per_channel_affine_float_qparams)
+    config = QuantizationConfig(None, None, weight)
+    return OperatorConfig(config, [[nn.Embedding], [nn.functional.embedding]])
+
+
 def get_embedding_quantization_config() -> QuantizationConfig:
-    """Weight only: int8 [-128, 127], affine, a scale and zero point per row of the table."""
-    weight = QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=-128,
-        quant_max=127,
-        qscheme=torch.per_channel_affine,
+    """Weight only: int8 [-128, 127], a scale and a zero point in integers per row of the table.
+
+    ONNX has no other zero points.
+    """
+    return QuantizationConfig(None, None, _table_spec(torch.int8, torch.per_channel_affine))
+
+
+def _table_spec(dtype: torch.dtype, qscheme: torch.qscheme) -> QuantizationSpec:
+    limits = torch.iinfo(dtype)
+    return QuantizationSpec(
+        dtype=dtype,
+        quant_min=limits.min,
+        quant_max=limits.max,
+        qscheme=qscheme,
         ch_axis=0,
         observer_or_fake_quant_ctr=weight_constructor(
             per_channel=True, is_qat=False, min_scale=TABLE_LIMITS.min_scale
         ),
     )
-    return QuantizationConfig(None, None, weight)
 
 
 EMBEDDINGS = BackendTable(
     runtime="EmbeddingQuantizer",
-    configure=lambda mode: get_embedding_quantization_config(),
-    configuration="get_embedding_quantization_config()",
+    configure=lambda mode: get_embedding_operators_config().config,
+    configuration="get_embedding_operators_config().config",
     rules=(LOOKUP,),
     else_in_float=EMBEDDINGS_ONLY,
     else_in_float_dynamic=EMBEDDINGS_ONLY,
@@ -62,7 +81,8 @@ class EmbeddingQuantizer(TableQuantizer):
     `ComposableQuantizer`.
 
     Args:
-        default: taken in place of `get_embedding_quantization_config`.
+        default: taken in place of `get_embedding_operators_config`; ONNX wants
+            `get_embedding_quantization_config`.
     """
 
     table = EMBEDDINGS

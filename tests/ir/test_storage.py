@@ -299,6 +299,26 @@ def test_the_fast_batch_norm_moves_its_statistics() -> None:
         g.graph.erase_node(norm)
 
 
+def test_a_write_that_nobody_else_sees_may_go_into_a_copy() -> None:
+    g = Writer(Root())
+    made = g(aten.mul.Tensor, g.x, 2.0)
+    read_before = g(aten.relu.default, made)
+    first = g(aten.add_.Tensor, made, 3.0)
+    second = g(aten.mul_.Tensor, first, read_before)
+    storage = StorageMap.of(g.done(second).graph)
+    assert not storage.must_write_through(made, first)
+    assert not storage.must_write_through(first, second)
+
+
+def test_a_write_that_an_earlier_view_shows_reaches_its_tensor() -> None:
+    g = Writer(Root())
+    made = g(aten.mul.Tensor, g.x, 2.0)
+    view = g(aten.t.default, made)
+    written = g(aten.add_.Tensor, made, 3.0)
+    storage = StorageMap.of(g.done(g(aten.mm.default, written, view)).graph)
+    assert storage.must_write_through(made, written)
+
+
 def test_an_observer_gives_what_it_is_given() -> None:
     g = Writer(Root())
     g.root.add_module("watch", nn.Identity())

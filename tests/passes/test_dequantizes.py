@@ -10,11 +10,12 @@ from support.passes import Fork, annotate_inputs, prepared_copy
 from support.results import assert_same
 from support.small_models import TwoLayers
 from support.small_quantizers import (
+    ACTIVATION,
     DYNAMIC,
     FunctionQuantizer,
     SmallQuantizer,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
 from pt2q import QuantizationAnnotation
@@ -55,6 +56,27 @@ def test_dynamic_parameters_are_not_copied() -> None:
     run_passes(model, [ObserversToQDQ(), DuplicateDQPass()])
     assert len(nodes_of(model, ops.DEQUANTIZE)) == 3
     assert len(nodes_of(model, ops.CHOOSE_QPARAMS)) == 1
+
+
+class StaticThenDynamic(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(torch.relu(x))
+
+
+def test_what_quantizes_anew_at_run_time_is_one_reader() -> None:
+    def annotate(node: Node) -> QuantizationAnnotation | None:
+        if node.target is aten.relu.default:
+            return QuantizationAnnotation(output_qspec=ACTIVATION)
+        if node.target is aten.tanh.default:
+            return QuantizationAnnotation({node.args[0]: DYNAMIC})
+        return None
+
+    x = torch.randn(2, 4)
+    model = prepared_copy(StaticThenDynamic(), FunctionQuantizer(annotate), x)
+    run_passes(model, [ObserversToQDQ(), DuplicateDQPass()])
+    (choice,) = nodes_of(model, ops.CHOOSE_QPARAMS)
+    static, again = nodes_of(model, ops.DEQUANTIZE)
+    assert [n for n in static.users if n is not choice] == [ops.data_input(again)]
 
 
 def _dynamic_inputs() -> FunctionQuantizer:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pt2q import convert_pt2e, prepare_pt2e
-from pt2q.errors import AnnotationError
+from pt2q.errors import AnnotationChangedError, AnnotationError
 from pt2q.ir.ops import LINEAR
 from pt2q.observers import MinMaxObserver
 from pt2q.quantizers import (
@@ -41,11 +41,14 @@ def test_quantizers_annotate_in_turn() -> None:
     prepared(index)
     converted = convert_pt2e(prepared)
     assert {row.how for row in quantizer.report()} == {
-        "weight only, weight int8 per-channel",
+        "weight only, weight uint8 per-channel",
         "int8 static, weight int8 per-channel",
     }
     assert torch.allclose(converted(index), model(index), atol=0.02)
-    assert {t.dtype for n, t in converted.state_dict().items() if t.dim() == 2} == {torch.int8}
+    assert {t.dtype for n, t in converted.state_dict().items() if t.dim() == 2} == {
+        torch.uint8,  # the table
+        torch.int8,
+    }
 
 
 def test_the_first_quantizer_has_priority() -> None:
@@ -69,7 +72,9 @@ class Overwriting(Quantizer):
 
 def test_a_conflict_names_both_quantizers_and_the_node() -> None:
     quantizer = ComposableQuantizer([XNNPACKQuantizer(), Overwriting()])
-    with pytest.raises(AnnotationError, match=r"Overwriting .* XNNPACKQuantizer .* node linear"):
+    with pytest.raises(
+        AnnotationChangedError, match=r"Overwriting .* XNNPACKQuantizer .* node linear"
+    ):
         quantizer.annotate(imported(Lookup(), torch.tensor([[0, 3, 9]])))
     with pytest.raises(AssertionError, match="validate was called"):
         quantizer.validate(imported(Lookup(), torch.tensor([[0, 3, 9]])))

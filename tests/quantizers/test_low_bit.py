@@ -19,6 +19,7 @@ from pt2q.quantizers import (
     EmbeddingQuantizer,
     WeightQuantizer,
     get_dynamic_activation_4bit_weight_config,
+    get_embedding_quantization_config,
     get_float8_quantization_config,
     get_int16_activation_config,
     get_weight_only_quantization_config,
@@ -123,11 +124,19 @@ def test_weights_are_stored_in_integers_and_activations_left_alone():
 
 def test_embedding_tables_are_looked_up_in_int8(tmp_path: Path):
     net = NETS["small_bert"]
-    model, quantized, inputs = converted(EmbeddingQuantizer(), net.build(), net.inputs(2))
+    model, quantized, inputs = converted(
+        EmbeddingQuantizer(get_embedding_quantization_config()), net.build(), net.inputs(2)
+    )
     assert sqnr(model(*inputs), quantized(*inputs)) > 40
     info = onnx_road.export(quantized, inputs, tmp_path / "model.onnx")
     assert info.count("DequantizeLinear") == 0
     assert sqnr(quantized(*inputs), onnx_road.load(info.path)(*inputs)[0]) > 100
+
+
+def test_zero_points_in_float_are_no_onnx(tmp_path: Path):
+    _, quantized, inputs = converted(EmbeddingQuantizer(), nn.Embedding(8, 4), (torch.arange(3),))
+    with pytest.raises(LoweringError, match="get_embedding_quantization_config"):
+        onnx_road.export(quantized, inputs, tmp_path / "model.onnx")
 
 
 # ------------------------------------------------------------------ runtimes

@@ -20,6 +20,7 @@ from pt2q.quantizers import (
     OnnxQDQQuantizer,
     TableQuantizer,
     WeightQuantizer,
+    get_embedding_quantization_config,
 )
 from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME, OPENVINO
 from pt2q.quantizers.onnx_qdq.tensorrt import TENSORRT
@@ -33,6 +34,15 @@ SYMMETRIC = cases_of(TENSORRT, Mode.STATIC)
 SYMMETRIC_TRAINING = training_cases(TENSORRT)
 WEIGHTS = cases_of(WeightQuantizer.table, Mode.STATIC)
 EMBEDDINGS = cases_of(EmbeddingQuantizer.table, Mode.STATIC)
+
+
+class Int8Tables(EmbeddingQuantizer):
+    """As ONNX takes them: its zero points are integers."""
+
+    table = replace(
+        EmbeddingQuantizer.table, configure=lambda mode: get_embedding_quantization_config()
+    )
+
 
 Written = tuple[QuantizedPrograms, Path]
 Folders = pytest.TempPathFactory
@@ -96,7 +106,7 @@ def test_every_row_stands_in_the_file_for_tensorrt(name: str, tensorrt: dict[str
 
 @pytest.mark.parametrize(
     "quantizer, cases",
-    [(WeightQuantizer(), WEIGHTS), (EmbeddingQuantizer(), EMBEDDINGS)],
+    [(WeightQuantizer(), WEIGHTS), (Int8Tables(), EMBEDDINGS)],
     ids=["weights", "embeddings"],
 )
 def test_rows_of_weights_compute_what_the_converted_model_does(

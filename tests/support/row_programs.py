@@ -84,7 +84,7 @@ class QuantizedPrograms:
 
 
 def quantize_programs(quantizer: TableQuantizer, cases: Sequence[Case]) -> QuantizedPrograms:
-    """Quantize the programs of some cases, each by the configuration of its mode."""
+    """Quantize the programs of some cases, each by the table's configuration of its mode."""
     torch.manual_seed(0)
     training = cases[0].mode is Mode.QAT
     model = Programs([case.example for case in cases]).train(training)

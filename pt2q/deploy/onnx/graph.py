@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
+from pt2q.errors import LoweringError
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import get_constant, is_constant, set_constant
@@ -25,6 +26,9 @@ def for_onnx(model: GraphModule) -> QuantGraphModule:
 
     Args:
         model: a converted model; it shares its other tensors with the copy.
+
+    Raises:
+        LoweringError: a zero point is not a whole number.
     """
     result = copy_module(model, model.record if isinstance(model, QuantGraphModule) else None)
     for node in list(result.graph.nodes):
@@ -32,8 +36,21 @@ def for_onnx(model: GraphModule) -> QuantGraphModule:
             continue
         params = read_qparams(node)
         _retype(result, node, params.scale, torch.float32)
+        _check_whole(result, node, params.zero_point)
         _retype(result, node, params.zero_point, params.dtype)
     return copy_module(result, result.record)
+
+
+def _check_whole(model: QuantGraphModule, node: Node, source: object) -> None:
+    if not isinstance(source, Node) or not is_constant(source):
+        return
+    value = get_constant(model, source)
+    if torch.equal(value, value.round()):
+        return
+    raise LoweringError(
+        f"{node.name} has zero points in float, and ONNX has none but integers; quantize with "
+        "torch.per_channel_affine, as get_embedding_quantization_config() does"
+    )
 
 
 def _retype(model: QuantGraphModule, node: Node, source: object, dtype: torch.dtype) -> None:

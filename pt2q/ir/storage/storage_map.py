@@ -59,6 +59,12 @@ class StorageMap(Reading):
         if effects is None:
             return False
         if producer in effects.written:
-            own = self.root[producer] is producer and producer not in self.external
-            return not own or len(producer.users) > 1
+            return self._seen_after(producer, consumer)
         return producer in effects.shared and self.written_later(consumer)
+
+    def _seen_after(self, value: Node, writer: Node) -> bool:
+        """Whether a write is seen otherwise than through what the writer returns."""
+        root, at = self.root[value], self.position[writer]
+        if root in self.external:
+            return True
+        return any(self.position[node] < at < self.last_use[node] for node in self.lying_in[root])
