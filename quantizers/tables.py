@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pt2q.quantizers.embedding import EMBEDDINGS
-from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME, OPENVINO
+from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME
+from pt2q.quantizers.onnx_qdq.openvino import OPENVINO
 from pt2q.quantizers.onnx_qdq.tensorrt import TENSORRT
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
 from pt2q.quantizers.weights.table import WEIGHTS

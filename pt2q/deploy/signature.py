@@ -94,7 +94,7 @@ def dynamic_shapes(program: ExportedProgram, signature: Signature) -> Any:
     if all(None not in item.shape for item in signature.inputs):
         return None
     values = _placeholders(program)
-    leaves = [_leaf_shape(values[item.name], program) for item in signature.inputs]
+    leaves = [leaf_shape(values[item.name], program) for item in signature.inputs]
     for position, _ in signature.constants:
         leaves.insert(position, None)
     args, kwargs = pytree.tree_unflatten(leaves, signature.spec)
@@ -119,7 +119,13 @@ def _example_size(size: Any) -> int:
     return size if isinstance(size, int) else int(size.node.hint)
 
 
-def _leaf_shape(value: Tensor, program: ExportedProgram) -> dict[int, Any] | None:
+def leaf_shape(value: Tensor, program: ExportedProgram) -> dict[int, Any] | None:
+    """The dynamic dimensions of one input, in the form in which export takes them.
+
+    Args:
+        value: what its placeholder stands for.
+        program: whose it is.
+    """
     shape: dict[int, Any] = {}
     sizes: tuple[Any, ...] = tuple(value.shape)
     for dim, size in enumerate(sizes):

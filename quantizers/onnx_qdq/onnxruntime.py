@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenVINO: an operator in integers, from uint8 to uint8, for each row."""
+"""ONNX Runtime: an operator in integers, from uint8 to uint8, for each row."""
 
 from __future__ import annotations
 
@@ -104,24 +104,4 @@ ONNXRUNTIME = shared.OnnxTable(
     ),
     in_float=shared.IN_FLOAT,
     leaves_out_relu=True,
-)
-OPENVINO_KERNELS = {
-    "convolution": ("Convolution",),
-    "convolution in training": ("Convolution",),
-    "linear": ("FullyConnected",),
-    "concatenation": ("Concatenation",),
-    "average": ("Pooling",),
-    "mean": ("Reduce",),
-}
-"""What OpenVINO computes in integers, by the rows of ONNX Runtime's table; the rest in float."""
-
-
-def _for_openvino(rule: Rule) -> Rule:
-    assert rule.kernel is not None
-    names = OPENVINO_KERNELS.get(rule.name, ())
-    return replace(rule, kernel=replace(rule.kernel, names=names))
-
-
-OPENVINO = replace(
-    ONNXRUNTIME, runtime="OpenVINO", rules=tuple(map(_for_openvino, ONNXRUNTIME.rules))
 )

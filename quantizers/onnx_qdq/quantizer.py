@@ -10,7 +10,8 @@ from pt2q.quantizers.onnx_qdq.configs import (
     get_onnxruntime_quantization_config,
     get_tensorrt_quantization_config,
 )
-from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME, OPENVINO
+from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME
+from pt2q.quantizers.onnx_qdq.openvino import OPENVINO
 from pt2q.quantizers.onnx_qdq.shared_rows import OnnxTable
 from pt2q.quantizers.onnx_qdq.tensorrt import TENSORRT
 from pt2q.quantizers.toolkit.config import QuantizationConfig

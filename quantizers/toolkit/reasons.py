@@ -201,6 +201,15 @@ BEHIND_BATCH_NORM = Reason("behind-batch-norm", "a batch norm stands before it: 
 BEHIND_OTHERS = Reason("behind-others", "it does not directly follow a convolution or linear layer")
 BEHIND_SHARED_RESULT = Reason("behind-shared-result", "others read the result of {node} too")
 BEHIND_FLOAT = Reason("behind-float", "{node} before it stays in float")
+BEHIND_EXTREME = Reason(
+    "behind-extreme",
+    "{runtime} rounds what {node} takes the maximum or minimum of with other steps, and is wrong",
+)
+BEHIND_JOINED_ROWS = Reason(
+    "behind-joined-rows",
+    "{runtime} does not compile a product behind {node}, which joins along another dimension than "
+    "the last",
+)
 NOT_FUSED = Reason("not-fused", "{runtime}'s {kind} take in {fused} only")
 
 REASONS = {value.code: value for value in list(globals().values()) if isinstance(value, Reason)}

@@ -22,7 +22,8 @@ from pt2q.quantizers import (
     WeightQuantizer,
     get_embedding_quantization_config,
 )
-from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME, OPENVINO
+from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME
+from pt2q.quantizers.onnx_qdq.openvino import OPENVINO
 from pt2q.quantizers.onnx_qdq.tensorrt import TENSORRT
 from pt2q.quantizers.toolkit.config import Mode
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pt2q.deploy.onnx.state import Carrier, State
 from pt2q.errors import DataError, InputShapeError
 from pt2q.library_output import cause_line
 from pt2q.optional import optional_modules
@@ -32,8 +33,22 @@ class OnnxSession:
         self.path = path
         self._fuse = fuse
         self._session = self._open(self._session_options(threads))
-        self.inputs = tuple(i.name for i in self._session.get_inputs())
-        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._carrier = Carrier(
+            [i.name for i in self._session.get_inputs()],
+            [o.name for o in self._session.get_outputs()],
+            State.read(metadata),
+        )
+        self.inputs, self.outputs = self._carrier.inputs, self._carrier.outputs
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What is carried to the next call, by name."""
+        return self._carrier.state
+
+    def reset(self) -> None:
+        """Go back to the state that the file starts from."""
+        self._carrier.reset()
 
     def _session_options(self, threads: int | None) -> Any:
         options = self._runtime.SessionOptions()
@@ -66,7 +81,7 @@ class OnnxSession:
         )
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run the model.
+        """Run the model; what it writes is carried to the next call, or into the inputs.
 
         Args:
             inputs: tensors in the order of the exported inputs.
@@ -74,20 +89,15 @@ class OnnxSession:
         Raises:
             InputShapeError: the number, type or shape of the inputs does not fit.
         """
-        if len(inputs) != len(self.inputs):
-            raise InputShapeError(f"the model takes {len(self.inputs)} input(s), got {len(inputs)}")
-        feed = {
-            name: x.detach().contiguous().numpy()
-            for name, x in zip(self.inputs, inputs, strict=True)
-        }
+        feed = self._carrier.feed(inputs)
         try:
-            results = self._session.run(None, feed)
+            results = self._session.run(self._carrier.results, feed)
         except Exception as error:
             shapes = [tuple(x.shape) for x in inputs]
             raise InputShapeError(
                 f"ONNX Runtime failed on inputs of shapes {shapes}: {cause_line(error)}"
             ) from error
-        return tuple(torch.from_numpy(result) for result in results)
+        return self._carrier.take(inputs, results)
 
     def kernels(self) -> dict[str, int]:
         """The operators ONNX Runtime runs after its fusions, most frequent first.

@@ -17,8 +17,11 @@ from pt2q.algorithms import applied_text
 from pt2q.deploy.export import export_rewritten, require_graph
 from pt2q.deploy.onnx.file_info import OnnxProgramInfo, stored_bytes
 from pt2q.deploy.onnx.graph import for_onnx
+from pt2q.deploy.onnx.names import output_names, rename
 from pt2q.deploy.onnx.opsets import WIDE_OPSET, choose_opset
 from pt2q.deploy.onnx.session import FLOAT8_KEY
+from pt2q.deploy.onnx.state import KEY as STATE_KEY
+from pt2q.deploy.onnx.state import State, without_state
 from pt2q.errors import LoweringError
 from pt2q.files import ensure_writable, replacing
 from pt2q.ir import ops
@@ -48,7 +51,8 @@ def export(
     Args:
         model: what `pt2q.convert_pt2e` gave, or any exported float model.
         args, kwargs: example inputs.
-        path: the ``.onnx`` file to write.
+        path: the ``.onnx`` file to write. State of the model becomes inputs and outputs of the
+            file; see `pt2q.deploy.onnx.state`. `load` carries it from call to call.
         opset: at least 18; None takes 20, or 21 where the model needs it (16-bit activations,
             weights in groups).
         dynamic_shapes: as for ``torch.export.export``.
@@ -68,10 +72,13 @@ def export(
     ensure_writable(path)
     optional_modules("onnx", "onnx_ir", "onnxscript", "ml_dtypes", extra="onnx")
     program = export_rewritten(model, for_onnx, args, kwargs, dynamic_shapes)
+    names = output_names(model)
+    program, state, carried = without_state(program)
     version = choose_opset(program.graph_module, opset)
     written = _translated(program, version)
     if (done := applied_text(model)) is not None:
         written.metadata_props[APPLIED_KEY] = done
+    _name(written, names, state, carried)
     data = _save(written, path, external_data)
     return OnnxProgramInfo.of(written, path, version, data)
 
@@ -98,6 +105,18 @@ def _translated(program: ExportedProgram, opset: int) -> Any:
     except Exception as error:
         raise LoweringError(f"torch.onnx could not write the model: {cause_line(error)}") from error
     return written.model
+
+
+def _name(model: Any, names: tuple[str, ...], state: State, carried: tuple[str, ...]) -> None:
+    """Call outputs, and what carries state, as the float program does."""
+    inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
+    results = outputs[: len(outputs) - len(carried)]
+    if len(names) == len(results):
+        rename(model.graph, results, names)
+    if state:
+        rename(model.graph, inputs[len(inputs) - len(state.initial) :], list(state.initial))
+        rename(model.graph, outputs[len(results) :], carried)
+        model.metadata_props[STATE_KEY] = state.text()
 
 
 def _check_opset(model: Any, asked: int) -> None:

@@ -42,6 +42,7 @@ SHAPE = RESHAPE | PERMUTE | SUBSET | SPLIT | REPEAT | COPY
 
 CAT = every(aten.cat, aten.concat)
 STACK = every(aten.stack.default)
+ROLL = every(aten.roll.default)
 PAD = every(aten.pad.default, aten.constant_pad_nd.default)
 UPSAMPLE_NEAREST = every(aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d)
 
@@ -61,6 +62,7 @@ MAX_POOL1D = every(aten.max_pool1d.default)
 MAX_POOL2D = every(aten.max_pool2d)
 MAX_POOL = MAX_POOL1D | every(aten.max_pool2d.default, aten.max_pool3d.default)
 EXTREME = every(aten.amax.default, aten.amin.default)
+EXTREME_WITH_INDEX = every(aten.max.dim, aten.min.dim)
 
 # All that picks and places elements of its first operand, whatever they are.
 MOVES = SHAPE | every(
