@@ -103,7 +103,10 @@ class _Folder:
 
     def _key(self, node: Node) -> Any:
         """Equal for quantizes with an equal result: same tensor, same parameters."""
-        return self._identity(ops.data_input(node)), qparams_key(node, self._identity)
+        value = self._identity(ops.data_input(node))
+        if ops.is_op(node, _CAST):
+            return value, node.args[1]
+        return value, qparams_key(node, self._identity)
 
     def _identity(self, argument: Node) -> Any:
         if not is_constant(argument):
