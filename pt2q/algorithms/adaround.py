@@ -18,7 +18,7 @@ first part there is no such term.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,9 +26,13 @@ import torch
 from torch import Tensor
 
 from pt2q.algorithms.activation import activation_behind
+from pt2q.algorithms.block_rounding import BlockRun, Pieces, draw
+from pt2q.algorithms.engine import Walk
 from pt2q.algorithms.engine.rounding import Grid
-from pt2q.algorithms.layerwise import LayerAlgorithm, Proposal, Work
+from pt2q.algorithms.layers import Layers
+from pt2q.algorithms.layerwise import LayerAlgorithm, Progress, Proposal, Work
 from pt2q.algorithms.matrix import Product
+from pt2q.algorithms.report import Report
 from pt2q.algorithms.samples import Sample
 from pt2q.algorithms.scale_search import best_scales, output_energy
 from pt2q.algorithms.second_moments import moments
@@ -98,6 +102,7 @@ class AdaRound(LayerAlgorithm):
         strength: of the term that drives roundings to a decision, relative to the layer's error.
         warm: the share of the steps without it.
         search_scales: find the scales by the layer's output first, see `ScaleSearch`.
+        block: how many layers are learned together, at most, by the error of what they give.
     """
 
     name: ClassVar[str] = "adaround"
@@ -108,13 +113,41 @@ class AdaRound(LayerAlgorithm):
     strength: float = 0.01
     warm: float = 0.2
     search_scales: bool = True
+    block: int = 1
+
+    def run(self, walk: Walk, layers: Layers, progress: Progress | None) -> Report:
+        """See `LayerAlgorithm.run`."""
+        if self.block == 1:
+            return super().run(walk, layers, progress)
+        return BlockRun(self.name, walk, self.block, self.together, progress).report()
+
+    def _grid(self, work: Work) -> Grid:
+        if not self.search_scales:
+            return work.grid
+        energy = output_energy(moments(work.samples.fit), work.use.form, work.grid)
+        return best_scales(work.weight, energy, work.grid)
+
+    def together(self, pieces: Pieces, works: Sequence[Work]) -> list[Proposal]:
+        """The roundings of a block's layers."""
+        grids = [self._grid(work) for work in works]
+        made = [SoftRounding.of(w.weight, grid) for w, grid in zip(works, grids, strict=True)]
+        layers = [work.layer for work in works]
+
+        def weights(values: Sequence[Tensor], *, hard: bool = False) -> list[Tensor]:
+            pairs = zip(made, values, strict=True)
+            return [r.hard(v) if hard else r.soft(v) for (r, _), v in pairs]
+
+        def loss(found: Sequence[Tensor]) -> Tensor:
+            return draw(pieces, dict(zip(layers, found, strict=True)))
+
+        with torch.enable_grad():
+            found = self._minimised([v for _, v in made], weights, loss)
+        pairs = zip(weights(found, hard=True), grids, strict=True)
+        return [Proposal(weight, grid) for weight, grid in pairs]
 
     def propose(self, work: Work) -> Iterator[Proposal]:
         """The rounding learned on the calls to fit on."""
-        grid = work.grid
-        if self.search_scales:
-            energy = output_energy(moments(work.samples.fit), work.use.form, grid)
-            grid = best_scales(work.weight, energy, grid)
+        grid = self._grid(work)
         with torch.enable_grad():
             weight = self._learned(work, grid)
         if bool(torch.isfinite(weight).all()):
@@ -122,20 +155,41 @@ class AdaRound(LayerAlgorithm):
 
     def _learned(self, work: Work, grid: Grid) -> Tensor:
         rounding, start = SoftRounding.of(work.weight, grid)
-        v = start.clone().requires_grad_()
-        optimizer = torch.optim.Adam([v], lr=self.rate)
         data = _Data(work, self.samples)
-        weight_of_term = self.strength * data.error(rounding.hard(v.detach()))
+
+        def weights(values: Sequence[Tensor], *, hard: bool = False) -> list[Tensor]:
+            return [rounding.hard(v) if hard else rounding.soft(v) for v in values]
+
+        (found,) = self._minimised([start], weights, lambda weights: data.draw(weights[0]))
+        return rounding.hard(found)
+
+    def _minimised(
+        self,
+        starts: Sequence[Tensor],
+        weights: Callable[..., list[Tensor]],
+        loss: Callable[[Sequence[Tensor]], Tensor],
+    ) -> list[Tensor]:
+        """The ``v`` of one or several layers.
+
+        Args:
+            starts: where they begin.
+            weights: gives the weights for them, soft or hard.
+            loss: gives the error for weights, on inputs drawn at random.
+        """
+        values = [start.clone().requires_grad_() for start in starts]
+        optimizer = torch.optim.Adam(values, lr=self.rate)
+        with torch.no_grad():
+            strength = self.strength * loss(weights(values, hard=True))
         for step in range(self.steps):
-            loss = data.draw(rounding.soft(v))
+            error = loss(weights(values))
             if step >= self.warm * self.steps:
                 sharpness = exponent(step, self.steps, self.warm, 20.0, 2.0)
-                undecided = 1 - (2 * upward(v) - 1).abs().pow(sharpness)
-                loss = loss + weight_of_term * undecided.mean()
+                terms = [1 - (2 * upward(v) - 1).abs().pow(sharpness) for v in values]
+                error = error + strength * torch.stack([term.mean() for term in terms]).mean()
             optimizer.zero_grad()
-            loss.backward()
+            error.backward()
             optimizer.step()
-        return rounding.hard(v.detach())
+        return [v.detach() for v in values]
 
 
 class _Data:
@@ -158,14 +212,6 @@ class _Data:
     def draw(self, weight: Tensor) -> Tensor:
         """The mean squared error on some inputs drawn at random."""
         chosen = torch.randperm(len(self.inputs))[: self.count]
-        return self._error(chosen, weight)
-
-    @torch.no_grad()
-    def error(self, weight: Tensor) -> Tensor:
-        """The mean squared error on the first inputs."""
-        return self._error(torch.arange(min(4 * self.count, len(self.inputs))), weight)
-
-    def _error(self, chosen: Tensor, weight: Tensor) -> Tensor:
         y = self.activation(self.use.run(self.inputs[chosen], weight, self.bias))
         return (y - self.outputs[chosen]).square().mean()
 

@@ -177,8 +177,17 @@ class LayerAlgorithm(ABC):
         """
         with seeded(seed), Walk(model, batches, spill=spill, seed=seed) as walk:
             walk.lanes[FLOAT].hold(originals(model))
-            layers = find_layers(walk.program)
-            return _Run(self, walk, layers, progress).report()
+            return self.run(walk, find_layers(walk.program), progress)
+
+    def run(self, walk: Walk, layers: Layers, progress: Progress | None) -> Report:
+        """Go through the layers.
+
+        Args:
+            walk: stands at the beginning.
+            layers: those of the model.
+            progress: is told where the run stands.
+        """
+        return _Run(self, walk, layers, progress).report()
 
 
 class Declined(Exception):

@@ -1,0 +1,86 @@
+"""AdaRound for several layers at once: where blocks end, and what learning them together wins."""
+
+from __future__ import annotations
+
+import torch
+from support.few_bits import few_bits, weights_alone
+from support.planted import calibrated, correlated, quality
+from support.results import assert_same
+from support.small_quantizers import SmallQuantizer
+from torch import Tensor, nn
+
+from pt2q import convert_pt2e
+from pt2q.algorithms import AdaRound
+from pt2q.algorithms.blocks import find_blocks
+from pt2q.algorithms.engine import Program
+from pt2q.algorithms.layers import find_layers
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.out = nn.Linear(width, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(x)
+        y: Tensor = self.out(h + self.down(self.up(h).relu()))
+        return y
+
+
+def test_blocks_end_where_one_value_goes_on() -> None:
+    network, batches = Residual().eval(), correlated(2, rows=8, width=32)
+    prepared = calibrated(network, weights_alone(few_bits(4)), batches)
+    program = Program(prepared)
+    layers = find_layers(program).found
+    for most, expected in (
+        (1, [("linear", "relu"), ("linear_1", "add"), ("linear_2", "linear_2")]),
+        (2, [("linear, linear_1", "add"), ("linear_2", "linear_2")]),
+        (3, [("linear, linear_1, linear_2", "linear_2")]),
+    ):
+        blocks = find_blocks(program, layers, most)
+        assert [(block.name, block.end.name) for block in blocks] == expected
+
+
+def test_layers_learned_together() -> None:
+    network, batches = Residual().eval(), correlated(8, rows=32, width=32, rank=8)
+    prepared = calibrated(network, weights_alone(few_bits(3)), batches)
+    plain = quality(network, prepared, batches)
+    report = AdaRound(block=2, steps=250)(prepared, batches)
+    assert [(row.layer, row.kept) for row in report.rows] == [
+        ("linear, linear_1", True),
+        ("linear_2", True),
+    ]
+    assert quality(network, prepared, batches) > plain + 1
+    stored = [b for b in convert_pt2e(prepared).buffers() if b.dtype == torch.int8]
+    assert all(int(x.max()) <= 3 and int(x.min()) >= -4 for x in stored)
+
+
+def test_gradients_pass_the_rounding_of_activations() -> None:
+    network, batches = Residual().eval(), correlated(8, rows=32, width=32, rank=8)
+    found = []
+    for _ in range(2):
+        prepared = calibrated(network, SmallQuantizer(), batches)
+        report = AdaRound(block=4, steps=40)(prepared, batches, seed=2)
+        assert report.rows
+        found.append(convert_pt2e(prepared).state_dict())
+    assert_same(found[0], found[1])
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.other(self.one(self.one(x).relu()).relu())
+        return y
+
+
+def test_what_cannot_be_learned_together_is_passed_over() -> None:
+    network, batches = Twice().eval(), correlated(4, rows=8, width=16)
+    prepared = calibrated(network, weights_alone(few_bits(4)), batches)
+    report = AdaRound(block=2, steps=5)(prepared, batches)
+    assert {item.name: item.reason for _, item in report.passed} == {
+        "linear": "it is called several times"
+    }
