@@ -14,7 +14,17 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from pt2q import __version__
-from pt2q.app.commands import compare, demo, doctor, draw, inspect, quantize, recipe, sensitivity
+from pt2q.app.commands import (
+    compare,
+    demo,
+    doctor,
+    draw,
+    inspect,
+    quantize,
+    recipe,
+    report,
+    sensitivity,
+)
 from pt2q.app.console import complain, plain_warnings
 from pt2q.errors import Pt2qError
 
@@ -31,6 +41,7 @@ app.command(help=inspect.HELP)(inspect.inspect)
 app.command(help=compare.HELP)(compare.compare)
 app.command(help=sensitivity.HELP)(sensitivity.sensitivity)
 app.command(help=doctor.HELP)(doctor.doctor)
+app.command(help=report.HELP)(report.report)
 app.command(help=draw.HELP)(draw.draw)
 app.command()(demo.demo)
 recipes.command()(recipe.init)

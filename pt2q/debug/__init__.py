@@ -17,6 +17,7 @@ from pt2q.debug.identity import (
 )
 from pt2q.debug.inspection.inspect_model import inspect
 from pt2q.debug.inspection.inspection import BackendView, Inspection
+from pt2q.debug.report.page import report_page
 from pt2q.debug.rounding.row import RoundingRow
 from pt2q.debug.sensitivity.result import Sensitivity, SensitivityRow
 from pt2q.debug.sensitivity.sensitivity import sensitivity
@@ -68,6 +69,7 @@ __all__ = [
     "inspect",
     "overlay",
     "prepare_for_propagation_comparison",
+    "report_page",
     "save_drawing",
     "sensitivity",
 ]

@@ -79,6 +79,14 @@ def test_draw(run: Run, folder: Path, tmp_path: Path) -> None:
     fails(run("draw", model, "-o", tmp_path / "graph.txt"), 1, "write one of")
 
 
+def test_report(run: Run, folder: Path, tmp_path: Path) -> None:
+    given = ("report", folder / "small.pt2", "--calibration", folder / "images.npz")
+    page = tmp_path / "report.html"
+    assert run(*given, "-o", page) == (0, f"written: {page}\n", "")
+    assert "<h1>small.pt2</h1>" in page.read_text()
+    fails(run(*given, "-o", tmp_path / "report.pdf"), 1, "write .*report.html")
+
+
 def test_doctor_writes_a_recipe_that_mends(run: Run, folder: Path, tmp_path: Path) -> None:
     model, data = folder / "small.pt2", folder / "images.npz"
     few, mended = tmp_path / "few.toml", tmp_path / "mended.toml"

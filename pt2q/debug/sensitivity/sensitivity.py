@@ -7,7 +7,7 @@ as far as the bound goes: what matters little is not measured to the last decibe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def sensitivity(
     *,
     metric: Metric | None = None,
     by_layer: bool = True,
+    nodes: Container[str] | None = None,
     passes: float | None = PASSES,
     state: str | Path | None = None,
     seed: int = 0,
@@ -51,6 +52,7 @@ def sensitivity(
             model's results, batch by batch, and the positions of these batches, it returns a
             number, larger for better. It is averaged over batches.
         by_layer: also measure layers: an operator with its weight, its inputs and its output.
+        nodes: measure only what these have a part in, by the names of `SensitivityRow.nodes`.
         passes: how many runs of the float model it may take for each batch. One batch is always
             measured on, whatever it takes. None: no bound.
         state: a file to keep what was measured in; a run that was interrupted goes on from there.
@@ -79,6 +81,8 @@ def sensitivity(
     work.done += work.whole * len(given) * (metric is None)
     rounded = rounded_tensors(work.program)
     subjects = [*groups(rounded), *(layers(rounded) if by_layer else ())]
+    if nodes is not None:
+        subjects = [s for s in subjects if any(name in nodes for name in s.nodes)]
     key = fingerprint(prepared, given, judge.name)
     saved = Saved(None if state is None else Path(state), key)
     measurement = Measurement(prepared, judge, work, seed, spill)
