@@ -297,6 +297,17 @@ class NoDataWarning(Pt2qWarning):
     """
 
 
+class SmallestScaleWarning(Pt2qWarning):
+    """Values are too small for the smallest scale that their observer may give.
+
+    Cause: The ``eps`` of the observer is larger than what the range of the tensor, or of a channel
+    of it, asks for. Its values are rounded to a few integers, or all to zero.
+
+    Way out: Give the observer a smaller ``eps``. A backend's own configuration has the smallest
+    that its kernels compute with; there, scale the layer that the message names.
+    """
+
+
 class BatchNormNotFoldedWarning(Pt2qWarning):
     """A batch norm stays in the model because folding it would change the function.
 

@@ -18,7 +18,11 @@ from pt2q.quantizers.toolkit.table.rule import Rule
 from pt2q.quantizers.toolkit.usual_observers import weight_constructor
 from pt2q.spec import PerAxis, QuantizationSpec
 
-TABLE_LIMITS = TensorLimits(stored=(UINT8.scaled(PerAxis), INT8.scaled(PerAxis)), min_scale=2**-12)
+MIN_SCALE = 2.0**-60
+"""The smallest scale: rows are multiplied by it in float32, and nothing else."""
+TABLE_LIMITS = TensorLimits(
+    stored=(UINT8.scaled(PerAxis), INT8.scaled(PerAxis)), min_scale=MIN_SCALE
+)
 LOOKUP = Rule(
     name="embedding",
     heads=EMBEDDING,

@@ -104,9 +104,11 @@ class _Folder:
     def _key(self, node: Node) -> Any:
         """Equal for quantizes with an equal result: same tensor, same parameters."""
         value = self._identity(ops.data_input(node))
-        if ops.is_op(node, _CAST):
-            return value, node.args[1]
-        return value, qparams_key(node, self._identity)
+        if ops.is_op(node, ops.QUANTIZE):
+            return value, qparams_key(node, self._identity)
+        # A cast, or a quantize of another library.
+        rest = [self._identity(a) if isinstance(a, Node) else a for a in node.args[1:]]
+        return value, node.target, *rest, *node.kwargs.items()
 
     def _identity(self, argument: Node) -> Any:
         if not is_constant(argument):

@@ -16,6 +16,8 @@ from pt2q.ir.constants import Constants
 from pt2q.ir.graph import module_path
 from pt2q.ir.module import QuantGraphModule
 from pt2q.observers import Form, ObserverBase, batched_qparams, form_of, has_data
+from pt2q.passes.convert.kernel_scales import fit_to_kernels
+from pt2q.passes.convert.smallest_scales import warn_of_smallest_scales
 
 ObservedParameters: TypeAlias = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Scale and zero point by the identity of the observer."""
@@ -47,7 +49,10 @@ def found_parameters(
         _say(blind, on_no_data)
         left = frozenset(id(observer) for _, _, observer in blind)
         calls = [call for _, _, calls in found for call in calls if id(call[1]) not in left]
-        return _all_qparams(calls), left
+        qparams = _all_qparams(calls)
+        warn_of_smallest_scales(calls, qparams)
+        fit_to_kernels(found, qparams)
+        return qparams, left
 
 
 def _is_static(observer: Any) -> bool:

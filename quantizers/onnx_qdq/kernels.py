@@ -13,13 +13,13 @@ from pt2q.quantizers.toolkit.table.kernel_limits import (
 )
 from pt2q.spec import PerAxis, PerTensor
 
-MIN_SCALE = 2**-12
-"""The smallest scale: requantization multipliers cannot be arbitrarily large."""
+MIN_SCALE = 2.0**-60
+"""The smallest scale: smaller ones have products that are no normal float32 numbers."""
 
 WEIGHT = TensorLimits(stored=(INT8.scaled(PerTensor, PerAxis),), min_scale=MIN_SCALE)
 # int16 is read and computed in float.
 ACTIVATION = TensorLimits(stored=(UINT8, INT16), min_scale=MIN_SCALE)
-AT_RUN_TIME = TensorLimits(stored=(UINT8,))
+AT_RUN_TIME = TensorLimits(stored=(UINT8,), min_scale=MIN_SCALE)
 SYMMETRIC = TensorLimits(stored=(INT8,), symmetric=True, min_scale=MIN_SCALE)
 
 

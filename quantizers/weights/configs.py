@@ -16,6 +16,8 @@ from pt2q.spec import QuantizationSpec
 
 FOUR_BITS = (-8, 7)
 EIGHT_BITS = (-127, 127)
+MIN_SCALE = 2.0**-60
+"""The smallest scale: products of two are normal float32 numbers."""
 
 
 def _weight(bits: int, group_size: int | None) -> QuantizationSpec:
@@ -28,9 +30,9 @@ def _weight(bits: int, group_size: int | None) -> QuantizationSpec:
         )
     low, high = FOUR_BITS if bits == 4 else EIGHT_BITS
     observer = (
-        PerChannelMinMaxObserver
+        PerChannelMinMaxObserver.with_args(eps=MIN_SCALE)
         if group_size is None
-        else PerGroupMinMaxObserver.with_args(group_size=group_size)
+        else PerGroupMinMaxObserver.with_args(group_size=group_size, eps=MIN_SCALE)
     )
     return QuantizationSpec(torch.int8, observer, low, high, torch.per_channel_symmetric, ch_axis=0)
 
@@ -74,7 +76,11 @@ def get_dynamic_activation_4bit_weight_config(group_size: int | None = 32) -> Qu
 def get_int16_activation_config() -> QuantizationConfig:
     """Symmetric int16 activations with int8 weights: float's accuracy in integers."""
     activation = QuantizationSpec(
-        torch.int16, MinMaxObserver, -32768, 32767, torch.per_tensor_symmetric
+        torch.int16,
+        MinMaxObserver.with_args(eps=MIN_SCALE),
+        -32768,
+        32767,
+        torch.per_tensor_symmetric,
     )
     return QuantizationConfig(activation, activation, _weight(8, None))
 
@@ -87,5 +93,6 @@ def get_float8_quantization_config(
     Args:
         dtype: ``torch.float8_e4m3fn`` or ``torch.float8_e5m2``.
     """
-    spec = QuantizationSpec(dtype, MinMaxObserver, qscheme=torch.per_tensor_symmetric)
+    observer = MinMaxObserver.with_args(eps=MIN_SCALE)
+    spec = QuantizationSpec(dtype, observer, qscheme=torch.per_tensor_symmetric)
     return QuantizationConfig(spec, None, spec)

@@ -13,11 +13,11 @@ from pt2q.quantizers.toolkit.table.kernel_limits import (
 )
 from pt2q.spec import PerAxis
 
-MIN_SCALE = 2**-12
-"""The smallest scale: requantization multipliers cannot be arbitrarily large."""
+MIN_SCALE = 2.0**-60
+"""The smallest scale: smaller ones have products that are no normal float32 numbers."""
 
 ACTIVATION = TensorLimits(stored=(UINT8,), min_scale=MIN_SCALE)
-ACTIVATION_AT_RUN_TIME = TensorLimits(stored=(UINT8,))
+ACTIVATION_AT_RUN_TIME = TensorLimits(stored=(UINT8,), min_scale=MIN_SCALE)
 WEIGHT = TensorLimits(stored=(INT8.scaled(PerAxis),), min_scale=MIN_SCALE)
 
 CONVOLUTION = KernelLimits(

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pt2q.quantizers.toolkit.table.kernel_limits import INT4, INT8, KernelLimits, TensorLimits
 from pt2q.spec import PerAxis, PerGroup, PerTensor, PerToken
 
-MIN_SCALE = 2**-12
-"""The smallest scale: requantization multipliers cannot be arbitrarily large."""
+MIN_SCALE = 2.0**-60
+"""The smallest scale: smaller ones have products that are no normal float32 numbers."""
 DIMENSIONS = (1, 6)
 
 ACTIVATION = TensorLimits(stored=(INT8,), min_scale=MIN_SCALE)
