@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from support import control_flow_models
+from support.control_flow_models import MODELS
 from support.few_bits import few_bits, weights_alone
 from support.planted import TwoLinears, correlated
-from support.results import assert_same
+from support.results import assert_same, leaves
+from support.small_quantizers import SmallQuantizer
 from torch import nn
 
-from pt2q import QuantGraphModule, Quantizer, quantize_pt2e
+from pt2q import QuantGraphModule, Quantizer, quantize_pt2e, sqnr
 from pt2q.algorithms import ALGORITHMS, GPTQ, Applied, SmoothQuant, report_of
 from pt2q.app.recipe import parse
 from pt2q.deploy import executorch, onnx
@@ -152,3 +155,27 @@ def test_the_float_model_stays_as_it_is() -> None:
     quantize_pt2e(program, per_tensor(), batches, effort="best")
     assert_same(dict(network.state_dict()), state)
     assert program.graph_module.code == code and isinstance(network, nn.Module)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_bodies_of_control_flow(kind: type[nn.Module]) -> None:
+    """Weights that bodies read are layers as others are; all algorithms leave a model that runs."""
+    batches = [(x,) for x in control_flow_models.inputs()] * 2
+    chosen = [make(steps=5) if name == "adaround" else make() for name, make in ALGORITHMS.items()]
+    program = control_flow_models.exported(kind)
+    converted = quantize_pt2e(program, SmallQuantizer(), batches, algorithms=chosen)
+    rows = report_of(converted).rows
+    assert any("." in row.layer for row in rows if row.algorithm == "gptq"), str(rows)
+    exact, found = program.module()(*batches[0]), converted(*batches[0])
+    for one, other in zip(leaves(exact), leaves(found), strict=True):
+        assert float(sqnr(one, other)) > 15
+
+
+def test_sizes_that_vary() -> None:
+    network = TwoLinears(32).eval()
+    sizes = torch.export.Dim("rows", min=2, max=64)
+    batches = [(x[:rows],) for rows, (x,) in enumerate(correlated(8, rows=16, width=32, rank=4), 3)]
+    program = torch.export.export(network, batches[0], dynamic_shapes=({0: sizes},))
+    converted = quantize_pt2e(program, bits(4), batches, effort="best")
+    assert any(row.kept for row in report_of(converted).rows)
+    assert float(sqnr(network(*batches[5]), converted(*batches[5]))) > 18

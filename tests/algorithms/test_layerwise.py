@@ -60,6 +60,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         (4, 6, 7, 7),
         1,
     ),
+    "transposed3d": (lambda: nn.ConvTranspose3d(3, 4, 3, stride=2), (2, 3, 4, 4, 4), 1),
     "addmm": (lambda: Multiplies("addmm"), (16, 16), 1),
     "mm": (lambda: Multiplies("mm"), (16, 16), 1),
     "matmul": (lambda: Multiplies("matmul"), (2, 8, 16), 1),
