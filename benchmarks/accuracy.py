@@ -89,7 +89,7 @@ METHODS: dict[str, tuple[Any, ...] | str] = {
     "effort best": "best",
 }
 WEIGHTS = ("-", "scale_search", "awq", "gptq", "awq, gptq")
-FULL = ("-", "equalization", "smooth_quant", "gptq", "adaround", "bias_correction", "effort best")
+FULL = ("-", "equalization", "smooth_quant", "gptq", "bias_correction", "effort best")
 
 
 def weights(bits: int, group: int | None) -> Callable[[], Quantizer]:
@@ -180,7 +180,7 @@ WORKS: dict[str, Callable[[], Work]] = {
         for bits in (4, 3)
         for group in (32, 128)
     },
-    "vit-channel": lambda: digits(VIT, DigitViT, executorchs(is_per_channel=True), *FULL),
+    "vit-channel": lambda: digits(VIT, DigitViT, executorchs(is_per_channel=True), *FULL, "adaround"),
     "vit-tensor": lambda: digits(VIT, DigitViT, executorchs(is_per_channel=False), *FULL),
     "mobilenet_v3-channel": lambda: digits(
         MOBILENET_V3, DigitMobileNetV3, executorchs(is_per_channel=True), *FULL
