@@ -100,6 +100,29 @@ class NonFiniteActivationError(Pt2qError, ValueError):
     """
 
 
+class MergeError(Pt2qError, TypeError):
+    """What several processes observed cannot be put together.
+
+    Cause: An observer that keeps statistics and has no ``merge``, a fake quantizer that rounds
+    while it watches, or a program that remembers something from batch to batch, so that a batch
+    means nothing without those before it.
+
+    Way out: Give an observer of your own ``merge(statistics)``, train with
+    ``DistributedDataParallel`` and ``synchronize_observers``, or calibrate in one process.
+    """
+
+
+class DistributedError(Pt2qError, RuntimeError):
+    """Processes that work together had to stop: one of them failed, or they do not fit together.
+
+    Cause: Another process raised an error or died, was given other models or batches, or was
+    started for another number of processes than the checkpoint it is to go on from.
+
+    Way out: The message names the process and what it said; mend that and start all of them
+    again, with ``resume`` where there is a checkpoint.
+    """
+
+
 class InputShapeError(Pt2qError, ValueError):
     """A prepared, converted or deployed model was called with inputs it was not made for.
 

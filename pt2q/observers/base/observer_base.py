@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pt2q.errors import NoDataError, NonFiniteActivationError
+from pt2q.errors import MergeError, NoDataError, NonFiniteActivationError
 from pt2q.ir.dtypes import STORED_AS
 from pt2q.observers.protocol import range_has_data
 from pt2q.spec.constructor import WithArgs
@@ -34,6 +34,7 @@ class ObserverBase(WithArgs, nn.Module, ABC):
     Attributes:
         quantizes: Whether conversion writes anything in its place.
         collects: Whether it has to see data before conversion.
+        stateless: Whether nothing that passes makes a difference to it.
         node_name: The node whose output is watched, for messages; set by the insertion pass.
         constant_input: The input is a weight: observe it again only when it has changed.
         observer_enabled: Whether calls observe.
@@ -50,6 +51,7 @@ class ObserverBase(WithArgs, nn.Module, ABC):
     observer_enabled: bool
     quantizes: bool = True
     collects: bool = False
+    stateless: bool = False
 
     def __init__(
         self,
@@ -85,6 +87,41 @@ class ObserverBase(WithArgs, nn.Module, ABC):
 
     def reset(self) -> None:
         """Forget all that was observed."""
+
+    def at_batch(self, index: int | None) -> None:
+        """Say that what comes next belongs to a batch, when others may watch other batches.
+
+        Args:
+            index: its place among all batches; None: all that comes is seen here, in order.
+        """
+
+    def statistics(self) -> dict[str, Any]:
+        """Return all that was observed, on the host; `merge` takes it, here or elsewhere."""
+        return {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+
+    def restore(self, statistics: dict[str, Any]) -> None:
+        """Go back to what `statistics` said.
+
+        Args:
+            statistics: its result, of this observer or one like it.
+        """
+        self.load_state_dict({k: v for k, v in statistics.items() if isinstance(v, Tensor)})
+
+    def merge(self, found: Sequence[dict[str, Any]]) -> None:
+        """Take, in place of its own, what several observers like this one observed.
+
+        The same as if this one had observed all of it: to the bit, in any order.
+
+        Args:
+            found: `statistics()` of each.
+
+        Raises:
+            MergeError: it does not know how.
+        """
+        raise MergeError(
+            f"{self._where()} statistics of several processes cannot be put together: "
+            f"{type(self).__name__} does not say how; give it a method merge(statistics)"
+        )
 
     @property
     def has_data(self) -> bool:

@@ -15,6 +15,7 @@ from pt2q.numerics.grid_error import Grid
 from pt2q.numerics.histogram import DEFAULT_BINS
 from pt2q.numerics.qparams import symmetric_zero_point
 from pt2q.numerics.sampling import flattened, summarise
+from pt2q.observers.histogram.merging import merged
 from pt2q.observers.histogram.search import searched_qparams
 from pt2q.observers.histogram.streaming import StreamingHistogram
 from pt2q.observers.min_max.min_max import MinMaxObserver
@@ -60,7 +61,7 @@ class HistogramObserver(MinMaxObserver):
             self._observe_on_device(flat)
 
     def _observe_on_host(self, flat: Tensor) -> None:
-        summary = summarise(flat, self.histogram.totals.calls)
+        summary = summarise(flat, self.histogram.next_turn())
         least, greatest = float(summary.low), float(summary.high)
         limit = MASK_LIMITS[flat.dtype]
         if least > -limit and greatest < limit:
@@ -78,8 +79,25 @@ class HistogramObserver(MinMaxObserver):
         """Do the same without asking the device anything: masks become zeros, NaN stays."""
         self._take_range(*extremes_without_masks(flat, ()))
         masked = ~(flat.abs() < MASK_LIMITS[flat.dtype])
-        summary = summarise(flat.masked_fill(masked, 0.0), self.histogram.totals.calls)
+        summary = summarise(flat.masked_fill(masked, 0.0), self.histogram.next_turn())
         self.histogram.add(summary, torch.maximum(-self.min_val, self.max_val))
+
+    def at_batch(self, index: int | None) -> None:
+        """See :meth:`ObserverBase.at_batch`: where samples are taken depends on the batch."""
+        self.histogram.turn = index
+
+    def merge(self, found: Sequence[dict[str, Any]]) -> None:
+        """See :meth:`ObserverBase.merge`."""
+        super().merge(found)
+        prefix = "histogram."
+        self.histogram.load_state_dict(
+            merged(
+                [
+                    {k.removeprefix(prefix): v for k, v in one.items() if k.startswith(prefix)}
+                    for one in found
+                ]
+            )
+        )
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """See :meth:`ObserverBase.calculate_qparams`."""

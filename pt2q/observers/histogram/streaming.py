@@ -24,7 +24,7 @@ _MOST_WAITING = 32768
 _ROWS = 4
 # Up to this many values are kept as they are, uncounted: so few fit a grid by luck, and a search
 # that sees their exact places finds it.
-_FEW = 1024
+MOST_KEPT = 1024
 
 
 class StreamingHistogram(nn.Module):
@@ -43,6 +43,7 @@ class StreamingHistogram(nn.Module):
         exponent: int32 scalar; a bin is ``2 ** exponent`` wide.
         zeros: int64 ``[2]``: exact zeros in the first two rows.
         few: float32 ``[n]``: all values as they are, while they are few.
+        turn: a batch's number among all, where others see other batches.
         saved_totals: int64 ``[5]``: calls, elements sampled from, samples, blocks, elements counted
             whole, when last saved.
     """
@@ -60,7 +61,18 @@ class StreamingHistogram(nn.Module):
         self.bins = bins
         self._buffers |= self._empty(torch.device("cpu"))
         self.totals = Totals()
+        self.turn: int | None = None
         self._waiting = Waiting()
+
+    def next_turn(self) -> int:
+        """Return a number that says where to take samples; it moves from tensor to tensor.
+
+        How many were seen here or, where others see other batches, the batch's number.
+        """
+        if self.turn is None:
+            return self.totals.calls
+        self.turn += 1
+        return self.turn - 1
 
     def _empty(self, device: torch.device) -> dict[str, Tensor | None]:
         """Return the buffers of a histogram that saw nothing."""
@@ -102,7 +114,7 @@ class StreamingHistogram(nn.Module):
         values = torch.cat([*waiting.values, *waiting.minima, *waiting.maxima])
         self._make_ready(values.device)
         uncounted = self.counts.shape[0] == 0
-        if uncounted and self.totals.samples == 0 and self.totals.whole <= _FEW:
+        if uncounted and self.totals.samples == 0 and self.totals.whole <= MOST_KEPT:
             self._widen(waiting.largest)
             self._buffers["few"] = torch.cat([self.few, values.float()])
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,48 @@ class MovingAverageObserver(RangeObserver):
                 f"expected an averaging_constant in (0, 1], found {averaging_constant}"
             )
         self.averaging_constant = averaging_constant
+        # Where others see other batches: (batch, smallest, largest) of each call, averaged later.
+        self._batch: int | None = None
+        self._journal: list[tuple[int, Tensor, Tensor]] = []
+
+    def at_batch(self, index: int | None) -> None:
+        """See :meth:`ObserverBase.at_batch`: an average depends on the order of all batches."""
+        self._batch = index
+        if index is None:
+            self._journal = []
+
+    def _take_range(self, low: Tensor, high: Tensor) -> None:
+        if self._batch is None:
+            super()._take_range(low, high)
+        else:
+            self._journal.append((self._batch, low.clone(), high.clone()))
+
+    def statistics(self) -> dict[str, Any]:
+        """See :meth:`ObserverBase.statistics`."""
+        journal = [(batch, low.cpu(), high.cpu()) for batch, low, high in self._journal]
+        return {**super().statistics(), "journal": journal}
+
+    def restore(self, statistics: dict[str, Any]) -> None:
+        """See :meth:`ObserverBase.restore`."""
+        super().restore(statistics)
+        self._journal = list(statistics["journal"])
+
+    def merge(self, found: Sequence[dict[str, Any]]) -> None:
+        """See :meth:`ObserverBase.merge`: the batches in their order.
+
+        Of averages that are formed already, the smallest and the largest count.
+        """
+        entries = sorted((e for one in found for e in one["journal"]), key=lambda e: int(e[0]))
+        self._batch, self._journal = None, []
+        if not entries:
+            super().merge(found)
+        for _, low, high in entries:
+            self._take_range(low.to(self.min_val.device), high.to(self.min_val.device))
+
+    def reset(self) -> None:
+        """See :meth:`ObserverBase.reset`."""
+        super().reset()
+        self._journal = []
 
     def _merge(self, old: Tensor, new: Tensor, extreme: Any) -> Tensor:
         averaged = old + self.averaging_constant * (new - old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,6 +74,14 @@ class PerGroupMinMaxObserver(StatisticsObserver):
     def has_data(self) -> bool:
         """See `ObserverBase.has_data`."""
         return self.min_val.numel() > 0
+
+    def merge(self, found: Sequence[dict[str, Any]]) -> None:
+        """See `ObserverBase.merge`."""
+        seen = [one for one in found if one["min_val"].numel()]
+        if seen:
+            device = self.min_val.device
+            self.min_val = torch.stack([one["min_val"] for one in seen]).amin(0).to(device)
+            self.max_val = torch.stack([one["max_val"] for one in seen]).amax(0).to(device)
 
     def reset(self) -> None:
         """See `ObserverBase.reset`."""

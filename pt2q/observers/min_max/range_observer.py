@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,6 +94,14 @@ class RangeObserver(StatisticsObserver):
     def has_data(self) -> bool:
         """See :attr:`ObserverBase.has_data`."""
         return bool((~(self.min_val > self.max_val)).any())
+
+    def merge(self, found: Sequence[dict[str, Any]]) -> None:
+        """See :meth:`ObserverBase.merge`."""
+        # One that saw nothing has one infinite value, which broadcasts.
+        low, high = ([one[name] for one in found] for name in ("min_val", "max_val"))
+        device = self.min_val.device
+        self.min_val = torch.stack(torch.broadcast_tensors(*low)).amin(0).to(device)
+        self.max_val = torch.stack(torch.broadcast_tensors(*high)).amax(0).to(device)
 
     def reset(self) -> None:
         """See :meth:`ObserverBase.reset`."""

@@ -24,6 +24,8 @@ class DerivedObserverOrFakeQuantize(UniformQuantizationObserverBase):
         **kwargs: As `UniformQuantizationObserverBase`.
     """
 
+    stateless = True
+
     def __init__(
         self,
         dtype: torch.dtype,

@@ -19,6 +19,7 @@ class FixedQParamsObserver(UniformQuantizationObserverBase):
         **kwargs: As :class:`UniformQuantizationObserverBase`.
     """
 
+    stateless = True
     per_channel = False
     scale: Tensor
     zero_point: Tensor

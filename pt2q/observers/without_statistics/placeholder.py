@@ -21,6 +21,8 @@ class PlaceholderObserver(UniformQuantizationObserverBase):
         **kwargs: As :class:`UniformQuantizationObserverBase`.
     """
 
+    stateless = True
+
     def __init__(
         self, *, per_token: bool = False, granularity: Granularity | None = None, **kwargs: Any
     ) -> None:

@@ -1,0 +1,205 @@
+"""Calibration by several processes, each on its share of the batches.
+
+The result is that of one process, to the bit, for any number of processes: extremes and counts are
+merged exactly; samples of large tensors are taken at places that depend on the batch, not on who
+sees it; moving averages are formed afterwards, in the order of the batches; weights are the same
+everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pt2q.distributed.checkpoint import Checkpoint
+from pt2q.distributed.ranks import Ranks, together
+from pt2q.errors import FlowError, MergeError
+from pt2q.ir.model_state import KeptState
+from pt2q.ir.module import QuantGraphModule
+from pt2q.observers.base.observer_base import ObserverBase
+from pt2q.observers.protocol import has_data, rounds
+
+# After so many batches each, processes look whether all of them still go on.
+_ROUNDS = 4
+# A batch, and its place among all of them.
+Numbered = tuple[int, Any]
+
+
+def calibrate(
+    prepared: QuantGraphModule,
+    batches: Iterable[Any],
+    *,
+    call: Callable[[Any], Any] | None = None,
+    group: dist.ProcessGroup | None = None,
+    resume: str | PathLike[str] | None = None,
+) -> None:
+    """Show batches to the observers of a prepared module; several processes share them out.
+
+    Every process has to be given the same prepared module and the same batches in the same order;
+    with ``torch.distributed`` initialised, process ``r`` of ``n`` runs batches ``r``, ``r + n``,
+    and so on. Afterwards all of them have the statistics of all batches: those that one process
+    finds, to the bit. Without it this is a loop over the batches.
+
+    Args:
+        prepared: what `prepare_pt2e` returned, not calibrated yet; changed in place.
+        batches: calls of the model: tensors, tuples or lists of arguments, or dicts of keyword
+            arguments; read once. A sequence is not read where it is not needed.
+        call: runs a batch, where it is something else.
+        group: the processes; None for all.
+        resume: a folder that keeps how far this came; a run that was stopped goes on from there
+            and ends with the same statistics. It may be removed afterwards.
+
+    Raises:
+        FlowError: the module was calibrated before.
+        MergeError: several processes, and what they find cannot be put together.
+        DistributedError: another process failed, or ``resume`` is of another run.
+    """
+    ranks = Ranks.of(group)
+    observers = observers_of(prepared)
+    ranks.agree(_refusal(prepared, observers, ranks))
+    kept = None if resume is None else Checkpoint(resume, ranks, tuple(observers))
+    run = call or (lambda batch: run_batch(prepared, batch))
+    try:
+        with torch.no_grad():
+            _observe(observers, batches, run, ranks, kept)
+        _exchange(observers, ranks)
+    finally:
+        _at_batch(observers, None)
+
+
+def run_batch(model: Callable[..., Any], batch: Any) -> Any:
+    """Call a model on a batch.
+
+    Args:
+        model: what is called.
+        batch: a dict of keyword arguments, a tuple or list of arguments, or the only argument.
+    """
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+def observers_of(model: nn.Module) -> dict[str, Any]:
+    """Return what watches tensors in a prepared model, by name, each once.
+
+    Args:
+        model: what `prepare_pt2e` returned.
+    """
+    own = {name: m for name, m in model.named_modules() if callable(_parameters_of(m))}
+    inner = {m.activation_post_process for m in own.values() if _inside(m)}
+    return {name: module for name, module in own.items() if module not in inner}
+
+
+def _parameters_of(module: nn.Module) -> Any:
+    return getattr(module, "calculate_qparams", None)
+
+
+def _inside(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "activation_post_process", None), nn.Module)
+
+
+def _refusal(
+    prepared: QuantGraphModule, observers: dict[str, Any], ranks: Ranks
+) -> Exception | None:
+    """Why this module cannot be calibrated here, if it cannot."""
+    seen = [name for name, o in observers.items() if _collects(o) and has_data(o)]
+    if seen:
+        return FlowError(
+            f"calibrate: '{seen[0]}' and {len(seen) - 1} other observers have seen data already; "
+            "prepare the model anew"
+        )
+    if ranks.size == 1:
+        return None
+    if prepared.record.get(KeptState) is not None:
+        return MergeError(
+            "calibrate: the program remembers something from batch to batch (it writes into its "
+            "buffers), so batches cannot be shared out; calibrate in one process"
+        )
+    for name, observer in observers.items():
+        if rounds(observer) or not isinstance(observer, ObserverBase):
+            return MergeError(
+                f"calibrate: '{name}' is a {type(observer).__name__}, which cannot be calibrated "
+                "on several processes; calibrate in one, or train with DistributedDataParallel "
+                "and synchronize_observers"
+            )
+        if not observer.stateless and type(observer).merge is ObserverBase.merge:
+            return _refused_by(observer)
+    return None
+
+
+def _refused_by(observer: ObserverBase) -> Exception | None:
+    try:
+        observer.merge([])
+    except MergeError as error:
+        return error
+    return None
+
+
+def _collects(observer: Any) -> bool:
+    return isinstance(observer, ObserverBase) and observer.collects and not observer.constant_input
+
+
+def _shares(batches: Iterable[Any], ranks: Ranks) -> Iterator[list[Numbered]]:
+    """Yield this process's batches, some at a time, until there are none for anybody."""
+    if isinstance(batches, list | tuple):
+        numbered = ((i, batches[i]) for i in range(ranks.rank, len(batches), ranks.size))
+        turns = -(-len(batches) // (ranks.size * _ROUNDS))
+        yield from (list(islice(numbered, _ROUNDS)) for _ in range(turns))
+        return
+    every = enumerate(batches)
+    while together := list(islice(every, ranks.size * _ROUNDS)):
+        yield [pair for pair in together if pair[0] % ranks.size == ranks.rank]
+
+
+def _observe(
+    observers: dict[str, Any],
+    batches: Iterable[Any],
+    run: Callable[[Any], Any],
+    ranks: Ranks,
+    kept: Checkpoint | None,
+) -> None:
+    done = 0 if kept is None else together(ranks, lambda: kept.restore(observers))
+
+    def some(own: list[Numbered], turn: int) -> None:
+        for index, batch in own[max(done - turn * _ROUNDS, 0) :]:
+            _at_batch(observers, index)
+            run(batch)
+        if kept is not None and (turn + 1) * _ROUNDS > done:
+            kept.save(observers, (turn + 1) * _ROUNDS)
+
+    for turn, own in enumerate(_shares(batches, ranks)):
+        together(ranks, lambda own=own, turn=turn: some(own, turn))  # type: ignore[misc]
+
+
+def _at_batch(observers: dict[str, Any], index: int | None) -> None:
+    for observer in observers.values():
+        if isinstance(observer, ObserverBase):
+            observer.at_batch(index)
+
+
+def _exchange(observers: dict[str, Any], ranks: Ranks) -> None:
+    """Give every process the statistics of all batches."""
+    merging = {n: o for n, o in observers.items() if isinstance(o, ObserverBase) and _keeps(o)}
+    found = ranks.gather({name: o.statistics() for name, o in merging.items()})
+    for name, observer in merging.items():
+        parts = [one[name] for one in found]
+        # Everybody sees the same weights: what one knows is all there is to know.
+        observer.merge([_first_with_data(parts)] if observer.constant_input else parts)
+
+
+def _keeps(observer: ObserverBase) -> bool:
+    return not observer.stateless and type(observer).merge is not ObserverBase.merge
+
+
+def _first_with_data(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    for part in parts:
+        low = part.get("min_val")
+        if low is not None and low.numel() > 0 and not bool(torch.isinf(low).all()):
+            return part
+    return parts[0]

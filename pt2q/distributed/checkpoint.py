@@ -1,0 +1,79 @@
+"""How far a calibration came, in a folder, one file for each process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pt2q.distributed.ranks import Ranks
+from pt2q.errors import DistributedError
+from pt2q.files import replacing
+from pt2q.observers.base.observer_base import ObserverBase
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a process keeps what its observers have seen.
+
+    Args:
+        folder: made when missing.
+        ranks: the processes; a run goes on with as many as it began with.
+        names: of all observers, to know the model by.
+    """
+
+    folder: str | PathLike[str]
+    ranks: Ranks
+    names: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file of this process."""
+        return Path(self.folder) / f"calibration-{self.ranks.rank}-of-{self.ranks.size}.pt"
+
+    def save(self, observers: Mapping[str, Any], batches: int) -> None:
+        """Keep what was seen.
+
+        Args:
+            observers: by name.
+            batches: how many of its own this process has run.
+        """
+        statistics = {
+            name: observer.statistics()
+            for name, observer in observers.items()
+            if isinstance(observer, ObserverBase)
+        }
+        content = {"names": list(self.names), "batches": batches, "statistics": statistics}
+        with replacing(self.path) as draft:
+            torch.save(content, draft)
+
+    def restore(self, observers: Mapping[str, Any]) -> int:
+        """Give observers what was kept, and return how many batches that is.
+
+        Args:
+            observers: by name.
+
+        Raises:
+            DistributedError: what was kept is of another model or number of processes.
+        """
+        others = sorted(Path(self.folder).glob("calibration-*-of-*.pt"))
+        if any(not path.name.endswith(f"-of-{self.ranks.size}.pt") for path in others):
+            raise DistributedError(
+                f"resume {self.folder}: {others[0].name} is of a run with another number of "
+                f"processes than {self.ranks.size}; start as many as then, or remove the folder"
+            )
+        content = torch.load(self.path, weights_only=True) if self.path.exists() else None
+        if content is None:
+            return 0
+        if tuple(content["names"]) != self.names:
+            raise DistributedError(
+                f"resume {self.folder}: {self.path.name} is of another model, with "
+                f"{len(content['names'])} observers and not {len(self.names)}"
+            )
+        for name, statistics in content["statistics"].items():
+            observers[name].restore(statistics)
+        return int(content["batches"])

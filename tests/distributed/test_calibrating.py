@@ -1,0 +1,104 @@
+"""Several processes calibrate as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from support.ranks import (
+    COUNT,
+    batch_of,
+    calibrate_in_groups,
+    converted_state,
+    die_on_the_way,
+    prepared,
+)
+
+from pt2q.distributed import Ranks, calibrate
+from pt2q.errors import DistributedError, FlowError
+
+
+def alone() -> dict[str, Any]:
+    """What a plain loop over the batches comes to."""
+    module = prepared()
+    with torch.no_grad():
+        for index in range(COUNT):
+            module(*batch_of(index))
+    return converted_state(module)
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(v, other[k]) if isinstance(v, torch.Tensor) else v == other[k]
+        for k, v in one.items()
+    )
+
+
+def test_one_process_is_a_loop_over_the_batches() -> None:
+    module = prepared()
+    calibrate(module, (batch_of(i) for i in range(COUNT)))
+    assert same(converted_state(module), alone())
+    with pytest.raises(FlowError, match="have seen data already"):
+        calibrate(module, [batch_of(0)])
+
+
+@pytest.mark.parametrize(
+    "batch", [batch_of(1), list(batch_of(1)), batch_of(1)[0], {"x": batch_of(1)[0]}]
+)
+def test_batches_as_users_have_them(batch: Any) -> None:
+    module, plain = prepared(), prepared()
+    calibrate(module, [batch])
+    plain(*batch_of(1))
+    assert same(converted_state(module), converted_state(plain))
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_finds_the_same(tmp_path: Path) -> None:
+    mp.spawn(calibrate_in_groups, (str(tmp_path),), nprocs=4)
+    expected = alone()
+    for size in (1, 2, 3, 4):
+        for rank in range(size):
+            assert same(torch.load(tmp_path / f"{size}-{rank}.pt"), expected), (size, rank)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    """And the process that is left says, and soon, that the other is gone."""
+    context = mp.spawn(die_on_the_way, (str(tmp_path), 9, True), nprocs=2, join=False)
+    with pytest.raises(Exception, match="exit code 9"):
+        while not context.join(timeout=60):
+            pass
+    said = tmp_path / "said-0.pt"
+    assert not said.exists() or "DistributedError" in torch.load(said)
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == [
+        "calibration-0-of-2.pt",
+        "calibration-1-of-2.pt",
+    ]
+    mp.spawn(die_on_the_way, (str(tmp_path), COUNT + 1, True), nprocs=2)
+    for rank in (0, 1):
+        assert same(torch.load(tmp_path / f"resumed-{rank}.pt"), alone())
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    module = prepared()
+    calibrate(module, [batch_of(i) for i in range(5)], resume=tmp_path)
+    again = prepared()
+    calibrate(again, [batch_of(i) for i in range(5)], resume=tmp_path)
+    assert same(converted_state(again), converted_state(module))
+    (tmp_path / "calibration-0-of-1.pt").rename(tmp_path / "calibration-0-of-3.pt")
+    with pytest.raises(DistributedError, match="another number of processes"):
+        calibrate(prepared(), [batch_of(0)], resume=tmp_path)
+
+
+def test_what_fails_in_one_process_is_said_with_its_place() -> None:
+    """Two processes, as far as the messages go."""
+
+    class Pair(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, "ValueError: no such file"]
+
+    with pytest.raises(DistributedError, match="process 1 of 2 failed: ValueError: no such file"):
+        Pair(0, 2).agree(None)
