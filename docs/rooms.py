@@ -21,6 +21,7 @@ ORDER = (
     "debug",
     "deploy",
     "algorithms",
+    "distributed",
     "flow",
     "quantizers",
     "passes",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch.export import ExportedProgram
 
 from pt2q.algorithms import Improvement, improve_and_convert
 from pt2q.deploy.signature import Batch, signature_of
+from pt2q.distributed import calibrate
 from pt2q.errors import DataError
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.ir.module import QuantGraphModule
@@ -27,8 +28,12 @@ def calibrated(
     calibration: Sequence[Batch],
     track: Track,
     show: Callable[[], None] | None = None,
+    resume: Path | None = None,
 ) -> QuantGraphModule:
     """Prepare an exported program and show its observers the data.
+
+    Where ``torchrun`` started several processes, each of them has to call this: they share the
+    batches out, and all come to what one process comes to.
 
     Args:
         program: the float model.
@@ -36,15 +41,18 @@ def calibrated(
         calibration: what the observers see.
         track: shows the progress.
         show: is called before anything can fail that the quantizer's report may explain.
+        resume: a folder that keeps how far this came.
     """
     signature = signature_of(program)
     prepared = prepare_pt2e(program, quantizer)
     if show is not None:
         show()
-    with torch.no_grad():
-        for batch in track(calibration, "calibrating"):
-            args, kwargs = signature.call(batch)
-            prepared(*args, **kwargs)
+
+    def call(batch: Batch) -> None:
+        args, kwargs = signature.call(batch)
+        prepared(*args, **kwargs)
+
+    calibrate(prepared, track(calibration, "calibrating"), call=call, resume=resume)
     return prepared
 
 
@@ -55,6 +63,7 @@ def calibrate_and_convert(
     track: Track,
     show: Callable[[Report], None] | None = None,
     improvement: Improvement | None = None,
+    resume: Path | None = None,
 ) -> QuantGraphModule:
     """Quantize an exported program.
 
@@ -65,9 +74,10 @@ def calibrate_and_convert(
         track: shows the progress.
         show: is given the quantizer's report before anything can fail that it may explain.
         improvement: how accuracy is won back.
+        resume: a folder that keeps how far calibration came.
     """
     report = None if show is None else lambda: show(quantizer.report())
-    prepared = calibrated(program, quantizer, calibration, track, report)
+    prepared = calibrated(program, quantizer, calibration, track, report, resume)
     if improvement is None:
         return convert_pt2e(prepared)
     return improve_and_convert(prepared, calls_of(program, calibration), improvement)

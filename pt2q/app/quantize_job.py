@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from pt2q.algorithms import Improvement, report_of
 from pt2q.algorithms import Report as Improved
 from pt2q.algorithms.layerwise import Progress
-from pt2q.app.conversion import Track, calibrate_and_convert, split_off
+from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, split_off
 from pt2q.app.recipe import Recipe
 from pt2q.deploy.backend import Backend, Deployed, Example, Run
 from pt2q.deploy.registry import BACKENDS
@@ -56,6 +56,7 @@ def run_job(
     out: Path,
     show: Callable[[Report], None] | None = None,
     progress: Progress | None = None,
+    resume: Path | None = None,
 ) -> Outcome:
     """Quantize an exported program, write it for its backend and compare it with float.
 
@@ -67,11 +68,14 @@ def run_job(
         out: the file to write.
         show: is given the quantizer's report before anything can fail that it may explain.
         progress: is told where algorithms stand.
+        resume: a folder that keeps how far calibration came.
     """
     backend, quantizer = BACKENDS[recipe.backend], recipe.quantizer()
     calibration, held_out = split_off(batches, recipe.limit)
     improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed, progress=progress)
-    converted = calibrate_and_convert(program, quantizer, calibration, track, show, improvement)
+    converted = calibrate_and_convert(
+        program, quantizer, calibration, track, show, improvement, resume
+    )
     signature = signature_of(program)
     example = Example(signature, calibration[0], dynamic_shapes(program, signature))
     deployed = backend.deploy(converted, example, out)
@@ -81,6 +85,21 @@ def run_job(
     counts = len(calibration), len(held_out)
     done = report_of(converted)
     return Outcome(deployed, quantizer.report(), float_size, *counts, decibels, done)
+
+
+def take_part(
+    program: ExportedProgram, batches: Sequence[Batch], recipe: Recipe, resume: Path | None = None
+) -> None:
+    """Calibrate on this process's share, for another process that does `run_job`.
+
+    Args:
+        program: the float model.
+        batches: calibration data, all of it.
+        recipe: for which backend, and how.
+        resume: a folder that keeps how far calibration came.
+    """
+    calibration, _ = split_off(batches, recipe.limit)
+    calibrated(program, recipe.quantizer(), calibration, lambda items, _: items, resume=resume)
 
 
 def _float(

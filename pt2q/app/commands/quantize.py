@@ -22,11 +22,12 @@ from pt2q.app.options import (
     check_output,
     chosen_recipe,
 )
-from pt2q.app.quantize_job import Outcome, run_job
+from pt2q.app.quantize_job import Outcome, run_job, take_part
 from pt2q.app.recipe import Recipe
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS
 from pt2q.deploy.signature import signature_of
+from pt2q.distributed import joined
 from pt2q.files import ensure_writable
 from pt2q.quantizers import Report
 
@@ -55,6 +56,13 @@ AlgorithmNames = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of what algorithms draw at random.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        help="A folder that keeps how far calibration came; a run that was stopped goes on there.",
+    ),
+]
 ShowReport = Annotated[bool, typer.Option("--report", help="Print what became of each operator.")]
 
 
@@ -70,6 +78,7 @@ def quantize(
     effort: Effort = None,
     algorithm: AlgorithmNames = None,
     seed: Seed = None,
+    resume: Resume = None,
     report: ShowReport = False,
 ) -> None:
     """Quantize an exported model and write it for a backend."""
@@ -82,8 +91,11 @@ def quantize(
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
     show = _print_report if report else None
-    with steps("improving") as progress:
-        outcome = run_job(program, batches, chosen, track, out, show, progress)
+    with joined() as ranks, steps("improving") as progress:
+        if ranks.rank > 0:  # of those that torchrun started one writes and prints
+            take_part(program, batches, chosen, resume)
+            return
+        outcome = run_job(program, batches, chosen, track, out, show, progress, resume)
     if report and outcome.improved.rows:
         print(f"{outcome.improved}\n")
     console().print(_summary(f"{model.name} for {row.name}", outcome, row))

@@ -1,0 +1,47 @@
+"""``torchrun ... -m pt2q quantize`` writes what one process writes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.command_line import Small
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    example = (torch.randn(1, 3, 8, 8),)
+    torch.export.save(torch.export.export(Small().eval(), example), tmp_path / "small.pt2")
+    np.savez(tmp_path / "images.npz", torch.randn(14, 3, 8, 8).numpy())
+    return tmp_path
+
+
+def run(folder: Path, processes: int, out: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    command += ["pt2q", "quantize", "small.pt2", "--calibration", "images.npz", "-o", out, *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend, suffix", [("xnnpack", ".pte"), ("onnxruntime", ".onnx")])
+def test_the_same_file_byte_for_byte(job: Path, backend: str, suffix: str) -> None:
+    for processes in (1, 3):
+        done = run(job, processes, f"{processes}{suffix}", "--backend", backend)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("written:") == 1
+    assert (job / f"1{suffix}").read_bytes() == (job / f"3{suffix}").read_bytes()
+
+
+@pytest.mark.slow
+def test_nothing_is_written_when_it_fails(job: Path) -> None:
+    np.savez(job / "images.npz", np.full((14, 3, 8, 8), np.nan, dtype=np.float32))
+    done = run(job, 2, "never.pte")
+    assert done.returncode != 0
+    assert "NaN or infinity in input image" in done.stderr
+    assert not (job / "never.pte").exists()
