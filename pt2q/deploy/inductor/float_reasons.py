@@ -57,6 +57,12 @@ NO_PATTERN = Reason(
     "the shapes that the model was exported with",
 )
 
+ONE_DIMENSION = Reason(
+    "inductor-1d",
+    "a convolution of one dimension whose result is not quantized: Inductor takes its size wrongly",
+    "write it as a two-dimensional convolution, x.unsqueeze(2)",
+)
+
 _BY_OPERATOR = ((ops.CONV_TRANSPOSE, TRANSPOSED), (ops.CONV3D, THREE_DIMENSIONS))
 
 
@@ -70,6 +76,8 @@ def why_float(node: Node, weight: Node | None) -> Reason:
     for targets, reason in _BY_OPERATOR:
         if ops.is_op(node, targets):
             return reason
+    if weight is None and ops.is_op(node, ops.CONV1D):
+        return ONE_DIMENSION
     if weight is None:
         return TWO_ACTIVATIONS
     if ops.is_op(weight, _PER_GROUP):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch.fx import GraphModule, Node
 
+from pt2q.deploy.inductor.additions import rewrite_additions
 from pt2q.errors import LoweringError
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
@@ -27,7 +28,8 @@ def for_inductor(model: GraphModule) -> QuantGraphModule:
     Weights with one scale get that scale per channel, the only form its int8 kernels take. A
     quantized constant that is added (a position embedding) becomes the float constant it stands
     for: fused into a convolution, the kernel would add into the constant itself. A weight that
-    several operators read is stored once for each, as packed weights are anyway.
+    several operators read is stored once for each, as packed weights are anyway. Additions that its
+    patterns would take in wrongly are written another way.
 
     Args:
         model: a converted model; it shares its tensors with the copy and is not changed.
@@ -48,6 +50,8 @@ def for_inductor(model: GraphModule) -> QuantGraphModule:
             _store_once_each(emit, _rewrite_constant(emit, node, source), seen)
         else:
             _refuse_int8(node)
+    rewrite_additions(emit)
+    _lay_out(emit)
     result.graph.eliminate_dead_code()
     result.recompile()
     return copy_module(result, record)  # leaves behind what nothing reads
@@ -82,7 +86,7 @@ def _rewrite_constant(emit: Emitter, node: Node, source: Node) -> Node:
     """Write a stored constant as Inductor takes it; returns what gives its value."""
     if not ops.is_op(node, _PER_TENSOR | _PER_CHANNEL):
         return node
-    if all(ops.is_op(user, ops.ADD) for user in node.users):
+    if all(ops.is_op(user, ops.ADD) or _is_misread(user) for user in node.users):
         return _store_float(emit, node, source)
     if ops.is_op(node, _STATIC) and get_constant(emit.model, source).dim() > 1:
         return _spread_scale(emit, node, source)
@@ -100,6 +104,35 @@ def _store_once_each(emit: Emitter, node: Node, seen: set[str]) -> None:
         return
     own = get_constant(emit.model, target).clone()
     node.replace_input_with(source, emit.before(node, origin=source).constant(target, own))
+
+
+def _lay_out(emit: Emitter) -> None:
+    """Copy what is transposed and quantized where sizes are symbolic.
+
+    Inductor writes a linear layer on transposed activations as a batch of products, and its pattern
+    for these compares sizes that it can only compare where they are numbers.
+    """
+    for node in list(emit.model.graph.nodes):
+        source = ops.data_input(node) if ops.is_op(node, ops.QUANTIZE) else None
+        if not isinstance(source, Node) or not ops.is_op(source, ops.PERMUTE):
+            continue
+        if not all(isinstance(size, int) for size in value_of(source).shape):
+            layout = {"memory_format": torch.contiguous_format}
+            emit.before(node, origin=source)
+            node.replace_input_with(source, emit.call(ops.aten.clone.default, source, **layout))
+
+
+def _is_misread(node: Node) -> bool:
+    """Whether Inductor gives a convolution of one dimension, as a kernel, a wrong size.
+
+    It does where padding is not zero. That shows where something computes with the result before
+    it is quantized again: such a convolution computes in float.
+    """
+    if not ops.is_op(node, ops.CONV1D):
+        return False
+    while len(node.users) == 1 and ops.is_op(next(iter(node.users)), ops.RELU | ops.CLAMP_LIKE):
+        node = next(iter(node.users))
+    return any(not ops.is_op(user, ops.QUANTIZE) and user.op != "output" for user in node.users)
 
 
 def _store_float(emit: Emitter, node: Node, source: Node) -> Node:

@@ -17,6 +17,7 @@ RSUB = every(aten.rsub)
 MUL = every(aten.mul, aten.mul_)
 DIV = every(aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor, aten.div_.Scalar)
 NEG = every(aten.neg, aten.neg_)
+multiply, multiply_ = aten.mul.Tensor, aten.mul_.Tensor
 TO_DTYPE = aten.to.dtype
 hardtanh_backward = aten.hardtanh_backward.default
 
