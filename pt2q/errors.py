@@ -148,6 +148,28 @@ class LoweringError(Pt2qError, RuntimeError):
     """
 
 
+class DisagreementError(LoweringError):
+    """A deployed file computes something else than the model that it was made from.
+
+    Cause: The runtime, or the way to it, has a defect that this model meets: both were run on the
+    same held-out data, and differ by more than roundings do.
+
+    Way out: ``pt2q compare`` and a run of parts of the model show where; leave that in float, or
+    quantize it in another mode. Another release of the runtime may be right.
+    """
+
+
+class RequirementError(Pt2qError, RuntimeError):
+    """A result is not what a recipe requires, and is not written.
+
+    Cause: Nothing was quantized, or less than ``[require] quantized`` asks for, or the file is
+    further from float than ``min_sqnr`` allows.
+
+    Way out: ``--report`` says why operators stay in float and ``pt2q compare`` where accuracy is
+    lost. Lower what is required if the result will do.
+    """
+
+
 class MissingDependencyError(Pt2qError, ImportError):
     """An optional dependency is needed for this call and is not installed.
 

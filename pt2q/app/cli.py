@@ -1,7 +1,8 @@
 """The command line: `pt2q quantize`, `pt2q compare`, `pt2q sensitivity` and their kin.
 
-Bad input ends in one line on standard error: exit code 2 for the command line itself, 1 for
-files and models.
+What goes wrong ends in one line on standard error: exit code 2 for the command line itself, 1 for
+files and models, 3 for a result that is not what is required, 4 for a file that does not compute
+what the converted model does, 130 and 143 for Ctrl-C and a request to end.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from pt2q.app.commands import (
     sensitivity,
 )
 from pt2q.app.console import complain, plain_warnings
-from pt2q.errors import Pt2qError
+from pt2q.app.signals import Terminated, ended_by_signals
+from pt2q.errors import DisagreementError, Pt2qError, RequirementError
 
 app = typer.Typer(
     add_completion=False,
@@ -59,13 +61,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: list[str] | None) -> int:
     try:
-        with plain_warnings():
+        with plain_warnings(), ended_by_signals():
             code = app(args=argv, prog_name="pt2q", standalone_mode=False)
-        return int(code or 0)
+        # Typer makes an exit of Ctrl-C by itself, without a word.
+        return _fail("interrupted", 130) if code == 130 else int(code or 0)
     except TyperException as error:
         return _fail(error.format_message(), 2)
+    except RequirementError as error:
+        return _fail(str(error), 3)
+    except DisagreementError as error:
+        return _fail(str(error), 4)
     except Pt2qError as error:
         return _fail(str(error), 1)
+    except Terminated:
+        return _fail("terminated", 143)
     except (Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pt2q.app.recipe import Recipe
 from pt2q.debug import QuantizerSetup
 from pt2q.debug.doctor.changes import improved
 from pt2q.deploy.signature import Batch, signature_of
-from pt2q.files import ensure_writable
+from pt2q.files import check_outputs
 from pt2q.ir.module import QuantGraphModule
 from pt2q.quantizers import Report
 
@@ -73,7 +73,7 @@ def subject(
     backend: str | None,
     recipe: Path | None,
     batches: int | None,
-    *written: Path | None,
+    written: Mapping[str, Path | None],
 ) -> Subject:
     """Read what a command was given; what cannot be asked for is found before the work.
 
@@ -81,13 +81,12 @@ def subject(
         model, calibration, backend, recipe: the options of their names.
         batches: how many to measure on: the last of the data, held out or not; None for those
             that are held out.
-        *written: the files that will be written.
+        written: the files that will be written, by the option.
     """
     chosen = chosen_recipe(backend, recipe)
     chosen.quantizer()
-    for path in written:
-        if path is not None:
-            ensure_writable(path)
+    read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
+    check_outputs(written, read)
     program = read_program(model)
     data = read_batches(calibration, signature_of(program))
     shown, held_out = split_off(data, chosen.limit)

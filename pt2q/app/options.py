@@ -75,14 +75,12 @@ def chosen_recipe(backend: str | None, path: Path | None) -> Recipe:
     return found
 
 
-def check_output(out: Path, backend: Backend, *read: Path | None) -> None:
-    """Refuse an output that the backend would not read, or that is an input as well.
+def check_suffix(out: Path, backend: Backend) -> None:
+    """Refuse an output that the backend would not read.
 
     Args:
         out: the file to write.
         backend: what is to read it.
-        read: the files that the command reads; a package has the suffix of the exported program
-            that it is made from.
 
     Raises:
         DataError: it is refused.
@@ -92,5 +90,3 @@ def check_output(out: Path, backend: Backend, *read: Path | None) -> None:
             f"{backend.name} reads {backend.suffix} files: write {out.with_suffix(backend.suffix)}"
             f", not {out}"
         )
-    if any(path is not None and path.resolve() == out.resolve() for path in read):
-        raise DataError(f"{out} is read by this command: write to another file")

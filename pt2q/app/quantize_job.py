@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -16,12 +15,13 @@ from pt2q.algorithms import Improvement, report_of
 from pt2q.algorithms import Report as Improved
 from pt2q.algorithms.layerwise import Progress
 from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, split_off
+from pt2q.app.figures import Figures, measured
 from pt2q.app.recipe import Recipe
-from pt2q.deploy.backend import Backend, Deployed, Example, Run
+from pt2q.deploy.backend import Backend, Deployed, Example
 from pt2q.deploy.registry import BACKENDS
 from pt2q.deploy.signature import Batch, dynamic_shapes, signature_of
-from pt2q.ir.torch_private import pytree
-from pt2q.numerics.sqnr import sqnr
+from pt2q.errors import LoweringError
+from pt2q.files import replacing
 from pt2q.quantizers import Report
 
 
@@ -35,7 +35,7 @@ class Outcome:
         float_size: bytes of the float model, written the same way, or of its tensors.
         calibrated: number of batches that were calibrated on.
         held_out: number of batches that were kept for the comparison.
-        sqnr: decibels of the quantized model's output against the float model's.
+        figures: of the file, against the float program and the converted model.
         improved: what algorithms did, layer by layer.
     """
 
@@ -44,7 +44,7 @@ class Outcome:
     float_size: int
     calibrated: int
     held_out: int
-    sqnr: float
+    figures: Figures
     improved: Improved
 
 
@@ -65,10 +65,13 @@ def run_job(
         batches: calibration data; the last tenth (at least one batch) is held out.
         recipe: for which backend, and how.
         track: wraps a loop over batches to show its progress under a title.
-        out: the file to write.
+        out: the file to write; an old one stays where the new one is refused.
         show: is given the quantizer's report before anything can fail that it may explain.
         progress: is told where algorithms stand.
         resume: a folder that keeps how far calibration came.
+
+    Raises:
+        RequirementError, DisagreementError: the result is not what it has to be.
     """
     backend, quantizer = BACKENDS[recipe.backend], recipe.quantizer()
     calibration, held_out = split_off(batches, recipe.limit)
@@ -78,13 +81,16 @@ def run_job(
     )
     signature = signature_of(program)
     example = Example(signature, calibration[0], dynamic_shapes(program, signature))
-    deployed = backend.deploy(converted, example, out)
-    with tempfile.TemporaryDirectory() as folder:
-        reference, float_size = _float(program, backend, example, Path(folder))
-        decibels = _compare(reference, deployed.run, track(held_out, "comparing"))
+    recipe.require.check_report(quantizer.report())
+    float_size = _float_size(program, backend, example)
+    with replacing(out) as draft:
+        deployed = backend.deploy(converted, example, draft)
+        shown_batches = track(held_out, "comparing")
+        figures = measured(program, converted, deployed.run, signature, shown_batches)
+        recipe.require.check_figures(figures, deployed.runtime or backend.runtime)
     counts = len(calibration), len(held_out)
     done = report_of(converted)
-    return Outcome(deployed, quantizer.report(), float_size, *counts, decibels, done)
+    return Outcome(deployed, quantizer.report(), float_size, *counts, figures, done)
 
 
 def take_part(
@@ -102,33 +108,10 @@ def take_part(
     calibrated(program, recipe.quantizer(), calibration, lambda items, _: items, resume=resume)
 
 
-def _float(
-    program: ExportedProgram, backend: Backend, example: Example, folder: Path
-) -> tuple[Run, int]:
-    """What runs the float model, and its size."""
+def _float_size(program: ExportedProgram, backend: Backend, example: Example) -> int:
+    """Bytes of the float model, written the same way where that takes little time."""
     if backend.deploys_float:
-        deployed = backend.deploy(program, example, folder / f"float{backend.suffix}")
-        return deployed.run, deployed.size
-    module = program.module(check_guards=False)
-
-    def run(batch: Batch) -> Sequence[Any]:
-        args, kwargs = example.signature.call(batch)
-        with torch.no_grad():
-            return list(pytree.tree_leaves(module(*args, **kwargs)))
-
+        with tempfile.TemporaryDirectory() as folder, suppress(LoweringError):
+            return backend.deploy(program, example, Path(folder) / f"float{backend.suffix}").size
     tensors = [*program.state_dict.values(), *program.constants.values()]
-    return run, sum(t.nbytes for t in tensors if isinstance(t, Tensor))
-
-
-def _compare(reference: Run, other: Run, batches: Iterable[Batch]) -> float:
-    """SQNR over all floating-point outputs of all batches."""
-    pairs = [
-        (a.flatten(), b.flatten())
-        for batch in batches
-        for a, b in zip(reference(batch), other(batch), strict=True)
-        if isinstance(a, Tensor) and a.is_floating_point()
-    ]
-    if not pairs:
-        return float("nan")
-    references, others = zip(*pairs, strict=True)
-    return float(sqnr(torch.cat(references), torch.cat(others)))
+    return sum(t.nbytes for t in tensors if isinstance(t, Tensor))

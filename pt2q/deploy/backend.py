@@ -59,12 +59,14 @@ class Deployed:
         run: runs it, in the backend or in a runtime that reads the same file.
         rows: (name, text) for a summary: what runs where.
         warnings: what the user should know, a line each.
+        runtime: what `run` computes in, as people call it; "" if the backend's own.
     """
 
     size: int
     run: Run
     rows: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    runtime: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,7 @@ class Backend:
         modes: those it runs, the default first.
         scales: what its weights may have a scale for.
         deploys_float: a float model can be written in the same form in little time.
+        runtime: what runs the file, as people call it; "" takes the name.
     """
 
     name: str
@@ -92,6 +95,10 @@ class Backend:
     modes: tuple[ActivationMode, ...] = ("static", "dynamic")
     scales: tuple[WeightScale, ...] = ("channel", "tensor")
     deploys_float: bool = True
+    runtime: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runtime", self.runtime or self.name)
 
     @property
     def default_config(self) -> QuantizationConfig:

@@ -61,7 +61,7 @@ def test_quantize_with_a_recipe(run, folder, tmp_path) -> None:
     "backend, expected",
     [
         ("onnxruntime", r"integer kernels +│ .*1 QLinearConv"),
-        ("tensorrt", r"compared in +│ ONNX Runtime"),
+        ("tensorrt", r"in ONNX Runtime"),
     ],
 )
 def test_onnx_backends(run, folder, tmp_path, backend, expected) -> None:
@@ -125,6 +125,6 @@ def test_the_report_comes_before_a_failure(run, tmp_path) -> None:
         *("quantize", tmp_path / "deep.pt2", "--calibration", tmp_path / "x.npz"),
         *("-o", tmp_path / "deep.pte", "--report"),
     )
-    assert code == 1
+    assert code == 3
     assert "aten.conv3d.default" in text
     assert "pt2q: " in err

@@ -12,7 +12,7 @@ from pt2q.app.compare_job import run_comparison
 from pt2q.app.console import console, track
 from pt2q.app.options import BackendName, CalibrationFile, ModelFile, RecipeFile, chosen_recipe
 from pt2q.deploy.signature import signature_of
-from pt2q.files import ensure_writable, write_bytes
+from pt2q.files import check_outputs, write_bytes
 
 HELP = (
     "Say, operator by operator, where a quantized model departs from float.\n\n"
@@ -36,8 +36,8 @@ def compare(
     """Say, operator by operator, where a quantized model departs from float."""
     chosen = chosen_recipe(backend, recipe)
     chosen.quantizer()  # what cannot be asked for is found before the work
-    if json is not None:
-        ensure_writable(json)
+    read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
+    check_outputs({"--json": json}, read)
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
     report = run_comparison(program, batches, chosen, track)

@@ -36,7 +36,7 @@ def doctor(
     json: JsonFile = None,
 ) -> None:
     """Say why accuracy is lost, and what wins it back."""
-    given = subject(model, calibration, backend, recipe, None, json, out)
+    given = subject(model, calibration, backend, recipe, None, {"--json": json, "--out": out})
     with steps("examining") as progress:
         found = debug.doctor(
             given.setup(), given.measured, calibration=given.calls, progress=progress

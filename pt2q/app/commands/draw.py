@@ -17,7 +17,7 @@ from pt2q.app.options import BackendName, ModelFile, RecipeFile, chosen_recipe
 from pt2q.app.recipe import Recipe
 from pt2q.deploy.signature import signature_of
 from pt2q.errors import DataError
-from pt2q.files import ensure_writable, write_bytes
+from pt2q.files import check_outputs, write_bytes
 from pt2q.flow import prepare_pt2e
 
 HELP = (
@@ -44,7 +44,8 @@ def draw(
         raise DataError(f"{out}: write one of {', '.join(FORMS)}")
     chosen = chosen_recipe(backend, recipe)
     chosen.quantizer()
-    ensure_writable(out)
+    read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
+    check_outputs({"--out": out}, read)
     program = read_program(model)
     errors = {} if calibration is None else _errors(program, calibration, chosen)
     if out.suffix != ".json":

@@ -7,7 +7,7 @@ from pt2q.app.calibration import read_program
 from pt2q.app.console import console
 from pt2q.app.options import BackendName, JsonFile, ModelFile
 from pt2q.deploy.registry import BACKENDS
-from pt2q.files import ensure_writable, write_bytes
+from pt2q.files import check_outputs, write_bytes
 
 HELP = (
     "Say what a model is made of, and what each backend would quantize of it.\n\n"
@@ -20,8 +20,7 @@ def inspect(model: ModelFile, backend: BackendName = None, json: JsonFile = None
     """Say what a model is made of, and what each backend would quantize of it."""
     names = tuple(BACKENDS) if backend is None else (backend,)
     quantizers = {name: BACKENDS[name].quantizer() for name in names}
-    if json is not None:
-        ensure_writable(json)
+    check_outputs({"--json": json}, {"the model": model})
     found = debug.inspect(read_program(model), quantizers)
     print(found.text(console().width))
     if json is not None:

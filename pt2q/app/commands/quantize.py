@@ -19,7 +19,7 @@ from pt2q.app.options import (
     CalibrationFile,
     ModelFile,
     RecipeFile,
-    check_output,
+    check_suffix,
     chosen_recipe,
 )
 from pt2q.app.quantize_job import Outcome, run_job, take_part
@@ -28,7 +28,7 @@ from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS
 from pt2q.deploy.signature import signature_of
 from pt2q.distributed import joined
-from pt2q.files import ensure_writable
+from pt2q.files import check_outputs
 from pt2q.quantizers import Report
 
 # Paragraphs in one line each: typer keeps line breaks.
@@ -86,8 +86,9 @@ def quantize(
     chosen = _improved(chosen, effort, algorithm, seed)
     row = BACKENDS[chosen.backend]
     chosen.quantizer()  # what cannot be asked for is found before the work
-    ensure_writable(out)
-    check_output(out, row, model, calibration, recipe)
+    read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
+    check_outputs({"--out": out}, read)
+    check_suffix(out, row)
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
     show = _print_report if report else None
@@ -135,7 +136,7 @@ def _summary(title: str, outcome: Outcome, backend: Backend) -> Table:
         ("calibrated on", f"{outcome.calibrated} batch(es), {outcome.held_out} more held out"),
         ("file size", _sizes(outcome.float_size, outcome.deployed.size, backend)),
         *_improvement(outcome),
-        ("SQNR against float", _decibels(outcome.sqnr)),
+        ("SQNR against float", _decibels(outcome, backend)),
         *outcome.deployed.rows,
     ):
         table.add_row(name, value)
@@ -162,7 +163,9 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e6:.4f} MB"
 
 
-def _decibels(value: float) -> str:
+def _decibels(outcome: Outcome, backend: Backend) -> str:
+    value = outcome.figures.file
     if math.isnan(value):
         return "no floating-point output"
-    return "equal, held-out data" if math.isinf(value) else f"{value:.1f} dB, held-out data"
+    where = f"held-out data, in {outcome.deployed.runtime or backend.runtime}"
+    return f"equal, {where}" if math.isinf(value) else f"{value:.1f} dB, {where}"

@@ -54,7 +54,9 @@ def sensitivity(
 ) -> None:
     """Say what quantizing each group of tensors, and each layer, costs at the output."""
     judge = read_metric(metric)
-    given = subject(model, calibration, backend, recipe, batches, json, state)
+    given = subject(
+        model, calibration, backend, recipe, batches, {"--json": json, "--state": state}
+    )
     prepared, _ = given.prepared()
     with steps("measuring") as progress:
         found = debug.sensitivity(

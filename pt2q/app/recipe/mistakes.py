@@ -14,6 +14,7 @@ from pt2q.app.recipe.schema import (
     CalibrationTable,
     OverrideTable,
     RecipeTable,
+    RequireTable,
     SettingsTable,
     SkipTable,
     Table,
@@ -28,6 +29,7 @@ _TABLES: dict[str, type[Table]] = {
     "skip": SkipTable,
     "override": OverrideTable,
     "calibration": CalibrationTable,
+    "require": RequireTable,
     "algorithm": AlgorithmTable,
 }
 _LISTS = ("override", "algorithm")

@@ -24,6 +24,7 @@ from pt2q.app.recipe.schema import (
     settings_table,
 )
 from pt2q.app.recipe.values import Allowed
+from pt2q.app.requirements import Requirements
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS
 from pt2q.errors import RecipeError
@@ -66,6 +67,8 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{name}: no valid TOML: {error}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{name}: nested too deeply") from error
     source = RecipeText(name, text.splitlines())
     backend, table = _validated(found, source)
     default = replace(default_settings(backend), **table.default.stated())
@@ -86,6 +89,7 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         table.effort,
         algorithms,
         table.seed,
+        Requirements(**table.require.model_dump()),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pt2q.app.recipe.config import Settings, config_for
+from pt2q.app.requirements import Requirements
 from pt2q.deploy.registry import BACKENDS, DEFAULT
 from pt2q.ir import ops
 
@@ -40,6 +41,7 @@ class Recipe:
         effort: how much is done to win accuracy back, see `pt2q.quantize_pt2e`.
         algorithms: what is done, in order, where no effort says it.
         seed: of random choices.
+        require: what the result has to be.
     """
 
     backend: str = DEFAULT
@@ -49,6 +51,7 @@ class Recipe:
     effort: str | None = None
     algorithms: tuple[Any, ...] = ()
     seed: int = 0
+    require: Requirements = field(default_factory=Requirements)
 
     def quantizer(self) -> TableQuantizer:
         """The backend's quantizer with these statements made.

@@ -114,6 +114,16 @@ class CalibrationTable(Table):
     limit: int | None = Field(default=None, ge=1, description="a whole number from 1 up")
 
 
+class RequireTable(Table):
+    """What the result has to be, or it is not written."""
+
+    quantized: float | None = Field(
+        default=None, ge=0, le=1, strict=False, description="a share from 0 to 1"
+    )
+    min_sqnr: float | None = Field(default=None, strict=False, description="decibels, a number")
+    agreement: bool = Field(default=True, description="true or false")
+
+
 def _table(name: str) -> Any:
     return Field(
         default={}, validate_default=True, description=f"a table that begins with [{name}]"
@@ -136,6 +146,9 @@ class RecipeTable(Table):
         default_factory=list, description="tables that begin with [[algorithm]]"
     )
     seed: int = Field(default=0, ge=0, description="a whole number from 0 up")
+    require: RequireTable = Field(
+        default=RequireTable(), description="a table that begins with [require]"
+    )
     calibration: CalibrationTable = Field(
         default=CalibrationTable(), description="a table that begins with [calibration]"
     )

@@ -74,6 +74,14 @@ operators = []
 [calibration]
 # Calibrate on at most so many batches.
 # limit = 100
+
+# What the result has to be, or it is not written and the command ends with code 3.
+#
+# [require]
+# The least share of operators that are quantized, of those that compute on floating point tensors.
+# quantized = 0.9
+# The least decibels of signal to noise against float, on held-out data.
+# min_sqnr = 30
 """
 
 _SCALE_WORDS = {

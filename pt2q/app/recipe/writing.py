@@ -9,6 +9,7 @@ from typing import Any
 
 from pt2q.app.recipe.config import FLOAT, Settings, default_settings
 from pt2q.app.recipe.recipe import Override, Recipe
+from pt2q.app.requirements import Requirements
 from pt2q.deploy.registry import BACKENDS
 
 _LISTS = {
@@ -34,6 +35,7 @@ def recipe_text(recipe: Recipe, comments: Iterable[str] = ()) -> str:
         _table("[skip]", _skipped(recipe)),
         *(_override(o, recipe.default) for o in recipe.overrides if not _is_skip(o, recipe)),
         *map(_algorithm, recipe.algorithms),
+        _table("[require]", _required(recipe.require)),
         _table("[calibration]", {} if recipe.limit is None else {"limit": recipe.limit}),
     ]
     return "\n".join(filter(None, parts))
@@ -44,6 +46,11 @@ def _head(recipe: Recipe) -> str:
     if recipe.effort is not None:
         lines.append(f"effort = {json.dumps(recipe.effort)}\n")
     return "".join([*lines, *([f"seed = {recipe.seed}\n"] if recipe.seed else [])])
+
+
+def _required(found: Requirements) -> dict[str, Any]:
+    usual = asdict(Requirements())
+    return {key: value for key, value in asdict(found).items() if value != usual[key]}
 
 
 def _algorithm(algorithm: Any) -> str:

@@ -48,6 +48,7 @@ XNNPACK = Backend(
     name="xnnpack",
     title="ExecuTorch with XNNPACK, a .pte program",
     suffix=".pte",
+    runtime="ExecuTorch",
     quantizer=XNNPACKQuantizer,
     config=_config,
     deploy=_deploy,

@@ -56,6 +56,7 @@ X86 = Backend(
     name="x86",
     title="Inductor on x86 processors, a compiled .pt2 package",
     suffix=".pt2",
+    runtime="Inductor",
     quantizer=X86InductorQuantizer,
     config=_config,
     deploy=_deploy,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pt2q.deploy.backend import ActivationMode, Backend, Deployed, Example, Model
+from pt2q.deploy.onnx.file_info import OnnxProgramInfo
+from pt2q.deploy.onnx.openvino_session import OpenVinoSession
 from pt2q.deploy.onnx.session import load
 from pt2q.deploy.onnx.writing import export
+from pt2q.errors import MissingDependencyError
 from pt2q.quantizers import (
     OnnxQDQQuantizer,
     QuantizationConfig,
@@ -34,19 +38,40 @@ def _tensorrt_config(mode: ActivationMode) -> QuantizationConfig:
     return get_tensorrt_quantization_config()
 
 
-def _deploy(model: Model, example: Example, path: Path) -> Deployed:
+def _written(model: Model, example: Example, path: Path) -> OnnxProgramInfo:
     shapes = example.dynamic_shapes
-    written = export(model, example.args, path, kwargs=example.kwargs, dynamic_shapes=shapes)
-    session = load(path)
-    rows = (("opset", str(written.opset)), ("compared in", "ONNX Runtime"))
-    return Deployed(written.size, lambda batch: session(*batch), rows)
+    return export(model, example.args, path, kwargs=example.kwargs, dynamic_shapes=shapes)
+
+
+def _rows(written: OnnxProgramInfo) -> tuple[tuple[str, str], ...]:
+    return (("opset", str(written.opset)),)
 
 
 def _deploy_to_onnxruntime(model: Model, example: Example, path: Path) -> Deployed:
-    deployed = _deploy(model, example, path)
-    counts = load(path).kernels().items()
+    written, session = _written(model, example, path), load(path)
+    counts = session.kernels().items()
     integers = ", ".join(f"{count} {name}" for name, count in counts if name.startswith(_INTEGER))
-    return replace(deployed, rows=(deployed.rows[0], ("integer kernels", integers or "none")))
+    rows = (*_rows(written), ("integer kernels", integers or "none"))
+    return Deployed(written.size, lambda batch: session(*batch), rows)
+
+
+def _deploy_to_openvino(model: Model, example: Example, path: Path) -> Deployed:
+    written = _written(model, example, path)
+    try:
+        session: Callable[..., Sequence[Any]] = OpenVinoSession(path)
+    except MissingDependencyError:
+        return _in_onnxruntime(written, path)
+    return Deployed(written.size, lambda batch: session(*batch), _rows(written))
+
+
+def _deploy_to_tensorrt(model: Model, example: Example, path: Path) -> Deployed:
+    return _in_onnxruntime(_written(model, example, path), path)
+
+
+def _in_onnxruntime(written: OnnxProgramInfo, path: Path) -> Deployed:
+    """Run in another runtime than the one that it is for, as that is not here."""
+    session, where = load(path), "ONNX Runtime: its own is not here"
+    return Deployed(written.size, lambda batch: session(*batch), _rows(written), runtime=where)
 
 
 ONNXRUNTIME = Backend(
@@ -56,6 +81,7 @@ ONNXRUNTIME = Backend(
     quantizer=OnnxQDQQuantizer.onnxruntime,
     config=_onnxruntime_config,
     deploy=_deploy_to_onnxruntime,
+    runtime="ONNX Runtime",
 )
 
 OPENVINO = Backend(
@@ -64,7 +90,8 @@ OPENVINO = Backend(
     suffix=".onnx",
     quantizer=OnnxQDQQuantizer.openvino,
     config=_onnxruntime_config,
-    deploy=_deploy,
+    deploy=_deploy_to_openvino,
+    runtime="OpenVINO",
     modes=("static",),
 )
 
@@ -74,6 +101,7 @@ TENSORRT = Backend(
     suffix=".onnx",
     quantizer=OnnxQDQQuantizer.tensorrt,
     config=_tensorrt_config,
-    deploy=_deploy,
+    deploy=_deploy_to_tensorrt,
+    runtime="TensorRT",
     modes=("static",),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -23,7 +25,7 @@ from pt2q.deploy.onnx.session import FLOAT8_KEY
 from pt2q.deploy.onnx.state import KEY as STATE_KEY
 from pt2q.deploy.onnx.state import State, without_state
 from pt2q.errors import LoweringError
-from pt2q.files import ensure_writable, replacing
+from pt2q.files import ensure_writable, final_path, outdated, replacing
 from pt2q.ir import ops
 from pt2q.ir.dtypes import FLOAT8_DTYPES
 from pt2q.ir.qparams import read_qparams
@@ -56,7 +58,8 @@ def export(
         opset: at least 18; None takes 20, or 21 where the model needs it (16-bit activations,
             weights in groups).
         dynamic_shapes: as for ``torch.export.export``.
-        external_data: store constants in ``<path>.data``; None does so beyond 1 GiB.
+        external_data: store constants in a file beside it, ``<path>.<digest>.data``; None does so
+            beyond 1 GiB. It is in place before the graph, and that of an older graph goes after it.
 
     Returns:
         What was written.
@@ -147,12 +150,34 @@ def _save(model: Any, path: Path, external: bool | None) -> Path | None:
     onnx, ir = optional_modules("onnx", "onnx_ir", extra="onnx")
     if external is None:
         external = sum(stored_bytes(model).values()) > EXTERNAL_BYTES
-    name = f"{path.name}.data" if external else None
     with replacing(path) as draft:
+        name = f"{path.name}.{_digest(model)}.data" if external else None
         ir.save(model, str(draft), external_data=name)
         _check(onnx, draft)
+        for old in _data_files(onnx, final_path(draft)):
+            outdated(draft, old)
         stored = name is not None and draft.with_name(name).exists()
-    return path.with_name(f"{path.name}.data") if stored else None
+    return path.with_name(name) if stored and name is not None else None
+
+
+def _digest(model: Any) -> str:
+    """Of the constants: data of other content has another name, and old graphs keep theirs."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.graph.initializers.items()):
+        found.update(name.encode())
+        found.update(value.const_value.tobytes())
+    return found.hexdigest()[:12]
+
+
+def _data_files(onnx: Any, path: Path) -> set[Path]:
+    """The data files that a graph of ours reads, if there is one."""
+    ours = re.compile(rf"{re.escape(path.name)}(\.[0-9a-f]+)?\.data")
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception:  # none, or no model: nothing is known of it
+        return set()
+    places = (e.value for t in graph.initializer for e in t.external_data if e.key == "location")
+    return {path.with_name(place) for place in places if ours.fullmatch(place)}
 
 
 def _check(onnx: Any, draft: Path) -> None:
