@@ -54,6 +54,7 @@ pages: $(VENV)/.pt2q-torch
 	$(BIN)/python docs/error_catalogue.py
 	$(BIN)/python docs/rooms.py
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/migrating.py
 	$(BIN)/python benchmarks/overview.py
 
 dist: $(VENV)/.pt2q-dist

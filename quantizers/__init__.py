@@ -13,13 +13,16 @@ from pt2q.quantizers.onnx_qdq.configs import (
 from pt2q.quantizers.onnx_qdq.quantizer import OnnxQDQQuantizer
 from pt2q.quantizers.state_quantizer import StateQuantizer
 from pt2q.quantizers.toolkit.authoring import (
+    Q_ANNOTATION_KEY,
     OperatorConfig,
     OperatorPatternType,
+    WrapperModule,
     annotate_input_qspec_map,
     annotate_output_qspec,
     get_bias_qspec,
     get_input_act_qspec,
     get_module_name_filter,
+    get_new_attr_name_with_prefix,
     get_output_act_qspec,
     get_weight_qspec,
     is_valid_annotation,
@@ -52,6 +55,7 @@ from pt2q.quantizers.xnnpack.configs import get_symmetric_quantization_config
 from pt2q.quantizers.xnnpack.quantizer import XNNPACKQuantizer
 
 __all__ = [
+    "Q_ANNOTATION_KEY",
     "BackendTable",
     "ComposableQuantizer",
     "EmbeddingQuantizer",
@@ -71,6 +75,7 @@ __all__ = [
     "TableQuantizer",
     "WeightQuantizer",
     "When",
+    "WrapperModule",
     "X86InductorQuantizer",
     "XNNPACKQuantizer",
     "annotate_input_qspec_map",
@@ -86,6 +91,7 @@ __all__ = [
     "get_input_act_qspec",
     "get_int16_activation_config",
     "get_module_name_filter",
+    "get_new_attr_name_with_prefix",
     "get_onnxruntime_quantization_config",
     "get_output_act_qspec",
     "get_symmetric_quantization_config",

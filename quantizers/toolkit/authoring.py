@@ -6,9 +6,11 @@ Names and meanings are those that quantizers for PyTorch 2 Export are written wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.fx import Node
 
 from pt2q.errors import SpecError
@@ -21,6 +23,9 @@ from pt2q.spec import (
     QuantizationSpecBase,
     annotation_of,
 )
+
+Q_ANNOTATION_KEY = QUANT_ANNOTATION_KEY
+"""The key in ``node.meta`` under which a node's annotation stands."""
 
 OperatorPatternType = list[Callable[..., Any]]
 """Modules and functions that follow each other, as in ``[nn.Conv2d, F.relu]``."""
@@ -129,3 +134,33 @@ def get_module_name_filter(module_name: str) -> Callable[[Node], bool]:
         return any(path == module_name for path, _ in module_stack(node))
 
     return is_in_module
+
+
+def get_new_attr_name_with_prefix(prefix: str) -> Callable[[nn.Module], str]:
+    """A function that finds a name for a new attribute of a module.
+
+    Args:
+        prefix: what the name begins with; a number follows. Dots become underscores.
+    """
+    stem = prefix.replace(".", "_")
+
+    def name_in(module: nn.Module) -> str:
+        return next(name for i in count() if not hasattr(module, name := f"{stem}{i}"))
+
+    return name_in
+
+
+class WrapperModule(nn.Module):
+    """A function as a module, so that it can be exported.
+
+    Args:
+        fn: called with whatever the module is called with.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function gives."""
+        return self.fn(*args, **kwargs)
