@@ -26,7 +26,7 @@ def synchronize_observers(model: nn.Module, group: dist.ProcessGroup | None = No
         model: the prepared module, or that in ``DistributedDataParallel``.
         group: the processes; None for all.
     """
-    observers = [m for m in model.modules() if _has_range(m)]
+    observers: list[Any] = [m for m in model.modules() if _has_range(m)]
     states: list[Gathered] = [[] for _ in range(dist.get_world_size(group))]
     dist.all_gather_object(states, [m.statistics() for m in observers], group=group)
     for observer, found in zip(observers, zip(*states, strict=True), strict=True):
