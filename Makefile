@@ -4,12 +4,16 @@ VENV ?= .venv
 OUT ?= pt2q-demo
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
+# Programs of benchmarks/ that measure; the others are what they share.
+BENCHMARKS ?= pipeline observers qat xnnpack decoder other_quantizers roads accuracy
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 # Spinning threads beside a busy neighbour cost more than they win.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow lint typecheck installed-copy format docs pages dist clean
+.PHONY: help demo test test-slow lint typecheck installed-copy format docs pages bench \
+	bench-quick dist clean
 
 help:
 	@echo "make demo       quantize the bundled digits network and compare it with float"
@@ -20,6 +24,8 @@ help:
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make docs       build the documentation site in build/site"
 	@echo "make pages      write again what programs write in docs/"
+	@echo "make bench-quick  is this change slower? two minutes before it, two minutes after"
+	@echo "make bench      every benchmark, and the page of them; hours"
 	@echo "make dist       build and check what is published, in dist/"
 
 demo: $(VENV)/.pt2q-demo
@@ -55,6 +61,13 @@ pages: $(VENV)/.pt2q-torch
 	$(BIN)/python docs/rooms.py
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/migrating.py
+	$(BIN)/python benchmarks/overview.py
+
+bench-quick: $(VENV)/.pt2q-test
+	$(BIN)/python benchmarks/quick.py
+
+bench: $(VENV)/.pt2q-test
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/overview.py
 
 dist: $(VENV)/.pt2q-dist

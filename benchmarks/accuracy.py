@@ -180,7 +180,9 @@ WORKS: dict[str, Callable[[], Work]] = {
         for bits in (4, 3)
         for group in (32, 128)
     },
-    "vit-channel": lambda: digits(VIT, DigitViT, executorchs(is_per_channel=True), *FULL, "adaround"),
+    "vit-channel": lambda: digits(
+        VIT, DigitViT, executorchs(is_per_channel=True), *FULL, "adaround"
+    ),
     "vit-tensor": lambda: digits(VIT, DigitViT, executorchs(is_per_channel=False), *FULL),
     "mobilenet_v3-channel": lambda: digits(
         MOBILENET_V3, DigitMobileNetV3, executorchs(is_per_channel=True), *FULL
