@@ -37,7 +37,6 @@ INSTEAD = {
     "reference_representation_rewrite": (
         "`convert_pt2e(model, use_reference_representation=True)`"
     ),
-    "get_x86_inductor_linear_dynamic_fp16_config": "TODO",
 }
 """What stands in for a name, or why nothing does."""
 

@@ -49,7 +49,10 @@ from pt2q.quantizers.weights.configs import (
     get_weight_only_quantization_config,
 )
 from pt2q.quantizers.weights.quantizer import WeightQuantizer
-from pt2q.quantizers.x86_inductor.configs import get_default_x86_inductor_quantization_config
+from pt2q.quantizers.x86_inductor.configs import (
+    get_default_x86_inductor_quantization_config,
+    get_x86_inductor_linear_dynamic_fp16_config,
+)
 from pt2q.quantizers.x86_inductor.quantizer import X86InductorQuantizer
 from pt2q.quantizers.xnnpack.configs import get_symmetric_quantization_config
 from pt2q.quantizers.xnnpack.quantizer import XNNPACKQuantizer
@@ -98,6 +101,7 @@ __all__ = [
     "get_tensorrt_quantization_config",
     "get_weight_only_quantization_config",
     "get_weight_qspec",
+    "get_x86_inductor_linear_dynamic_fp16_config",
     "is_valid_annotation",
     "roles_of",
     "update_equivalent_types_dict",

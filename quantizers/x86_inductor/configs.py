@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
+from pt2q.observers import PlaceholderObserver
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.table.usual_specs import activation_spec, weight_spec
 from pt2q.quantizers.x86_inductor import kernels
+from pt2q.spec import QuantizationSpec
 
 
 def get_default_x86_inductor_quantization_config(
@@ -26,3 +30,9 @@ def get_default_x86_inductor_quantization_config(
     weight = weight_spec(kernels.WEIGHT, is_qat=is_qat)
     output = None if is_dynamic else activation
     return QuantizationConfig(activation, output, weight, is_qat=is_qat)
+
+
+def get_x86_inductor_linear_dynamic_fp16_config() -> QuantizationConfig:
+    """Weights of linear layers stored in float16; inputs, products and results stay in float32."""
+    weight = QuantizationSpec(dtype=torch.float16, observer_or_fake_quant_ctr=PlaceholderObserver)
+    return QuantizationConfig(None, None, weight)

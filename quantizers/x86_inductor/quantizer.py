@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch.fx import GraphModule
 from typing_extensions import Self
 
 from pt2q.quantizers.toolkit.config import QuantizationConfig
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
-from pt2q.quantizers.x86_inductor.table import X86_INDUCTOR
+from pt2q.quantizers.x86_inductor.table import HALF_LINEAR, X86_INDUCTOR
 
 
 class X86InductorQuantizer(TableQuantizer):
@@ -26,6 +28,14 @@ class X86InductorQuantizer(TableQuantizer):
     """
 
     table = X86_INDUCTOR
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate as the table says, and weights in half precision where they are asked for."""
+        weights = (config.weight for config in self.selection.configs())
+        half = any(weight is not None and weight.dtype is torch.float16 for weight in weights)
+        if half and HALF_LINEAR not in self.table.rules:
+            self.add_rule(HALF_LINEAR)
+        return super().annotate(model)
 
     def get_global_quantization_config(self) -> QuantizationConfig | None:
         """What `set_global` was given; None where it was not called."""

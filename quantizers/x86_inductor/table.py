@@ -53,6 +53,14 @@ DYNAMIC_LINEAR = replace(
     kernel=kernels.DYNAMIC_LINEAR,
     modes=frozenset({Mode.DYNAMIC}),
 )
+# Beside the table: its configuration is another than the table's.
+HALF_LINEAR = replace(
+    LINEAR,
+    name="linear in half precision",
+    tails=(),
+    kernel=kernels.HALF_LINEAR,
+    modes=frozenset({Mode.STATIC}),
+)
 PRODUCT = replace(
     common_rows.PRODUCT,
     kernel=kernels.FLOAT,

@@ -24,9 +24,11 @@ from pt2q import (
 from pt2q.errors import SpecError
 from pt2q.ir.graph import dump
 from pt2q.quantizers import (
+    Q_ANNOTATION_KEY,
     ComposableQuantizer,
     OperatorConfig,
     QuantizationConfig,
+    WrapperModule,
     X86InductorQuantizer,
     annotate_input_qspec_map,
     annotate_output_qspec,
@@ -36,6 +38,7 @@ from pt2q.quantizers import (
     get_equivalent_types,
     get_input_act_qspec,
     get_module_name_filter,
+    get_new_attr_name_with_prefix,
     get_output_act_qspec,
     get_symmetric_quantization_config,
     get_weight_qspec,
@@ -183,3 +186,13 @@ def test_the_x86_quantizer_tells_its_global_configuration() -> None:
     assert quantizer.get_global_quantization_config() is None
     wanted = get_default_x86_inductor_quantization_config()
     assert quantizer.set_global(wanted).get_global_quantization_config() == wanted
+
+
+def test_a_function_can_be_exported_and_new_attributes_have_names_of_their_own() -> None:
+    wrapped = WrapperModule(lambda x, scale=1.0: F.relu(x) * scale)
+    program = torch.export.export(wrapped, (torch.tensor([-1.0, 2.0]),), {"scale": 3.0})
+    assert program.module()(torch.tensor([-1.0, 2.0]), scale=3.0).tolist() == [0.0, 6.0]
+    module, name_in = nn.Module(), get_new_attr_name_with_prefix("block.scale_")
+    module.block_scale_0 = module.block_scale_1 = 1.0
+    assert name_in(module) == "block_scale_2"
+    assert Q_ANNOTATION_KEY == "quantization_annotation"

@@ -10,12 +10,13 @@ from support.x86_inductor import Net, converted
 from torch import nn
 from torch.nn import functional as F
 
-from pt2q import convert_pt2e, prepare_qat_pt2e, sqnr
+from pt2q import convert_pt2e, prepare_pt2e, prepare_qat_pt2e, sqnr
 from pt2q.deploy import inductor
 from pt2q.ir.module import import_exported
 from pt2q.quantizers import (
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
+    get_x86_inductor_linear_dynamic_fp16_config,
 )
 
 IMAGE = (torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(1)),)
@@ -197,3 +198,14 @@ def test_attention_keeps_its_masks_and_integers():
     report = inductor.fusion_report(model, net.inputs(2))
     assert len(report.fused) == 13
     assert not report.not_fused
+
+
+def test_weights_of_linear_layers_in_half_precision():
+    net = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    quantizer = X86InductorQuantizer().set_global(get_x86_inductor_linear_dynamic_fp16_config())
+    model = convert_pt2e(prepare_pt2e(torch.export.export(net, ROWS), quantizer))
+    weights = [t for t in model.state_dict().values() if t.dim() == 2]
+    assert [w.dtype for w in weights] == [torch.float16, torch.float16]
+    hidden = F.relu(F.linear(*ROWS, weights[0].float(), net[0].bias))
+    assert torch.equal(model(*ROWS), F.linear(hidden, weights[1].float(), net[2].bias))
+    assert {row.rule for row in quantizer.report() if row.quantized} == {"linear in half precision"}

@@ -178,7 +178,7 @@ class KernelLimits:
             spec, limits = getattr(config, role), self.of_role(role)
             if spec is not None and limits is not None and not limits.takes(spec):
                 return KERNEL_TAKES.filled(role=words, takes=limits, found=spec_words(spec))
-        if config.bias is not None:
+        if config.bias is not None and not config.bias.stays_in_float:
             found = spec_words(config.bias)
             return KERNEL_TAKES.filled(role="biases", takes="float", found=found)
         return None
