@@ -7,7 +7,13 @@ from typing import Any
 import torch
 
 from pt2q.errors import SpecError
-from pt2q.ir.dtypes import CAST_DTYPES, FLOAT8_DTYPES, INTEGER_DTYPES, is_per_channel
+from pt2q.ir.dtypes import (
+    CAST_DTYPES,
+    FLOAT8_DTYPES,
+    INTEGER_DTYPES,
+    is_per_channel,
+    is_symmetric,
+)
 from pt2q.spec.constructor import unwrapped
 
 _STORED = (*INTEGER_DTYPES, *FLOAT8_DTYPES, *CAST_DTYPES)
@@ -44,6 +50,29 @@ def check_range(name: str, dtype: torch.dtype, low: int | None, high: int | None
     if low < least or high > greatest:
         raise SpecError(
             f"{name}: [{low}, {high}] does not fit {dtype}, which holds [{least}, {greatest}]"
+        )
+
+
+def check_symmetric(
+    name: str, dtype: torch.dtype, qscheme: torch.qscheme | None, low: int | None, high: int | None
+) -> None:
+    """Raise SpecError if a symmetric scheme of a signed dtype uses integers of one sign alone.
+
+    Its zero point is 0: all numbers of the other sign would become 0.
+
+    Args:
+        name: of the spec, for the message.
+        dtype: what is stored.
+        qscheme: None leaves it to the observer.
+        low, high: the integers used; None for all of the dtype.
+    """
+    if low is None or high is None or not is_symmetric(qscheme) or dtype not in INTEGER_DTYPES:
+        return
+    if torch.iinfo(dtype).min < 0 and not low < 0 < high:
+        raise SpecError(
+            f"{name}: {qscheme} of {dtype} has its zero point at 0, and [{low}, {high}] holds no "
+            "integers on one side of it; use a range around 0, an affine scheme, or an unsigned "
+            "dtype"
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from pt2q.errors import SpecError
 from pt2q.ir.dtypes import STORED_AS, is_per_channel
 from pt2q.ir.graph import EdgeOrNode
-from pt2q.spec.checks import LEFT_IN_FLOAT, axis_in_use, check_range, dtype_limits
+from pt2q.spec.checks import LEFT_IN_FLOAT, axis_in_use, check_range, check_symmetric, dtype_limits
 from pt2q.spec.constructor import ObserverOrFakeQuantizeConstructor, PartialWrapper, unwrapped
 
 
@@ -61,7 +61,9 @@ class QuantizationSpec(QuantizationSpecBase):
         axis = axis_in_use(self.qscheme, self.ch_axis, self.observer_or_fake_quant_ctr)
         object.__setattr__(self, "ch_axis", axis)
         if not self.stays_in_float:
-            check_range("QuantizationSpec", self.dtype, self.quant_min, self.quant_max)
+            bounds = self.quant_min, self.quant_max
+            check_range("QuantizationSpec", self.dtype, *bounds)
+            check_symmetric("QuantizationSpec", self.dtype, self.qscheme, *bounds)
 
     @property
     def stays_in_float(self) -> bool:

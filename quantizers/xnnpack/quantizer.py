@@ -11,6 +11,7 @@ from pt2q.passes import OwnBiases
 from pt2q.quantizers.toolkit.config import QuantizationConfig
 from pt2q.quantizers.toolkit.engine.decompositions import Decompositions
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
+from pt2q.quantizers.toolkit.table.checks import varies
 from pt2q.quantizers.toolkit.table.rule import Match
 from pt2q.quantizers.xnnpack.configs import dynamic_form
 from pt2q.quantizers.xnnpack.residual_projections import is_residual_projection
@@ -65,4 +66,5 @@ class XNNPACKQuantizer(TableQuantizer):
         if self.residual_projections == "static" or not is_residual_projection(match, kept):
             return match
         choice = replace(match.choice, config=dynamic_form(match.config))
-        return replace(match, rule=DYNAMIC_LINEAR, choice=choice)
+        dynamic = replace(match, rule=DYNAMIC_LINEAR, choice=choice)
+        return match if varies(dynamic) is not None else dynamic

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from pt2q.ir.graph import is_constant
-from pt2q.ir.ops import ADD, DROPOUT, LINEAR, SHAPE, is_op
+from pt2q.ir.ops import ADD, DROPOUT, GATES, GETITEM, LINEAR, SHAPE, is_op
 from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations
 from pt2q.quantizers.toolkit.table.rule import Match
 
@@ -49,4 +49,13 @@ def _is_residual_addition(node: Node, match: Match) -> bool:
     sources = float_activations(node)
     if not is_op(node, ADD) or len(sources) != 2 or any(is_constant(s) for s in sources):
         return False
-    return not any(match.context.masks.is_mask(source) for source in sources)
+    if any(match.context.masks.is_mask(source) for source in sources):
+        return False
+    return not _is_gate(node)
+
+
+def _is_gate(node: Node) -> bool:
+    """Whether a sum ends in sigmoids and tangents, as those of recurrent layers do."""
+    readers = [user for user in node.users if not is_op(user, SHAPE | frozenset({GETITEM}))]
+    passed = [user for user in node.users if user not in readers]
+    return bool(node.users) and all(is_op(r, GATES) for r in readers) and all(map(_is_gate, passed))

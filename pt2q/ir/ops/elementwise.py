@@ -70,6 +70,7 @@ MASK_ARITHMETIC = (
 )
 
 # Functions of one value that are 0, 1 or their input, or a line, far from zero.
+GATES = every(aten.sigmoid, aten.sigmoid_, aten.tanh, aten.tanh_)
 SATURATING = every(
     aten.sigmoid,
     aten.sigmoid_,

@@ -10,6 +10,7 @@ from torch import Tensor
 from pt2q.ir.dtypes import CAST_DTYPES, dtype_bounds, is_per_channel, is_quantized_dtype
 from pt2q.numerics.qparams import DEFAULT_EPS, choose_qparams
 from pt2q.observers.base.observer_base import ObserverBase
+from pt2q.spec.checks import check_symmetric
 from pt2q.spec.granularity import Granularity
 from pt2q.spec.resolved_granularity import granularity_from
 
@@ -77,6 +78,8 @@ class UniformQuantizationObserverBase(ObserverBase):
         return granularity_from(qscheme=self.qscheme, ch_axis=self.ch_axis)
 
     def _check_scheme(self) -> None:
+        bounds = self.quant_min, self.quant_max
+        check_symmetric(type(self).__name__, self.dtype, self.qscheme, *bounds)
         if self.per_channel is None or is_per_channel(self.qscheme) == self.per_channel:
             return
         expected = "per-channel" if self.per_channel else "per-tensor"

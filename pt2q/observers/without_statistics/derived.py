@@ -57,7 +57,8 @@ class DerivedObserverOrFakeQuantize(UniformQuantizationObserverBase):
             scale (float32) and zero_point (int64), scalar or of shape [C].
 
         Raises:
-            AnnotationError: the function's result is no pair of finite, positive scales.
+            AnnotationError: a scale is not finite and positive, or a zero point is none of the
+                integers used.
         """
         scale, zero_point = self.derive_qparams_fn(list(self.obs_or_fqs))
         scale = torch.as_tensor(scale, dtype=torch.float32).detach()
@@ -67,7 +68,17 @@ class DerivedObserverOrFakeQuantize(UniformQuantizationObserverBase):
                 f"derive_qparams_fn of {self.node_name or 'a derived spec'} must return finite, "
                 f"positive scales, found {scale}"
             )
+        self._check_zero_point(zero_point)
         return scale.reshape(-1), zero_point.reshape(-1)
+
+    def _check_zero_point(self, zero_point: Tensor) -> None:
+        low, high = self.quant_min, self.quant_max
+        outside = zero_point[(zero_point < low) | (zero_point > high)].reshape(-1)
+        if outside.numel():
+            raise AnnotationError(
+                f"derive_qparams_fn of {self.node_name or 'a derived spec'} must return zero "
+                f"points in [{low}, {high}], found {int(outside[0])}: no integer stands for 0"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Give ``x`` back, rounded to the derived grid when training (straight-through)."""
