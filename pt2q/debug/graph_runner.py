@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from pt2q.algorithms.engine.program import Schedule
 from pt2q.ir.constants import ancestors
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.graph import find_attribute, get_constant
@@ -35,8 +36,12 @@ class GraphRunner:
         self.calls: Counter[str] = Counter()
         self._paths: dict[int, str] = {}
         self._last: dict[str, dict[Node, list[Node]]] = {}
+        self._constant: set[Node] = set()
+        self._known: dict[Node, Any] = {}
         for path, module in named_graph_modules(model):
             self._paths[id(module)] = path
+            constants = Schedule.of(module).constants
+            self._constant |= {node for node in constants if node.op == "call_function"}
             self._last[path] = _last_reads(module)
 
     def __call__(self, leaves: Sequence[Any], visit: Visit) -> list[Any]:
@@ -66,8 +71,12 @@ class GraphRunner:
                 value = next(given)
             elif node.op == "get_attr":
                 value = self._attribute(module, str(node.target), visit)
+            elif node in self._known:
+                value = self._known[node]
             else:
                 value = _called(module, node)(*args, **kwargs)
+                if node in self._constant:  # such as a weight: the same in every call
+                    self._known[node] = value
             values[node] = visit(path, call, node, args, value)
             for dead in self._last[path].get(node, ()):
                 del values[dead]

@@ -54,6 +54,7 @@ class BatchValues:
             return value
         self.references[known.key, call] = _snapshot(value, known.written_here)
         wanted = known.rounded(self.values[known.key, call])
+        self.values[known.key, call] = wanted
         return _replaced(value, wanted, known.written_here)
 
     def compare_local(self, path: str, call: int, node: Node, args: Any, value: Any) -> Any:
@@ -61,10 +62,11 @@ class BatchValues:
         for known in self.there.get((path, node.name), ()):
             if (known.key, call) not in self.references:
                 continue
-            known.local.add(self.references.pop((known.key, call)), known.seen(value))
+            seen = known.seen(value)
+            known.local.add(self.references.pop((known.key, call)), seen)
             own = self.values.pop((known.key, call))
-            if not mismatch(own, known.seen(value)):
-                value = _replaced(value, known.written(own), known.written_there)
+            if not mismatch(own, seen):
+                value = _replaced(value, known.held(own), known.written_there)
         return value
 
 

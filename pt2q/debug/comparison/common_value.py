@@ -57,11 +57,11 @@ class CommonValue:
             return to_reals(to_integers(value, self.stored), self.stored).to(value.dtype)
         return value if self.rounding is None or not _is_real(value) else self.rounding(value)
 
-    def written(self, value: Any) -> Any:
-        """A float value as the quantized model holds it at this place."""
-        if self.stored is not None and _is_real(value):
-            return to_integers(value, self.stored)
-        return self.rounded(value)
+    def held(self, rounded: Any) -> Any:
+        """A rounded value of the float model as the quantized model holds it at this place."""
+        if self.stored is not None and _is_real(rounded):
+            return to_integers(rounded, self.stored)
+        return rounded
 
 
 def _is_real(value: Any) -> bool:

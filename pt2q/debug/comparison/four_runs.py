@@ -35,8 +35,9 @@ class FourRuns:
         self.subjects, self.matching = subjects, matching
         self.floating = GraphRunner(subjects.floating)
         self.quantized = GraphRunner(subjects.quantized)
-        self.shadow = GraphRunner(subjects.shadow)
-        self.forced = GraphRunner(subjects.forced)
+        same = subjects.shadow is subjects.floating, subjects.forced is subjects.quantized
+        self.shadow = self.floating if same[0] else GraphRunner(subjects.shadow)
+        self.forced = self.quantized if same[1] else GraphRunner(subjects.forced)
         self.roundings = {
             (path, node.name): RoundingSums(node, module)
             for path, module in named_graph_modules(subjects.quantized)

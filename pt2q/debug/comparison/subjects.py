@@ -19,7 +19,7 @@ Model: TypeAlias = ExportedProgram | GraphModule
 
 @dataclass(frozen=True)
 class Subjects:
-    """Two copies of each model.
+    """Two copies of each model that keeps state; one of another is enough.
 
     Args:
         floating, quantized: run on their own values.
@@ -46,9 +46,9 @@ def subjects_of(float_model: Model, quantized_model: Model) -> Subjects:
         ComparisonError: the first is no float model.
     """
     floating, state = own_copy(float_model)
-    shadow, _ = own_copy(float_model)
+    shadow = own_copy(float_model)[0] if state else floating
     quantized, written = own_copy(quantized_model)
-    forced, _ = own_copy(quantized_model)
+    forced = own_copy(quantized_model)[0] if written else quantized
     notes = _stage_notes(floating, quantized)
     common = tuple(name for name in written if _is_common(floating, quantized, name))
     notes += [
