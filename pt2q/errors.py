@@ -243,6 +243,17 @@ class ComparisonError(Pt2qError, ValueError):
     """
 
 
+class SearchError(Pt2qError, ValueError):
+    """What a search is asked for cannot be searched.
+
+    Cause: A candidate or a cost is not known, there is no bound or more than one, or no layer of
+    the model is quantized.
+
+    Way out: The message names what is allowed. ``pt2q inspect`` says which layers a backend
+    quantizes.
+    """
+
+
 class GraphLawError(Pt2qError, AssertionError):
     """A pass broke one of the laws of the graph.
 

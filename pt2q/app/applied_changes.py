@@ -16,7 +16,9 @@ from pt2q.debug.doctor.changes import (
     CHANNEL,
     DEFAULT,
     FLOAT,
+    FORM,
     OBSERVER,
+    WEIGHT_RANGES,
     Change,
     configurations,
 )
@@ -78,5 +80,8 @@ def _changed(settings: Settings, change: Change, recipe: Recipe) -> Settings:
         return replace(settings, activation_observer=change.value)
     if change.kind == CHANNEL:
         return replace(settings, weight_scales="channel")
+    if change.kind == FORM:
+        limits = WEIGHT_RANGES[change.value]
+        return settings if limits is None else replace(settings, weight_range=limits)
     assert change.kind == DEFAULT
     return default_settings(BACKENDS[recipe.backend])

@@ -24,6 +24,7 @@ from pt2q.app.commands import (
     quantize,
     recipe,
     report,
+    search,
     sensitivity,
 )
 from pt2q.app.console import complain, plain_warnings
@@ -43,6 +44,7 @@ app.command(help=inspect.HELP)(inspect.inspect)
 app.command(help=compare.HELP)(compare.compare)
 app.command(help=sensitivity.HELP)(sensitivity.sensitivity)
 app.command(help=doctor.HELP)(doctor.doctor)
+app.command(help=search.HELP)(search.search)
 app.command(help=report.HELP)(report.report)
 app.command(help=draw.HELP)(draw.draw)
 app.command()(demo.demo)

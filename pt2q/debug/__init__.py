@@ -19,6 +19,8 @@ from pt2q.debug.inspection.inspect_model import inspect
 from pt2q.debug.inspection.inspection import BackendView, Inspection
 from pt2q.debug.report.page import report_page
 from pt2q.debug.rounding.row import RoundingRow
+from pt2q.debug.search.result import SearchResult
+from pt2q.debug.search.search import Bound, search
 from pt2q.debug.sensitivity.result import Sensitivity, SensitivityRow
 from pt2q.debug.sensitivity.sensitivity import sensitivity
 from pt2q.debug.standard_calls.loggers import (
@@ -40,6 +42,7 @@ __all__ = [
     "FROM_NODE_KEY",
     "NUMERIC_DEBUG_HANDLE_KEY",
     "BackendView",
+    "Bound",
     "Change",
     "Comparison",
     "ComparisonError",
@@ -54,6 +57,7 @@ __all__ = [
     "QuantizationComparisonResult",
     "QuantizerSetup",
     "RoundingRow",
+    "SearchResult",
     "Sensitivity",
     "SensitivityRow",
     "Unmatched",
@@ -71,5 +75,6 @@ __all__ = [
     "prepare_for_propagation_comparison",
     "report_page",
     "save_drawing",
+    "search",
     "sensitivity",
 ]

@@ -133,3 +133,17 @@ def test_a_recipe_is_written_as_it_is_read() -> None:
     assert recipe_text(recipe, ["why"]).startswith("# why\n")
     effort = parse('effort = "fast"\nseed = 3')
     assert parse(recipe_text(effort)) == effort
+
+
+def test_search(run: Run, folder: Path, tmp_path: Path) -> None:
+    given = ("search", folder / "small.pt2", "--calibration", folder / "images.npz")
+    recipe = tmp_path / "chosen.toml"
+    code, out, err = run(*given, "--min-sqnr", 25, "-o", recipe, "--json", tmp_path / "found.json")
+    assert (code, err) == (0, "") and within_80(out)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["met"] and found["value"] >= 25 and len(found["layers"]) == 2
+    assert parse(recipe.read_text()).backend == "xnnpack"
+    recipe.unlink()
+    code, out, err = run(*given, "--min-sqnr", 90, "--candidates", "int8", "-o", recipe)
+    assert code == 3 and "no recipe is written" in err and not recipe.exists()
+    fails(run(*given), 1, "give one bound")

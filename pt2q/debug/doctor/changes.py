@@ -23,7 +23,9 @@ from pt2q.quantizers.toolkit.selection.resolution import resolve
 from pt2q.spec import PerAxis, QuantizationSpec
 
 FLOAT, OBSERVER, CHANNEL, DEFAULT = "float", "observer", "channel", "default"
-ALGORITHM, CALIBRATION = "algorithm", "calibration"
+ALGORITHM, CALIBRATION, FORM = "algorithm", "calibration", "form"
+WEIGHT_RANGES = {"int8": None, "int4": (-8, 7), "int16": None}
+"""The integers of weights by form; None takes those of the backend."""
 NO_IMPROVEMENT = Improvement()
 
 
@@ -34,7 +36,7 @@ class Change:
     Args:
         kind: ``"float"``, ``"observer"`` of activations, ``"channel"`` for a scale per channel of
             weights, ``"default"`` for the backend's own configuration, ``"algorithm"`` for one of
-            `pt2q.algorithms`, ``"calibration"`` with other data.
+            `pt2q.algorithms`, ``"calibration"`` with other data, ``"form"`` with other bits.
         nodes: the operators that it is done to; of an algorithm and of data, all.
         value: which observer or algorithm.
     """
@@ -52,6 +54,7 @@ class Change:
             DEFAULT: f"the backend's default configuration for {which}",
             ALGORITHM: f"apply {self.value}",
             CALIBRATION: "calibrate on data like the held-out",
+            FORM: f"{self.value} for {which}",
         }[self.kind]
 
 
@@ -158,11 +161,34 @@ def _config(
     if change.kind == CHANNEL:
         weight = None if config.weight is None else divided(config.weight, PerAxis(0))
         return replace(config, weight=weight)
+    if change.kind == FORM:
+        return _formed(config, change.value)
     return replace(
         config,
         input_activation=_observed(config.input_activation, change.value),
         output_activation=_observed(config.output_activation, change.value),
     )
+
+
+def _formed(config: QuantizationConfig, form: str) -> QuantizationConfig:
+    """The same configuration with weights, or for 16 bits activations, of another form."""
+    if form == "int16":
+        given = config.input_activation, config.output_activation
+        wide = [None if s is None else replace(s, **_INT16) for s in given]
+        return replace(config, input_activation=wide[0], output_activation=wide[1])
+    limits = WEIGHT_RANGES[form]
+    if limits is None or config.weight is None:
+        return config
+    low, high = limits
+    return replace(config, weight=replace(config.weight, quant_min=low, quant_max=high))
+
+
+_INT16: dict[str, Any] = {
+    "dtype": torch.int16,
+    "quant_min": -32767,
+    "quant_max": 32767,
+    "qscheme": torch.per_tensor_symmetric,
+}
 
 
 def _observed(spec: QuantizationSpec | None, name: str) -> QuantizationSpec | None:

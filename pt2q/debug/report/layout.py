@@ -53,7 +53,9 @@ def laid_out(boxes: Sequence[Box]) -> Layout:
             row[box.name] = max((row[n] + 1 for n in seen[box.name] if n in row), default=base)
         base = max((row[box.name] for box in inside), default=base) + 2
     column = _columns(shown, seen, row)
-    place = {n: (column[n] * (WIDTH + GAP_X), row[n] * (HEIGHT + GAP_Y)) for n in row}
+    place: dict[str, tuple[float, float]] = {
+        n: (column[n] * (WIDTH + GAP_X), row[n] * (HEIGHT + GAP_Y)) for n in row
+    }
     placed = tuple(_placed(box, place, seen[box.name]) for box in shown)
     width = max((x for x, _ in place.values()), default=0) + WIDTH
     return Layout(placed, width, max((y for _, y in place.values()), default=0) + HEIGHT)

@@ -65,9 +65,9 @@ def page_rows(
     """
     decided = {row.node: row for row in decisions}
     alone: dict[str, float] = {}
-    for row in sensitivity.rows:
-        for node in row.nodes:
-            alone[node] = min(alone.get(node, EXACT), row.alone)
+    for felt in sensitivity.rows:
+        for node in felt.nodes:
+            alone[node] = min(alone.get(node, EXACT), felt.alone)
     found = []
     for row in comparison.rows:
         names = (*row.includes, row.node)

@@ -1,0 +1,1 @@
+"""The cheapest way to quantize a model that keeps within a bound."""

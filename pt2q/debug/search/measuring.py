@@ -1,0 +1,131 @@
+"""The ranking: what each layer loses in each form, one pass over the model for each form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch.fx import Node
+
+from pt2q.algorithms.engine import Program
+from pt2q.debug.doctor.changes import FLOAT, FORM, Change, Setup
+from pt2q.debug.inspection.macs import macs
+from pt2q.debug.search.table import Assignment, Unit
+from pt2q.debug.sensitivity.measure import Progress
+from pt2q.debug.sensitivity.sensitivity import sensitivity
+from pt2q.debug.sensitivity.subjects import LAYER, Rounded, layers, rounded_tensors
+from pt2q.errors import AnnotationError
+from pt2q.ir.module import QuantGraphModule
+
+LOST = 1e6
+"""The noise of what gives NaN, or nothing of the signal."""
+
+
+def measured_units(
+    setup: Setup,
+    forms: Sequence[str],
+    batches: Sequence[Any],
+    passes: float,
+    progress: Progress | None,
+) -> tuple[tuple[Unit, ...], tuple[str, ...]]:
+    """The units of a model with what they lose in each form.
+
+    Args:
+        setup: quantizes the model.
+        forms: those to choose from; forms that the backend does not run are passed over.
+        batches: to measure on.
+        passes: bounds each pass, see `sensitivity`.
+        progress: is told where it stands.
+
+    Returns:
+        The units, and the forms that are left.
+    """
+    base, _ = setup.prepared()
+    found = _units(base)
+    noise: dict[str, dict[str, float]] = {unit.name: {} for unit in found}
+    kept = []
+    for form in forms:
+        lost = _noise(setup, form, found, batches, passes, progress)
+        if lost is None:
+            continue
+        kept.append(form)
+        for unit in found:
+            noise[unit.name][form] = lost.get(unit.name, 0.0)
+    units = tuple(Unit(u.name, u.nodes, u.module, u.macs, u.numbers, noise[u.name]) for u in found)
+    return units, tuple(kept)
+
+
+def _noise(
+    setup: Setup,
+    form: str,
+    units: Sequence[Unit],
+    batches: Sequence[Any],
+    passes: float,
+    progress: Progress | None,
+) -> dict[str, float] | None:
+    """What each unit loses in one form; None if the backend does not run it."""
+    if form == FLOAT:
+        return {unit.name: 0.0 for unit in units}
+    changes = changes_of(units, {unit.name: form for unit in units})
+    try:
+        model, _ = setup.prepared(changes)
+    except AnnotationError:
+        return None
+    names = {unit.name for unit in units}
+    rows = sensitivity(model, batches, nodes=names, passes=passes, progress=progress)
+    layer = [row for row in rows if row.kind == LAYER]
+    return {row.nodes[0]: min(10 ** (-row.alone / 10), LOST) for row in layer}
+
+
+def changes_of(units: Iterable[Unit], assignment: Assignment) -> tuple[Change, ...]:
+    """What an assignment says to a quantizer.
+
+    Args:
+        units: the units.
+        assignment: the form of each.
+    """
+    by_form: dict[str, list[str]] = {}
+    for unit in units:
+        by_form.setdefault(assignment[unit.name], []).extend(unit.nodes)
+    return tuple(
+        Change(FLOAT, tuple(nodes)) if form == FLOAT else Change(FORM, tuple(nodes), form)
+        for form, nodes in by_form.items()
+    )
+
+
+def _units(model: QuantGraphModule) -> list[Unit]:
+    program = Program(model)
+    calls = rounded_tensors(program)
+    counted = macs(model)
+    readers = _readers(calls)
+    found = []
+    for subject in layers(calls):
+        path, node = readers[subject.nodes[0]]
+        mine = [c for c in calls if c.is_weight and c.path == path and node in c.node.users]
+        numbers = sum(_numel(c.source) for c in mine)
+        nodes = tuple(path + n.name for n in _chain(model, node))
+        module = subject.modules[0] if subject.modules else ""
+        name = subject.nodes[0]
+        found.append(Unit(name, nodes, module, counted.get(name, 0), numbers, {}))
+    return found
+
+
+def _readers(calls: Iterable[Rounded]) -> Mapping[str, tuple[str, Node]]:
+    return {c.path + u.name: (c.path, u) for c in calls if c.is_weight for u in c.node.users}
+
+
+def _numel(node: Node) -> int:
+    value = node.meta.get("val")
+    return 0 if value is None else int(value.numel())
+
+
+def _chain(model: QuantGraphModule, node: Node) -> list[Node]:
+    """An operator with what is fused after it: values between are not rounded."""
+    found = [node]
+    while len(node.users) == 1:
+        (user,) = node.users
+        if user.op != "call_function" or len(user.all_input_nodes) != 1:
+            break
+        found.append(user)
+        node = user
+    return found
