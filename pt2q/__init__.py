@@ -3,13 +3,9 @@
 The main calls are `prepare_pt2e` and `convert_pt2e`; a `Quantizer` says what a backend wants.
 """
 
-from pt2q.algorithms import quantize_pt2e
-from pt2q.debug import (
-    compare_results,
-    extract_results_from_loggers,
-    generate_numeric_debug_handle,
-    prepare_for_propagation_comparison,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from pt2q.errors import Pt2qError, Pt2qWarning
 from pt2q.flow import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 from pt2q.ir.modes import (
@@ -74,7 +70,41 @@ from pt2q.spec import (
     get_block_size,
 )
 
+if TYPE_CHECKING:
+    from pt2q.algorithms import quantize_pt2e
+    from pt2q.debug import (
+        compare_results,
+        extract_results_from_loggers,
+        generate_numeric_debug_handle,
+        prepare_for_propagation_comparison,
+    )
+
 __version__ = "0.1.0"
+
+# Rooms that prepare and convert do without: they are loaded when first asked for.
+_LATER = {
+    "quantize_pt2e": "pt2q.algorithms",
+    "compare_results": "pt2q.debug",
+    "extract_results_from_loggers": "pt2q.debug",
+    "generate_numeric_debug_handle": "pt2q.debug",
+    "prepare_for_propagation_comparison": "pt2q.debug",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name of a room that is loaded when it is first asked for."""
+    if name in _LATER:
+        found = getattr(importlib.import_module(_LATER[name]), name)
+        globals()[name] = found
+        return found
+    if f"pt2q.{name}" in _LATER.values():
+        return importlib.import_module(f"pt2q.{name}")
+    raise AttributeError(f"module 'pt2q' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 # Some of these names are those of a room: a list of names is no logic.
 # pylint: disable=duplicate-code
