@@ -73,6 +73,7 @@ class DerivedObserverOrFakeQuantize(UniformQuantizationObserverBase):
 
     def _check_zero_point(self, zero_point: Tensor) -> None:
         low, high = self.quant_min, self.quant_max
+        assert low is not None and high is not None
         outside = zero_point[(zero_point < low) | (zero_point > high)].reshape(-1)
         if outside.numel():
             raise AnnotationError(
