@@ -34,7 +34,7 @@ def report(
     """Write all that is known of a quantized model's accuracy, as one page."""
     if out.suffix != ".html":
         raise DataError(f"{out}: the report is a page, write {out.with_suffix('.html')}")
-    given = subject(model, calibration, backend, recipe, batches, out)
+    given = subject(model, calibration, backend, recipe, batches, {"--out": out})
     prepared, decisions = given.prepared()
     with steps("measuring") as progress:
         page = debug.report_page(

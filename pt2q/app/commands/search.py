@@ -69,7 +69,7 @@ def search(
     """Find the cheapest way to quantize a model that keeps within a bound."""
     bound = Bound(min_sqnr, max_drop, max_cost)
     judge = read_metric(metric)
-    given = subject(model, calibration, backend, recipe, batches, json, out)
+    given = subject(model, calibration, backend, recipe, batches, {"--json": json, "--out": out})
     with steps("measuring") as progress:
         found = debug.search(
             given.setup(),
