@@ -191,6 +191,18 @@ class DataError(Pt2qError, ValueError):
     """
 
 
+class UntrustedFileError(DataError):
+    """A model file holds what may run code when it is loaded.
+
+    Cause: Its archive has a pickle of more than tensors, an expression that is no arithmetic, or a
+    call of a function that is no operator. A program with example inputs of a class of its own has
+    such a pickle without any harm meant.
+
+    Way out: Where you trust the file as you would a program: ``pt2q --trust COMMAND``. To write one
+    that needs no trust, export with tensors, numbers, tuples, lists and dicts as inputs.
+    """
+
+
 class SaveError(Pt2qError, OSError):
     """A file could not be written where it was asked for.
 

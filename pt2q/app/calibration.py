@@ -15,8 +15,10 @@ set of arrays has to be exactly one call of the model.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,13 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from pt2q.app.archive import check_archive
 from pt2q.deploy.signature import Batch, Input, Signature
 from pt2q.errors import DataError
 from pt2q.library_output import first_line, quiet_python
+
+TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
+"""Whether model files are loaded without a look at what they would run."""
 
 
 def read_program(path: str | PathLike[str]) -> ExportedProgram:
@@ -36,15 +42,18 @@ def read_program(path: str | PathLike[str]) -> ExportedProgram:
 
     Raises:
         DataError: the file is missing, truncated or something else.
+        UntrustedFileError: loading it could run code, and `TRUSTED` is not set.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"model {path}: no such file")
     if not zipfile.is_zipfile(path):
         raise DataError(
             f"model {path}: truncated, or not written by torch.export.save "
             f"({path.stat().st_size} bytes)"
         )
+    if not TRUSTED.get():
+        check_archive(path)
     try:
         with quiet_python():
             return torch.export.load(path)

@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from pt2q import __version__
+from pt2q.app.calibration import TRUSTED
 from pt2q.app.commands import (
     compare,
     demo,
@@ -98,5 +99,9 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Load model files that may run code, as you trust them."),
+    ] = False,
 ) -> None:
-    pass
+    TRUSTED.set(trust)
