@@ -302,6 +302,27 @@ class UnmatchedRuleWarning(Pt2qWarning):
     """
 
 
+class DataOrderWarning(Pt2qWarning):
+    """Arrays of a calibration file are taken in order, as none has the name of an input.
+
+    Cause: The ``.npz`` was written with names of its own. In another order than the model's inputs,
+    its arrays would be swapped.
+
+    Way out: Name the arrays like the inputs: ``numpy.savez(file, **arrays_by_input_name)``.
+    """
+
+
+class CalibrationWarning(Pt2qWarning):
+    """Calibration data looks as if it were not what the model will see.
+
+    Cause: An input is constant, samples repeat, what was held out lies beyond the ranges found, or
+    ranges still grew at the end.
+
+    Way out: Calibrate on more, and on representative, data. Where an input is constant in use, or
+    data is short for a reason, nothing.
+    """
+
+
 class TiedInputsWarning(Pt2qWarning):
     """A program does not read one of its inputs, because export took it for another one.
 

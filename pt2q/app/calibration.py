@@ -2,8 +2,8 @@
 
 What the files may hold:
 
-- `.npz`: arrays named like the model's inputs, or (with any other names) in the order of the
-  inputs. `numpy.savez(path, images)` and `numpy.savez(path, x=images)` are both fine.
+- `.npz`: arrays named like the model's inputs. Where no name is an input's they are taken in order,
+  and a `DataOrderWarning` says so if numpy did not name them (``arr_0``) or there are several.
 - `.pt`: a tensor, a tuple of tensors in the order of the inputs, a dict by input name, or a list
   of such things. Read with `weights_only=True`.
 - a folder: all its `.npz` and `.pt` files, sorted by name.
@@ -16,6 +16,8 @@ set of arrays has to be exactly one call of the model.
 from __future__ import annotations
 
 import os
+import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -25,12 +27,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pt2q.app.archive import check_archive
 from pt2q.deploy.signature import Batch, Input, Signature
-from pt2q.errors import DataError
+from pt2q.errors import DataError, DataOrderWarning
 from pt2q.library_output import first_line, quiet_python
 
 TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
@@ -129,18 +131,50 @@ def _ordered(file: Path, item: Any, signature: Signature) -> Batch:
             f"calibration data {file}: the model takes {len(names)} input(s) {names}, "
             f"got {len(item)}"
         )
-    for wanted, tensor in zip(signature.inputs, item, strict=True):
+    plain = tuple(_plain(file, tensor) for tensor in item)
+    for wanted, tensor in zip(signature.inputs, plain, strict=True):
         _check(file, wanted, tensor, signature.batch)
-    return item
+    return plain
+
+
+def _plain(file: Path, tensor: Tensor) -> Tensor:
+    """A tensor with values of its own in memory, laid out in strides.
+
+    Raises:
+        DataError: it is of another kind.
+    """
+    kind = next(
+        (
+            k
+            for k in ("is_sparse", "is_nested", "is_meta", "is_quantized", "is_mkldnn")
+            if getattr(tensor, k)
+        ),
+        "",
+    )
+    if kind or tensor.layout is not torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+        what = kind.removeprefix("is_") or str(tensor.layout)
+        raise DataError(
+            f"calibration data {file}: holds a {what} tensor; write ordinary ones, such as "
+            "x.to_dense()"
+        )
+    return tensor.detach()
 
 
 def _by_name(file: Path, item: Mapping[str, Any], names: list[str]) -> tuple[Any, ...]:
     """The values of a mapping in the order of names; arrays of a .npz may be named otherwise."""
     if set(item) == set(names):
         return tuple(item[name] for name in names)
-    if file.suffix == ".pt":
+    if file.suffix == ".pt" or set(item) & set(names):
         raise DataError(
-            f"calibration data {file}: the model's inputs are {names}, got {sorted(item)}"
+            f"calibration data {file}: the model's inputs are {names}, got {sorted(map(str, item))}"
+        )
+    if 1 < len(item) == len(names) and not all(re.fullmatch(r"arr_\d+", name) for name in item):
+        pairs = ", ".join(f"{a} for {b}" for a, b in zip(item, names, strict=False))
+        warnings.warn(
+            f"calibration data {file}: none of {list(item)} is an input of the model; taken in "
+            f"order: {pairs}. Name them like the inputs, {names}",
+            DataOrderWarning,
+            stacklevel=2,
         )
     return tuple(item.values())
 
@@ -157,7 +191,9 @@ def _check(file: Path, wanted: Input, tensor: Tensor, batch: int | None) -> None
             f"calibration data {file}: expected {expected}, "
             f"got {tensor.dtype} {tuple(tensor.shape)}"
         )
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    # In parts: a copy of all of it could be as large as the file.
+    parts = tensor.split(256) if tensor.dim() else (tensor,)
+    if tensor.is_floating_point() and not all(bool(part.isfinite().all()) for part in parts):
         raise DataError(f"calibration data {file}: NaN or infinity in input {wanted.name}")
 
 
@@ -170,6 +206,9 @@ def _split(file: Path, item: Batch, signature: Signature) -> list[Batch]:
             f"calibration data {file}: the inputs have first axes of different lengths "
             f"{sorted(lengths)}"
         )
-    whole = lengths.pop() // signature.batch * signature.batch
+    length = lengths.pop()
+    whole = length // signature.batch * signature.batch
+    if not whole and all(wanted.shape[0] is None for wanted in signature.inputs):
+        whole = length  # the program takes fewer, too
     chunks = (tensor[:whole].split(signature.batch) for tensor in item)
     return list(zip(*chunks, strict=True)) if whole else []

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch.export import ExportedProgram
 
 from pt2q.algorithms import Improvement, improve_and_convert
+from pt2q.app.data_checks import watched
 from pt2q.deploy.signature import Batch, signature_of
 from pt2q.distributed import calibrate
-from pt2q.errors import DataError
+from pt2q.errors import DataError, Pt2qError
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.torch_private import codegen_of
+from pt2q.library_output import first_line
 from pt2q.quantizers import Report, TableQuantizer
 from pt2q.spec import Quantizer
 
@@ -48,12 +51,30 @@ def calibrated(
     if show is not None:
         show()
 
-    def call(batch: Batch) -> None:
-        args, kwargs = signature.call(batch)
-        prepared(*args, **kwargs)
+    with watched(prepared) as growth:
 
-    calibrate(prepared, track(calibration, "calibrating"), call=call, resume=resume)
+        def call(batch: Batch) -> None:
+            growth.begin()
+            args, kwargs = signature.call(batch)
+            with _named(growth.batches):
+                prepared(*args, **kwargs)
+
+        calibrate(prepared, track(calibration, "calibrating"), call=call, resume=resume)
+    growth.warn()
     return prepared
+
+
+@contextmanager
+def _named(number: int) -> Iterator[None]:
+    """What a model raises on data that it does not take, such as a token that it has not."""
+    try:
+        yield
+    except Pt2qError:
+        raise
+    except (IndexError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"calibration data: the model fails on batch {number}: {first_line(error)}"
+        ) from error
 
 
 def calibrate_and_convert(

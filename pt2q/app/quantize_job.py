@@ -15,6 +15,7 @@ from pt2q.algorithms import Improvement, report_of
 from pt2q.algorithms import Report as Improved
 from pt2q.algorithms.layerwise import Progress
 from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, split_off
+from pt2q.app.data_checks import look_at
 from pt2q.app.figures import Figures, measured
 from pt2q.app.recipe import Recipe
 from pt2q.deploy.backend import Backend, Deployed, Example
@@ -57,6 +58,7 @@ def run_job(
     show: Callable[[Report], None] | None = None,
     progress: Progress | None = None,
     resume: Path | None = None,
+    held_out: Sequence[Batch] | None = None,
 ) -> Outcome:
     """Quantize an exported program, write it for its backend and compare it with float.
 
@@ -69,17 +71,21 @@ def run_job(
         show: is given the quantizer's report before anything can fail that it may explain.
         progress: is told where algorithms stand.
         resume: a folder that keeps how far calibration came.
+        held_out: what is compared on, in the place of the last tenth.
 
     Raises:
         RequirementError, DisagreementError: the result is not what it has to be.
     """
     backend, quantizer = BACKENDS[recipe.backend], recipe.quantizer()
-    calibration, held_out = split_off(batches, recipe.limit)
+    calibration, kept = split_off(batches, recipe.limit)
+    held_out = kept if held_out is None else held_out
+    signature = signature_of(program)
+    if recipe.default.mode == "static":  # else there are no ranges to find
+        look_at(signature, calibration, held_out)
     improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed, progress=progress)
     converted = calibrate_and_convert(
         program, quantizer, calibration, track, show, improvement, resume
     )
-    signature = signature_of(program)
     example = Example(signature, calibration[0], dynamic_shapes(program, signature))
     recipe.require.check_report(quantizer.report())
     float_size = _float_size(program, backend, example)

@@ -63,6 +63,10 @@ Resume = Annotated[
         help="A folder that keeps how far calibration came; a run that was stopped goes on there.",
     ),
 ]
+HeldOut = Annotated[
+    Path | None,
+    typer.Option(help="Inputs to compare on, in the place of the last tenth of the others."),
+]
 ShowReport = Annotated[bool, typer.Option("--report", help="Print what became of each operator.")]
 
 
@@ -79,6 +83,7 @@ def quantize(
     algorithm: AlgorithmNames = None,
     seed: Seed = None,
     resume: Resume = None,
+    held_out: HeldOut = None,
     report: ShowReport = False,
 ) -> None:
     """Quantize an exported model and write it for a backend."""
@@ -86,17 +91,23 @@ def quantize(
     chosen = _improved(chosen, effort, algorithm, seed)
     row = BACKENDS[chosen.backend]
     chosen.quantizer()  # what cannot be asked for is found before the work
-    read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
-    check_outputs({"--out": out}, read)
+    read = {
+        "the model": model,
+        "--calibration": calibration,
+        "--recipe": recipe,
+        "--held-out": held_out,
+    }
+    check_outputs({"--out": out}, {**read, "--held-out": held_out})
     check_suffix(out, row)
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
+    kept = None if held_out is None else read_batches(held_out, signature_of(program))
     show = _print_report if report else None
     with joined() as ranks, steps("improving") as progress:
         if ranks.rank > 0:  # of those that torchrun started one writes and prints
             take_part(program, batches, chosen, resume)
             return
-        outcome = run_job(program, batches, chosen, track, out, show, progress, resume)
+        outcome = run_job(program, batches, chosen, track, out, show, progress, resume, kept)
     if report and outcome.improved.rows:
         print(f"{outcome.improved}\n")
     console().print(_summary(f"{model.name} for {row.name}", outcome, row))
