@@ -261,7 +261,8 @@ def run(names: list[str], methods: list[str] | None, out: Path) -> None:
 
 
 def score_of_float(work: Work) -> Scores:
-    return work.score(work.program.module())
+    found = work.score(work.program.module())
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 # ------------------------------------------------------------------ the tables of the page
@@ -270,7 +271,8 @@ def score_of_float(work: Work) -> Scores:
 def table(results: dict[str, Any], prefix: str) -> str:
     """The works whose names begin with a prefix, a row for each method."""
     works = [name for name in results if name.startswith(prefix)]
-    scores = [name for name in results[works[0]]["float"] if name != "seconds"]
+    known = {"changes", "seconds", "MB"}
+    scores = [name for name in results[works[0]]["-"] if name not in known]
     rows = [
         [name if first else "", f"`{method}`" if method not in ("-", "float") else method]
         + [_number(found.get(score)) for score in scores]
@@ -289,8 +291,6 @@ def _marked(found: dict[str, Any]) -> list[tuple[bool, tuple[str, Any]]]:
 def _number(value: Any) -> str:
     if value is None:
         return ""
-    if math.isinf(value):
-        return "exact"
     return f"{value:.4f}" if abs(value) < 10 and not float(value).is_integer() else f"{value:.1f}"
 
 

@@ -17,8 +17,7 @@ up for before anything is rounded: ``sum |f W^T - x V^T|^2`` is smallest at
 
 (Li et al. 2025, "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", section
 3, derives the same target), and GPTQ for ``W*`` minimises what is left. Without and with it are two
-proposals. Where a layer has a bias, ``x`` and ``f`` are taken without their means: the bias then
-makes up for these, as an intercept does in least squares.
+proposals.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from pt2q.algorithms.layerwise import Declined, LayerAlgorithm, Proposal, Work
 from pt2q.algorithms.matrix import MatrixForm
 from pt2q.algorithms.scale_search import best_scales, output_energy
 from pt2q.algorithms.second_moments import Moments, moments
-from pt2q.observers import DerivedObserverOrFakeQuantize
 
 
 @dataclass(frozen=True)
@@ -159,32 +157,6 @@ def best_target(w: Tensor, seen: Moments, damping: float) -> Tensor:
     return w + torch.cholesky_solve(change, lower).transpose(1, 2).float()
 
 
-def has_bias(work: Work) -> bool:
-    """Whether a layer has a bias that may become another: one call, and no range of its own."""
-    bias = work.use.bias
-    if bias is None or len(work.layer.uses) > 1:
-        return False
-    if bias.op != "call_module":
-        return bias.op == "get_attr" and len(bias.users) == 1
-    observer = work.use.owner.get_submodule(str(bias.target))
-    return isinstance(observer, DerivedObserverOrFakeQuantize)
-
-
-def matching_bias(work: Work, seen: Moments, rows: Tensor, found: Tensor) -> Tensor:
-    """``b + W mean(f) - V mean(x)``: with it the outputs have the float model's mean.
-
-    Args:
-        work: the layer.
-        seen: its inputs' moments.
-        rows: the float weight ``W``, ``[groups, rows, k]``.
-        found: the rounded one ``V``.
-    """
-    exact = (rows.double() @ seen.mean_floating[..., None]).reshape(-1)
-    given = (found.double() @ seen.mean_rounded[..., None]).reshape(-1)
-    assert work.bias is not None
-    return (work.bias.double() + exact - given).to(work.bias.dtype)
-
-
 @dataclass(frozen=True)
 class GPTQ(LayerAlgorithm):
     """Round weights so that the errors of each make up for each other.
@@ -195,7 +167,6 @@ class GPTQ(LayerAlgorithm):
         by_activation: begin with the columns whose inputs are largest.
         search_scales: also try scales found by the layer's output, see `ScaleSearch`.
         sweeps: how often the rounded columns are gone through again.
-        with_bias: let the bias of a layer that has one make up for the mean error.
     """
 
     name: ClassVar[str] = "gptq"
@@ -205,14 +176,11 @@ class GPTQ(LayerAlgorithm):
     by_activation: bool = True
     search_scales: bool = True
     sweeps: int = 2
-    with_bias: bool = True
 
     def propose(self, work: Work) -> Iterator[Proposal]:
         """For the float weight and for what makes up for quantized inputs, on both grids."""
         form, weight = work.use.form, work.weight
-        all_seen = moments(work.samples.fit)
-        free = self.with_bias and has_bias(work)
-        seen = all_seen.centred() if free else all_seen
+        seen = moments(work.samples.fit)
         rows = form.rows(weight).float()
         targets = [(rows, "")]
         if bool(seen.across.any()):
@@ -221,8 +189,7 @@ class GPTQ(LayerAlgorithm):
             for grid in self._grids(work, seen, target):
                 found = self._rounded(target, seen.within, RowGrid.of(grid, weight, form))
                 if bool(torch.isfinite(found).all()):
-                    bias = matching_bias(work, all_seen, rows, found) if free else None
-                    yield Proposal(form.weight(found, weight), grid, bias, words)
+                    yield Proposal(form.weight(found, weight), grid, words=words)
 
     def _grids(self, work: Work, seen: Moments, rows: Tensor) -> list[Grid]:
         if not self.search_scales:
