@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -31,6 +32,9 @@ class ComposableQuantizer(Quantizer):
     """
 
     annotates_bodies = True
+    # On the class: a class of one's own may keep its quantizers in a way of its own.
+    quantizers: Sequence[Quantizer] = ()
+    _annotated: Mapping[str, Row] = MappingProxyType({})
 
     def __init__(self, quantizers: Sequence[Quantizer]) -> None:
         if not isinstance(quantizers, Iterable):
@@ -40,8 +44,6 @@ class ComposableQuantizer(Quantizer):
         self.quantizers = tuple(quantizers)
         for position, quantizer in enumerate(self.quantizers):
             _check_quantizer(position, quantizer)
-        self._names = _distinct_names(self.quantizers)
-        self._annotated: dict[str, Row] = {}
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Apply every quantizer's transformation, in order."""
@@ -57,7 +59,7 @@ class ComposableQuantizer(Quantizer):
             AnnotationChangedError: a quantizer changed what another has annotated.
         """
         owners: dict[Node, str] = {}
-        for name, quantizer in zip(self._names, self.quantizers, strict=True):
+        for name, quantizer in self._by_name():
             before = {node: _content(annotation_of(node)) for node in _nodes(model)}
             for module in annotated_apart(quantizer, model):
                 model = _annotated(quantizer, module, model)
@@ -72,6 +74,9 @@ class ComposableQuantizer(Quantizer):
             if node in owners and node.op == "call_function"
         }
         return model
+
+    def _by_name(self) -> list[tuple[str, Quantizer]]:
+        return list(zip(_distinct_names(self.quantizers), self.quantizers, strict=True))
 
     def _check(self, node: Node, before: object, name: str, owners: dict[Node, str]) -> None:
         if before is None or node not in owners or before == _content(annotation_of(node)):
@@ -100,7 +105,7 @@ class ComposableQuantizer(Quantizer):
         there with what it annotated.
         """
         rows: dict[str, Row] = {}
-        for name, quantizer in zip(self._names, self.quantizers, strict=True):
+        for name, quantizer in self._by_name():
             report = getattr(quantizer, "report", None)
             for row in report() if callable(report) else ():
                 if row.node not in rows or (row.quantized and not rows[row.node].quantized):

@@ -7,7 +7,6 @@ they carry, attribute by attribute, and turned into ours. The other stack is nev
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -42,44 +41,14 @@ def adopt_annotations(graph: Graph, replacement_for: Replacement) -> int:
     Raises:
         AnnotationError: an annotation or spec lacks what every one of them has.
     """
-    adopted: dict[Node, QuantizationAnnotation] = {}
+    adopted = 0
     for node in graph.nodes:
         found = node.meta.get(QUANT_ANNOTATION_KEY)
         if found is None or isinstance(found, QuantizationAnnotation):
             continue
-        node.meta[QUANT_ANNOTATION_KEY] = adopted[node] = _annotation(found, node, replacement_for)
-    for node in graph.nodes:
-        _unite_observers(node, adopted)
-    return len(adopted)
-
-
-def _unite_observers(node: Node, adopted: dict[Node, QuantizationAnnotation]) -> None:
-    """Give specs of one value that differ in their observer alone the first one's.
-
-    There, tensors of one value share parameters whatever observer each spec names, and backends
-    count on it: between an operator and the next there is one quantize.
-    """
-    first: dict[Any, QuantizationSpec] = {}
-    own = adopted.get(node)
-    if own is not None and own.allow_implicit_sharing:
-        own.output_qspec = _first_alike(own.output_qspec, first)
-    for user in node.users:
-        reader = adopted.get(user)
-        if reader is not None and reader.allow_implicit_sharing and node in reader.input_qspec_map:
-            specs = reader.input_qspec_map
-            specs[node] = _first_alike(specs[node], first)
-
-
-def _first_alike(
-    spec: QuantizationSpecBase | None, first: dict[Any, QuantizationSpec]
-) -> QuantizationSpecBase | None:
-    if not isinstance(spec, QuantizationSpec):
-        return spec
-    return first.setdefault(replace(spec, observer_or_fake_quant_ctr=_any_observer), spec)
-
-
-def _any_observer(**_: Any) -> None:
-    return None
+        node.meta[QUANT_ANNOTATION_KEY] = _annotation(found, node, replacement_for)
+        adopted += 1
+    return adopted
 
 
 def _annotation(found: Any, node: Node, replacement_for: Replacement) -> QuantizationAnnotation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.fx import Graph, Node
@@ -47,7 +47,32 @@ def read_requests(graphs: Sequence[Graph]) -> Requests:
     found = Requests()
     for graph in graphs:
         _read_graph(found, graph, StorageMap.of(graph))
+        for node in graph.nodes:
+            _unite_observers(found, node)
     return found
+
+
+def _unite_observers(found: Requests, node: Node) -> None:
+    """Give specs of one value that differ in their observer alone the first one's.
+
+    They ask for the same integers: a second quantize would cost steps and time. The output's
+    comes first, then those of the readers.
+    """
+    asked = {
+        key: spec
+        for key in (node, *((node, user) for user in node.users))
+        if isinstance(spec := found.specs.get(key), QuantizationSpec) and found.implicit[key]
+    }
+    if len({id(spec) for spec in asked.values()}) < 2:
+        return
+    first: dict[QuantizationSpec, QuantizationSpec] = {}
+    for key, spec in asked.items():
+        form = replace(spec, observer_or_fake_quant_ctr=_any_observer)
+        found.specs[key] = first.setdefault(form, spec)
+
+
+def _any_observer(**_: object) -> None:
+    return None
 
 
 def _read_graph(found: Requests, graph: Graph, storage: StorageMap) -> None:

@@ -18,7 +18,7 @@ from support.own_observers import (
     prepared_net,
     small_net,
 )
-from torch import nn
+from torch import Tensor, nn
 
 import pt2q
 from pt2q.errors import AnnotationError, NoDataError
@@ -261,3 +261,19 @@ def test_observers_that_change_nothing_are_left_out(observer) -> None:
     converted = pt2q.convert_pt2e(prepared)
     assert torch.equal(converted(x), expected)
     assert not any(ops.is_op(n, ops.QUANTIZE) for n in converted.graph.nodes)
+
+
+def test_an_override_may_look_once_and_call_what_it_overrides() -> None:
+    class Once(PerChannelMinMaxObserver):
+        calibrated = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.calibrated:
+                return x
+            self.calibrated = True
+            return self._forward(x)
+
+    observer = Once(dtype=torch.int8, quant_min=-128, quant_max=127, ch_axis=0)
+    observer(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    observer(torch.full((2, 2), 9.0))
+    assert observer.max_val.tolist() == [2.0, 4.0]

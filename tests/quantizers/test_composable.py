@@ -167,3 +167,23 @@ def test_several_quantizers_go_into_control_flow_and_report_all_of_it() -> None:
 def test_only_quantizers_are_combined(given, message) -> None:
     with pytest.raises(AnnotationError, match=message):
         ComposableQuantizer(given)
+
+
+class KeepsItsOwnList(ComposableQuantizer):
+    """Makes its quantizers later, and calls no other constructor."""
+
+    def __init__(self) -> None:
+        self.made = [XNNPACKQuantizer()]
+
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        return self.made
+
+
+def test_a_class_of_ones_own_may_keep_its_quantizers_itself() -> None:
+    index, quantizer = torch.tensor([[0, 3, 9]]), KeepsItsOwnList()
+    assert len(quantizer.report()) == 0
+    quantizer.made.insert(0, EmbeddingQuantizer())
+    prepare_pt2e(torch.export.export(Lookup().eval(), (index,)), quantizer)
+    found = {row.node: row.by for row in quantizer.report() if row.quantized}
+    assert found == {"embedding": "EmbeddingQuantizer", "linear": "XNNPACKQuantizer"}

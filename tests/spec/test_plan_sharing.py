@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from support.plan_builder import INT8, UINT8, Builder, annotate, groups_of
 from torch.fx import Node
 
 from pt2q import (
+    MovingAverageMinMaxObserver,
     QuantizationSpec,
     SharedQuantizationSpec,
 )
@@ -65,6 +67,25 @@ def test_references_of_two_quantizers_chain(b: Builder) -> None:
     annotate(add, {x: INT8, y: Shared((x, add))}, Shared((relu, cat)))
     annotate(cat, {relu: INT8, x: Shared((relu, cat))}, Shared((x, cat)))
     assert groups_of(b.plan()) == {frozenset({(x, add), (y, add), add, (relu, cat), (x, cat), cat})}
+
+
+def test_specs_that_differ_in_their_observer_alone_share_the_first(
+    b: Builder, line: list[Node]
+) -> None:
+    _, first, *_ = line
+    one, other = b.call(aten.tanh.default, first), b.call(aten.tanh.default, first)
+    averaged = replace(INT8, observer_or_fake_quant_ctr=MovingAverageMinMaxObserver)
+    annotate(one, {first: averaged})
+    annotate(other, {first: INT8})
+    plan = b.plan()
+    assert groups_of(plan) == {frozenset({(first, one), (first, other)})}
+    assert plan.groups[0].spec is averaged
+    annotate(first, output=INT8)
+    plan = b.plan()
+    assert groups_of(plan) == {frozenset({first, (first, one), (first, other)})}
+    assert plan.groups[0].spec is INT8
+    annotate(other, {first: INT8}, implicit=False)
+    assert groups_of(b.plan()) == {frozenset({first, (first, one)}), frozenset({(first, other)})}
 
 
 def test_equal_specs_on_one_value_share_implicitly(b: Builder, line: list[Node]) -> None:
