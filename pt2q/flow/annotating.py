@@ -7,6 +7,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from pt2q.errors import FlowError
+from pt2q.flow.integer_scalars import constants_read, restore_integer_scalars
 from pt2q.ir.control_flow import boundary_links, graph_modules
 from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.observers.foreign import replacement_for
@@ -54,7 +55,9 @@ def ask(model: QuantGraphModule, quantizer: Quantizer) -> None:
     """
     _check_quantizer(quantizer)
     for module in graph_modules(model):
+        known = constants_read(module)
         _take(module, quantizer.transform_for_annotation(module))
+        restore_integer_scalars(module, known)
     for module in annotated_apart(quantizer, model):
         _take(module, quantizer.annotate(module))
     for module in graph_modules(model):
