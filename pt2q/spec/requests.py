@@ -58,9 +58,10 @@ def _unite_observers(found: Requests, node: Node) -> None:
     They ask for the same integers: a second quantize would cost steps and time. The output's
     comes first, then those of the readers.
     """
+    keys: list[EdgeOrNode] = [node, *((node, user) for user in node.users)]
     asked = {
         key: spec
-        for key in (node, *((node, user) for user in node.users))
+        for key in keys
         if isinstance(spec := found.specs.get(key), QuantizationSpec) and found.implicit[key]
     }
     if len({id(spec) for spec in asked.values()}) < 2:

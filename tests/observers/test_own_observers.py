@@ -264,7 +264,7 @@ def test_observers_that_change_nothing_are_left_out(observer) -> None:
 
 
 def test_an_override_may_look_once_and_call_what_it_overrides() -> None:
-    class Once(PerChannelMinMaxObserver):
+    class Once(pt2q.PerChannelMinMaxObserver):
         calibrated = False
 
         def forward(self, x: Tensor) -> Tensor:
