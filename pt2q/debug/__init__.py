@@ -2,6 +2,7 @@
 
 from pt2q.debug.comparison.compare import compare
 from pt2q.debug.comparison.comparison import Comparison
+from pt2q.debug.comparison.in_runtime import RuntimeComparison, compare_in_runtime
 from pt2q.debug.comparison.row import ComparisonRow, Unmatched
 from pt2q.debug.comparison.weights import WeightRow
 from pt2q.debug.doctor.changes import Change, QuantizerSetup
@@ -57,6 +58,7 @@ __all__ = [
     "QuantizationComparisonResult",
     "QuantizerSetup",
     "RoundingRow",
+    "RuntimeComparison",
     "SearchResult",
     "Sensitivity",
     "SensitivityRow",
@@ -64,6 +66,7 @@ __all__ = [
     "WeightRow",
     "bfs_trace_with_node_process",
     "compare",
+    "compare_in_runtime",
     "compare_results",
     "doctor",
     "draw",

@@ -6,7 +6,8 @@ opens it in ONNX Runtime.
 """
 
 from pt2q.deploy.onnx.file_info import OnnxProgramInfo
+from pt2q.deploy.onnx.inner_values import InnerValues
 from pt2q.deploy.onnx.session import OnnxSession, load
 from pt2q.deploy.onnx.writing import export
 
-__all__ = ["OnnxProgramInfo", "OnnxSession", "export", "load"]
+__all__ = ["InnerValues", "OnnxProgramInfo", "OnnxSession", "export", "load"]

@@ -1,0 +1,100 @@
+"""Values inside a runtime beside those of the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from pt2q.debug.comparison.batches import batches_of, flat_inputs, own_inputs
+from pt2q.debug.comparison.subjects import Model
+from pt2q.debug.error import Error
+from pt2q.debug.error_sums import ErrorSums
+from pt2q.debug.graph_runner import GraphRunner
+from pt2q.debug.own_copy import own_copy
+from pt2q.errors import ComparisonError
+from pt2q.ir.module import InputCheck
+from pt2q.tables import text_table
+
+Values = Callable[..., Mapping[str, Tensor]]
+"""Called with the inputs of one call, gives values by the name of the node that computes them."""
+
+
+@dataclass(frozen=True)
+class RuntimeComparison:
+    """How values inside a runtime differ from those of the float model.
+
+    Args:
+        errors: by name of the node, in the order of the float graph; with all that comes before.
+        unmatched: values of the runtime that the float model has none of the name and shape of.
+        batches: how many were run.
+    """
+
+    errors: Mapping[str, Error]
+    unmatched: tuple[str, ...]
+    batches: int
+
+    def __str__(self) -> str:
+        rows = [(name, f"{error.sqnr:.1f}") for name, error in self.errors.items()]
+        table = text_table(("node", "total dB"), rows, right=("total dB",))
+        missing = f"\nnot compared: {', '.join(self.unmatched)}" if self.unmatched else ""
+        return f"{table}{missing}"
+
+
+def compare_in_runtime(float_model: Model, values: Values, inputs: Any) -> RuntimeComparison:
+    """Say, value by value, where what a runtime computes departs from the float model.
+
+    Args:
+        float_model: what ``torch.export.export`` gave, or its ``.module()``.
+        values: runs the lowered model and gives values by node, such as
+            `pt2q.deploy.onnx.InnerValues`.
+        inputs: as for `compare`.
+
+    Raises:
+        NotExportedError: the model was not captured with ``torch.export``.
+        ComparisonError: no value has a counterpart, or there is no batch.
+    """
+    floating, _ = own_copy(float_model)
+    runner, check = GraphRunner(floating), InputCheck.of(floating.graph)
+    sums: dict[str, ErrorSums] = {}
+    unmatched: dict[str, None] = {}
+    count = 0
+    for batch in batches_of(inputs):
+        count += 1
+        leaves = flat_inputs(batch, check)
+        references = _references(runner, leaves)
+        found = values(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
+        unmatched.update(dict.fromkeys(_added(sums, references, found)))
+    if not sums:
+        raise ComparisonError("the runtime gives no value that the float model has, or no batch")
+    names = [node.name for node in floating.graph.nodes]
+    results = {name: sums[name].result() for name in names if name in sums}
+    errors = {name: error for name, error in results.items() if error is not None}
+    return RuntimeComparison(errors, tuple(unmatched), count)
+
+
+def _references(runner: GraphRunner, leaves: list[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def keep(path: str, call: int, node: Node, args: tuple[Any, ...], value: Any) -> Any:
+        if not path:
+            found[node.name] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+    runner(own_inputs(leaves), keep)
+    return found
+
+
+def _added(
+    sums: dict[str, ErrorSums], references: Mapping[str, Any], values: Mapping[str, Tensor]
+) -> Iterable[str]:
+    """Take in one batch; the names that have no counterpart."""
+    for name, value in values.items():
+        reference = references.get(name)
+        if not isinstance(reference, Tensor) or reference.shape != value.shape:
+            yield name
+            continue
+        sums.setdefault(name, ErrorSums()).add(reference, value)
