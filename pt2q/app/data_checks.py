@@ -72,7 +72,7 @@ def _repeated(calibration: Sequence[Batch]) -> Iterator[str]:
 def _digest(batch: Batch) -> bytes:
     found = hashlib.blake2b(digest_size=16)
     for tensor in batch:
-        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.digest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import get_args
 
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from pt2q.errors import FlowError, NotExportedError, ReferenceIncompleteWarning
@@ -155,6 +156,11 @@ def _warn_of_float(model: QuantGraphModule) -> None:
 
 
 def _check_prepared(model: object) -> None:
+    if isinstance(model, ExportedProgram):
+        raise FlowError(
+            "this program was never prepared; call prepare_pt2e(program, quantizer), calibrate "
+            "the result, and convert that"
+        )
     if not isinstance(model, GraphModule):
         raise NotExportedError(
             f"{type(model).__name__} was never captured with torch.export; {EXPORT_HINT}"

@@ -18,6 +18,7 @@ from pt2q.deploy.executorch.refusals import (
     refuse_measured_constants,
     refuse_uint8,
     refuse_weight_only,
+    why_not_bodies,
 )
 from pt2q.deploy.executorch.runtime import APPLIED, LoadedProgram, load
 from pt2q.deploy.export import export_rewritten, refuse_prepared
@@ -95,7 +96,10 @@ def lower(
         with quiet_python(), torch.no_grad():
             return _packed(program, exir, partitioning.XnnpackPartitioner(), done)
     except Exception as error:
-        raise LoweringError(f"ExecuTorch could not lower the model: {first_line(error)}") from error
+        raise LoweringError(
+            f"ExecuTorch could not lower the model: {first_line(error).rstrip('.')}"
+            f"{why_not_bodies(program)}"
+        ) from error
 
 
 def _packed(program: ExportedProgram, exir: Any, partitioner: Any, done: str | None) -> Program:

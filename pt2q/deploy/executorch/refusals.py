@@ -9,6 +9,7 @@ from torch.fx import Graph
 
 from pt2q.errors import LoweringError
 from pt2q.ir import ops
+from pt2q.ir.control_flow import named_graph_modules
 
 
 def refuse_uint8(graph: Graph) -> None:
@@ -78,3 +79,23 @@ def refuse_measured_constants(program: ExportedProgram) -> None:
                 "is measured at run time, which XNNPACK does wrongly. Leave what reads it in "
                 "float, or compute it once before export"
             )
+
+
+def why_not_bodies(program: ExportedProgram) -> str:
+    """What to do about control flow, which XNNPACK's partitioner does not look into.
+
+    Args:
+        program: that could not be lowered.
+
+    Returns:
+        A sentence that names the bodies; "" if there is none.
+    """
+    found = [path.removesuffix(".") for path, _ in named_graph_modules(program.graph_module)]
+    bodies = [path for path in found if path]
+    if not bodies:
+        return ""
+    return (
+        f"; it runs {', '.join(bodies)} by control flow, which XNNPACK's partitioner does not look "
+        "into: what is quantized or linear in there has no kernel. Leave their modules in float, "
+        "or lower each body as a method of its own and branch outside"
+    )

@@ -7,6 +7,7 @@ from torch.fx import GraphModule, Node
 
 from pt2q.errors import LoweringError
 from pt2q.ir import ops
+from pt2q.ir.control_flow import graph_modules
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import get_constant, is_constant, set_constant
 from pt2q.ir.module import QuantGraphModule, copy_module
@@ -31,14 +32,20 @@ def for_onnx(model: GraphModule) -> QuantGraphModule:
         LoweringError: a zero point is not a whole number.
     """
     result = copy_module(model, model.record if isinstance(model, QuantGraphModule) else None)
-    for node in list(result.graph.nodes):
-        if not ops.is_op(node, _CHANNELWISE):
-            continue
-        params = read_qparams(node)
-        _retype(result, node, params.scale, torch.float32)
-        _check_whole(result, node, params.zero_point)
-        _retype(result, node, params.zero_point, params.dtype)
+    for module in graph_modules(result):
+        assert isinstance(module, QuantGraphModule), "a copy is one, with all its bodies"
+        for node in list(module.graph.nodes):
+            if ops.is_op(node, _CHANNELWISE):
+                _fit(module, node)
+        module.recompile()
     return copy_module(result, result.record)
+
+
+def _fit(model: QuantGraphModule, node: Node) -> None:
+    params = read_qparams(node)
+    _retype(model, node, params.scale, torch.float32)
+    _check_whole(model, node, params.zero_point)
+    _retype(model, node, params.zero_point, params.dtype)
 
 
 def _check_whole(model: QuantGraphModule, node: Node, source: object) -> None:
@@ -54,6 +61,10 @@ def _check_whole(model: QuantGraphModule, node: Node, source: object) -> None:
 
 
 def _retype(model: QuantGraphModule, node: Node, source: object, dtype: torch.dtype) -> None:
+    if isinstance(source, Node) and source.op == "placeholder":
+        # Of a body of control flow, which is handed its constants.
+        emit = Emitter(model, "pt2q.for_onnx").before(node)
+        node.replace_input_with(source, emit.cast(source, dtype))
     if not isinstance(source, Node) or not is_constant(source):
         return
     target = f"{source.target}_{str(dtype).removeprefix('torch.')}"
