@@ -275,8 +275,7 @@ def table(results: dict[str, Any], prefix: str) -> str:
     scores = [name for name in results[works[0]]["-"] if name not in known]
     rows = [
         [name if first else "", f"`{method}`" if method not in ("-", "float") else method]
-        + [_number(found.get(score)) for score in scores]
-        + [_number(found.get("seconds")), _number(found.get("MB"))]
+        + [_number(column, found.get(column)) for column in (*scores, "seconds", "MB")]
         for name in works
         for first, (method, found) in _marked(results[name])
     ]
@@ -288,10 +287,11 @@ def _marked(found: dict[str, Any]) -> list[tuple[bool, tuple[str, Any]]]:
     return [(index == 0, item) for index, item in enumerate(found.items())]
 
 
-def _number(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if abs(value) < 10 and not float(value).is_integer() else f"{value:.1f}"
+DIGITS = {"bits per byte": 3, "KL": 5, "cosine": 4, "accuracy %": 2, "SQNR dB": 1, "MB": 0}
+
+
+def _number(name: str, value: Any) -> str:
+    return "" if value is None else f"{value:.{DIGITS.get(name, 1)}f}"
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -32,6 +32,7 @@ PROGRAMS = (
     ("qat", "prepare and convert for training, a training step", "#training"),
     ("xnnpack", "accuracy, size and latency in the ExecuTorch runtime", "xnnpack.md"),
     ("roads", "the same in every runtime", "roads.md"),
+    ("accuracy", "what post-training algorithms win back", "accuracy.md#what-they-win"),
     ("decoder", "a language model with a cache", "graphs.md#a-language-model-that-remembers"),
     (
         "other_quantizers",

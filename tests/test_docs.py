@@ -25,6 +25,7 @@ LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 SITE = (ROOT / "mkdocs.yml").read_text()
 GENERATED = {"errors.md": "docs/error_catalogue.py", "benchmarks.md": "benchmarks/overview.py"}
 TABLES = {  # of which page, made by which function of which benchmark
+    "accuracy": ("accuracy.md", "markdown"),
     "decoder": ("graphs.md", "markdown"),
     "other_quantizers": ("other_quantizers.md", "markdown"),
     "roads": ("roads.md", "page"),
