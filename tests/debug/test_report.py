@@ -204,7 +204,7 @@ class Deep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = x + layer(x).relu()
+            x = x + layer(x).relu() * 0.1
         return x
 
 
@@ -212,10 +212,10 @@ class Deep(nn.Module):
 def test_a_page_of_2000_nodes_is_below_8_mb(tmp_path: Path) -> None:
     torch.manual_seed(0)
     inputs = [(torch.randn(2, 8),) for _ in range(2)]
-    program = torch.export.export(Deep(667).eval(), inputs[0])
+    program = torch.export.export(Deep(500).eval(), inputs[0])
     prepared = calibrated(program, XNNPACKQuantizer(), *inputs)
     page = debug.report_page(program, prepared, inputs[:1])
-    assert sum(node.op == "call_function" for node in program.graph.nodes) > 2000
+    assert sum(node.op == "call_function" for node in program.graph.nodes) >= 2000
     assert len(page.encode()) < 8_000_000
     if BROWSER is not None:
         assert opened(page, tmp_path)["errors"] == []

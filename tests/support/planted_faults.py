@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops import scan
 from torch.nn import functional as F
 
-from pt2q.observers import MinMaxObserver
+from pt2q.observers import HistogramObserver, MinMaxObserver
 from pt2q.quantizers import (
     QuantizationConfig,
     TableQuantizer,
@@ -50,11 +50,11 @@ def everywhere(chosen: QuantizationConfig | None = None) -> Callable[[], TableQu
     return lambda: XNNPACKQuantizer().set_global(chosen or config())
 
 
-def observed_by_min_max() -> QuantizationConfig:
+def observed_by(observer: Any) -> QuantizationConfig:
+    """Activations are observed so; a scale is at least 2**-12."""
     chosen = config()
-    spec = replace(
-        chosen.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12)
-    )
+    constructor = observer.with_args(eps=2**-12)
+    spec = replace(chosen.input_activation, observer_or_fake_quant_ctr=constructor)
     return replace(chosen, input_activation=spec, output_activation=spec)
 
 
@@ -200,7 +200,8 @@ def floor_of_an_activation(fault: bool) -> Planted:
     model = Mlp()
     if fault:
         scaled(model, "one", "two", torch.full((WIDTH,), 1e-4))
-    return case(model, {"relu", "linear", "one"})
+    quantizer = everywhere(observed_by(HistogramObserver))
+    return case(model, {"relu", "linear", "one"}, quantizer=quantizer)
 
 
 def floor_of_a_weight(fault: bool) -> Planted:
@@ -210,7 +211,8 @@ def floor_of_a_weight(fault: bool) -> Planted:
             model.one.weight.mul_(1e-5)
             model.one.bias.mul_(1e-5)
             model.two.weight.mul_(1e5)
-    return case(model, {"one_weight", "relu", "linear", "one"})
+    quantizer = everywhere(observed_by(HistogramObserver))
+    return case(model, {"one_weight", "relu", "linear", "one"}, quantizer=quantizer)
 
 
 def narrow_calibration(fault: bool) -> Planted:
@@ -237,7 +239,7 @@ def spike_in_calibration(fault: bool) -> Planted:
     if fault:
         data[3] = (data[3][0].clone(),)
         data[3][0][0, 0] = 3000.0
-    quantizer = everywhere(observed_by_min_max())
+    quantizer = everywhere(observed_by(MinMaxObserver))
     right = {"x", "linear", "relu", "linear_1", "linear_2"}
     return case(Mlp(), right, calibration=data, quantizer=quantizer)
 
