@@ -8,11 +8,14 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
+from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
     is_constant,
     is_float_tensor,
     value_of,
 )
+
+_PRODUCTS = ops.ADDMM | ops.MM | ops.MATMUL
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,23 @@ class ComposeLinear:
 
     Args:
         keep: operators that stay as they are.
+        turn: also products with a constant that is not transposed (``[in, out]``, as GPT-2 has
+            them): the weight is then transposed in the graph, for `FoldComputedWeights` to compute.
     """
 
     keep: frozenset[ops.Target] = frozenset()
+    turn: bool = False
 
     def __call__(self, model: GraphModule) -> bool:
         """Rewrite in place; returns whether anything was."""
         return any([self._rewrite(node) for node in list(model.graph.nodes)])
 
     def _rewrite(self, node: Node) -> bool:
-        found = None if node.target in self.keep else _linear_arguments(node)
+        if node.target in self.keep:
+            return False
+        if self.turn:
+            _turn(node)
+        found = _linear_arguments(node)
         if found is None:
             return False
         *_, transposed = node.all_input_nodes
@@ -41,6 +51,17 @@ class ComposeLinear:
         if not transposed.users:
             transposed.graph.erase_node(transposed)
         return True
+
+
+def _turn(node: Node) -> None:
+    """Let a product read its constant factor transposed twice."""
+    name = "mat2" if ops.is_op(node, ops.ADDMM | ops.MM) else "other"
+    factor = ops.argument(node, name) if ops.is_op(node, _PRODUCTS) else None
+    if not is_constant(factor) or not is_float_tensor(factor) or value_of(factor).dim() != 2:
+        return
+    emit = Emitter(node.graph.owning_module, "pt2q.compose_linear").before(node, origin=factor)
+    stored = emit.call(ops.aten.permute.default, factor, [1, 0])
+    ops.set_argument(node, name, emit.call(ops.aten.permute.default, stored, [1, 0]))
 
 
 def _linear_arguments(node: Node) -> tuple[Node, Node, Node | None] | None:
@@ -53,7 +74,7 @@ def _linear_arguments(node: Node) -> tuple[Node, Node, Node | None] | None:
         (x, factor), bias = node.args[:2], None
     else:
         return None
-    weight = _transposed_constant(factor)
+    weight = _transposed(factor)
     if weight is None or not isinstance(x, Node) or value_of(x).dim() < 2:
         return None
     if not isinstance(bias, Node):
@@ -62,11 +83,19 @@ def _linear_arguments(node: Node) -> tuple[Node, Node, Node | None] | None:
     return (x, weight, bias) if fits else None
 
 
-def _transposed_constant(factor: Any) -> Node | None:
-    if not isinstance(factor, Node) or factor.op != "call_function":
+def _transposed(factor: Any) -> Node | None:
+    """What a factor is the transpose of: a constant, or the transpose of one."""
+    source = _source_of_transpose(factor)
+    inner = _source_of_transpose(source)
+    constant = source if inner is None else inner
+    return source if is_constant(constant) and is_float_tensor(constant) else None
+
+
+def _source_of_transpose(factor: Any) -> Node | None:
+    if not isinstance(factor, Node) or factor.op != "call_function" or not factor.args:
         return None
-    source = factor.args[0] if factor.args else None
-    if not isinstance(source, Node) or not is_constant(source) or not is_float_tensor(source):
+    source = factor.args[0]
+    if not isinstance(source, Node) or not is_float_tensor(source):
         return None
     rank = int(value_of(source).dim())
     return source if rank == 2 and ops.permutation(factor, rank) == [1, 0] else None

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from pt2q.errors import SpecError
 from pt2q.ir.control_flow import named_graph_modules
+from pt2q.ir.ops import ADDMM
 from pt2q.passes import ComposeLinear, FoldComputedWeights
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.engine.annotation_run import AnnotationRun
@@ -164,8 +165,10 @@ class TableQuantizer(Quantizer):
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Take operators apart (see `set_decompositions`), and make weights constants."""
         steps = self.decompositions.passes()
-        steps.append(ComposeLinear(self.selection.stated_operators()))
-        if not any(getattr(c, "is_qat", False) for c in self.selection.configs()):
+        is_qat = any(getattr(c, "is_qat", False) for c in self.selection.configs())
+        turn = not is_qat and not any(rule.heads & ADDMM for rule in self.table.rules)
+        steps.append(ComposeLinear(self.selection.stated_operators(), turn))
+        if not is_qat:
             steps.append(FoldComputedWeights())
         if any([step(model) for step in steps]):
             model.recompile()
