@@ -34,6 +34,18 @@ class SpecError(Pt2qError, ValueError):
     """
 
 
+class IntegerRangeError(SpecError, AssertionError):
+    """The integers that an observer or a fake quantizer is to use do not fit its dtype.
+
+    Cause: ``quant_min`` is not below ``quant_max``, or one of them lies outside the dtype.
+    Elsewhere in PyTorch's quantization world an assertion fails here, so this is an
+    ``AssertionError`` too.
+
+    Way out: Give integers of the dtype, as the message names them, or leave both out for all of
+    them.
+    """
+
+
 class AnnotationError(Pt2qError, ValueError):
     """An annotation names a node, edge or tensor that cannot be quantized as asked.
 

@@ -10,6 +10,7 @@ import pytest
 from support.ported_stack import PEER, ROOT, XNNPACK
 
 import pt2q
+from pt2q.errors import Pt2qError
 
 sys.path.insert(0, str(ROOT / "docs"))
 
@@ -103,3 +104,10 @@ def test_the_command_prints_a_file_with_other_imports(
         sys.argv = argv
     assert capsys.readouterr().out == "from pt2q import FakeQuantize\n"
     assert pt2q.FakeQuantize is import_module("pt2q.observers").FakeQuantize
+
+
+@pytest.mark.parametrize("make", [pt2q.MinMaxObserver, pt2q.FakeQuantize])
+def test_integers_that_do_not_fit_are_an_assertion_too(make: type) -> None:
+    for kind in (AssertionError, ValueError, Pt2qError):
+        with pytest.raises(kind, match="quant_min=5, quant_max=1"):
+            make(quant_min=5, quant_max=1)

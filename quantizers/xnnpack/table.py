@@ -214,7 +214,7 @@ def _configure(mode: Mode) -> QuantizationConfig:
 XNNPACK = BackendTable(
     runtime="XNNPACK",
     configure=_configure,
-    configuration="get_symmetric_quantization_config()",
+    configuration="get_symmetric_quantization_config(is_per_channel=True)",
     rules=(
         CONVOLUTION,
         in_training(CONVOLUTION, examples.CONVOLUTION_IN_TRAINING),

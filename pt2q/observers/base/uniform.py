@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pt2q.errors import IntegerRangeError
 from pt2q.ir.dtypes import CAST_DTYPES, dtype_bounds, is_per_channel, is_quantized_dtype
 from pt2q.numerics.qparams import DEFAULT_EPS, choose_qparams
 from pt2q.observers.base.observer_base import ObserverBase
@@ -128,7 +129,7 @@ def _resolve_range(
     low = least if quant_min is None else quant_min
     high = greatest if quant_max is None else quant_max
     if not least <= low < high <= greatest:
-        raise ValueError(
+        raise IntegerRangeError(
             f"expected {least} <= quant_min < quant_max <= {greatest} for {dtype}, "
             f"found quant_min={low}, quant_max={high}"
         )
