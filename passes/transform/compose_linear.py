@@ -57,9 +57,12 @@ def _turn(node: Node) -> None:
     """Let a product read its constant factor transposed twice."""
     name = "mat2" if ops.is_op(node, ops.ADDMM | ops.MM) else "other"
     factor = ops.argument(node, name) if ops.is_op(node, _PRODUCTS) else None
-    if not is_constant(factor) or not is_float_tensor(factor) or value_of(factor).dim() != 2:
+    if not isinstance(factor, Node) or not is_constant(factor):
         return
-    emit = Emitter(node.graph.owning_module, "pt2q.compose_linear").before(node, origin=factor)
+    model = node.graph.owning_module
+    if model is None or not is_float_tensor(factor) or value_of(factor).dim() != 2:
+        return
+    emit = Emitter(model, "pt2q.compose_linear").before(node, origin=factor)
     stored = emit.call(ops.aten.permute.default, factor, [1, 0])
     ops.set_argument(node, name, emit.call(ops.aten.permute.default, stored, [1, 0]))
 
