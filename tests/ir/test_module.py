@@ -38,7 +38,7 @@ def test_copies_and_pickles_say_nothing(move: Callable[[Any], Any]) -> None:
             return x + more["a"], [x * more["b"]]
 
     x = torch.randn(2, 3)
-    inputs = (x, {"a": x, "b": x})
+    inputs = (x, {"a": x.clone(), "b": x.clone()})
     for model in both(Model(), inputs):
         moved = move(model)
         assert moved._in_spec == model._in_spec and moved._out_spec == model._out_spec

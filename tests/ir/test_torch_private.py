@@ -21,6 +21,9 @@ ON_INSTANCES = {  # attributes that objects have and their classes need not
     "torch.fx.graph.Graph._tracer_cls": lambda: Graph(),
     "torch.fx.node.Node._erased": lambda: Graph().placeholder("x"),
     "torch.nn.Module._forward_pre_hooks": lambda: nn.Module(),
+    "torch.export.ExportedProgram._guards_code": lambda: torch.export.export(
+        nn.ReLU(), (torch.zeros(1),)
+    ),
     "torch.Tensor._version": lambda: torch.zeros(1),
     "torch.storage.UntypedStorage._cdata": lambda: torch.zeros(1).untyped_storage(),
 }

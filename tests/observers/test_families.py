@@ -89,7 +89,8 @@ def test_packages_add_observers_that_recipes_can_name(tmp_path, monkeypatch) -> 
     monkeypatch.syspath_prepend(tmp_path)
     ours = {name: entry.value for name, entry in OBSERVERS._ours.items()}
     fresh = Registry(OBSERVERS.noun, OBSERVERS.group, ours, OBSERVERS._check)
-    monkeypatch.setattr("pt2q.app.recipe.config.OBSERVERS", fresh)
+    for reader in ("pt2q.app.recipe.config", "pt2q.quantizers.toolkit.other_observers"):
+        monkeypatch.setattr(f"{reader}.OBSERVERS", fresh)
     with pytest.warns(PluginWarning, match="theirs offers observer 'bad'.*found 3"):
         recipe = parse('[default]\nactivation_observer = "wide"')
     config = recipe.quantizer().selection.configs()[0]

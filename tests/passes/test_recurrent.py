@@ -143,7 +143,14 @@ def test_products_of_recurrent_layers_are_quantized(name: str, make: Any) -> Non
     # One weight for all steps, stored once; the states that a layer starts from are stored too.
     stored = [n for n, b in done.named_buffers() if b.dtype == torch.int8 and "weight" in n]
     assert len(stored) == sum(n.count("weight") for n, _ in model.named_parameters())
-    assert quantizer.report().counts()["aten.linear.default"][1] == 0
+    # Measured at run time, what a first step makes of a state of zeros would be a range of nothing.
+    floats = [
+        r
+        for r in quantizer.report().rows
+        if r.operator == "aten.linear.default" and not r.quantized
+    ]
+    first_steps = 0 if make is XNNPACKQuantizer else 2 * KINDS[name][1]["num_layers"]
+    assert [row.reason.code for row in floats] == ["nothing-to-measure"] * first_steps
 
 
 @pytest.mark.parametrize(
