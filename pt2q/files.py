@@ -56,7 +56,6 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     with _named(Path(path)), _folders_of(target):
-        _refuse_odd(target)
         _sweep(target)
         draft = _Draft(Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent)), target)
         token = _drafts.set((*_drafts.get(), draft))
@@ -199,6 +198,7 @@ def _refuse_odd(path: Path) -> None:
 @contextmanager
 def _folders_of(path: Path) -> Iterator[None]:
     """Make the folders that are missing above a file; a block that raises leaves none of them."""
+    _refuse_odd(path)
     missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -145,8 +145,7 @@ def test_a_scale_that_ends_at_the_floor_is_named() -> None:
     coarse = QuantizationSpec(
         torch.int8, MinMaxObserver.with_args(eps=2**-12), -128, 127, torch.per_tensor_affine
     )
-    quantizer = XNNPACKQuantizer().set_global(config)
-    quantizer.set_module_name("1", type(config)(coarse, coarse, config.weight))
+    quantizer = XNNPACKQuantizer().set_global(type(config)(coarse, coarse, config.weight))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
     x = torch.randn(8, 4)
