@@ -12,7 +12,7 @@ from pt2q.spec import PerAxis
 
 
 def get_symmetric_quantization_config(
-    is_per_channel: bool = False,
+    is_per_channel: bool | None = None,
     is_qat: bool = False,
     is_dynamic: bool = False,
     act_qmin: int = -128,
@@ -23,7 +23,8 @@ def get_symmetric_quantization_config(
     """int8 activations, affine and per tensor, with symmetric int8 weights.
 
     Args:
-        is_per_channel: weights have a scale per output channel, not one per tensor.
+        is_per_channel: weights have a scale per output channel, not one per tensor; if not said,
+            with ``is_dynamic``, whose kernels take no others.
         is_qat: for `prepare_qat_pt2e`.
         is_dynamic: activations are quantized at run time, per token; outputs stay in float.
         act_qmin, act_qmax: the integers used by activations.
@@ -39,7 +40,7 @@ def get_symmetric_quantization_config(
         output_activation=None if is_dynamic else activation,
         weight=weight_spec(
             kernels.WEIGHT,
-            per_channel=is_per_channel,
+            per_channel=is_dynamic if is_per_channel is None else is_per_channel,
             is_qat=is_qat,
             low=weight_qmin,
             high=weight_qmax,

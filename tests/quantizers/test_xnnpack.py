@@ -178,8 +178,15 @@ def test_dynamic_covers_linear_layers() -> None:
     assert reasons(report) == {"conv2d": "dynamic quantization covers linear layers only"}
 
 
+def test_dynamic_weights_have_the_scales_that_kernels_take_unless_others_are_asked_for() -> None:
+    assert get_symmetric_quantization_config(is_dynamic=True) == DYNAMIC
+    assert get_symmetric_quantization_config() == get_symmetric_quantization_config(
+        is_per_channel=False
+    )
+
+
 def test_validate_names_what_no_kernel_takes() -> None:
-    per_tensor = get_symmetric_quantization_config(is_dynamic=True)
+    per_tensor = get_symmetric_quantization_config(is_per_channel=False, is_dynamic=True)
     assert STATIC.input_activation is not None
     unsigned = replace(STATIC.input_activation, dtype=torch.uint8, quant_min=0, quant_max=255)
     for config, message in (
