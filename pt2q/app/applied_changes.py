@@ -11,7 +11,7 @@ from pt2q.algorithms import ALGORITHMS
 from pt2q.app.recipe import Override, Recipe, Settings
 from pt2q.app.recipe.config import FLOAT as FLOAT_MODE
 from pt2q.app.recipe.config import config_for, default_settings
-from pt2q.debug.doctor.changes import (
+from pt2q.debug.diagnosis.changes import (
     ALGORITHM,
     CHANNEL,
     DEFAULT,

@@ -16,7 +16,7 @@ from pt2q.app.conversion import calibrated, calls_of, split_off
 from pt2q.app.options import chosen_recipe
 from pt2q.app.recipe import Recipe
 from pt2q.debug import QuantizerSetup
-from pt2q.debug.doctor.changes import improved
+from pt2q.debug.diagnosis.changes import improved
 from pt2q.deploy.signature import Batch, signature_of
 from pt2q.files import check_outputs
 from pt2q.ir.module import QuantGraphModule

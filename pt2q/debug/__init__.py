@@ -5,9 +5,9 @@ from pt2q.debug.comparison.comparison import Comparison
 from pt2q.debug.comparison.in_runtime import RuntimeComparison, compare_in_runtime
 from pt2q.debug.comparison.row import ComparisonRow, Unmatched
 from pt2q.debug.comparison.weights import WeightRow
-from pt2q.debug.doctor.changes import Change, QuantizerSetup
-from pt2q.debug.doctor.doctor import doctor
-from pt2q.debug.doctor.findings import Diagnosis, Finding
+from pt2q.debug.diagnosis.changes import Change, QuantizerSetup
+from pt2q.debug.diagnosis.doctor import doctor
+from pt2q.debug.diagnosis.findings import Diagnosis, Finding
 from pt2q.debug.drawing.graphviz_text import draw, save_drawing
 from pt2q.debug.drawing.overlay import errors_by_node, overlay
 from pt2q.debug.error import Error
@@ -18,12 +18,12 @@ from pt2q.debug.identity import (
 )
 from pt2q.debug.inspection.inspect_model import inspect
 from pt2q.debug.inspection.inspection import BackendView, Inspection
+from pt2q.debug.recipe_search.result import SearchResult
+from pt2q.debug.recipe_search.search import Bound, search
 from pt2q.debug.report.page import report_page
 from pt2q.debug.rounding.row import RoundingRow
-from pt2q.debug.search.result import SearchResult
-from pt2q.debug.search.search import Bound, search
-from pt2q.debug.sensitivity.result import Sensitivity, SensitivityRow
-from pt2q.debug.sensitivity.sensitivity import sensitivity
+from pt2q.debug.sensitivities.result import Sensitivity, SensitivityRow
+from pt2q.debug.sensitivities.sensitivity import sensitivity
 from pt2q.debug.standard_calls.loggers import (
     OutputLogger,
     extract_results_from_loggers,

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
 from pt2q.debug import Bound, Change, QuantizerSetup, SearchResult, search
-from pt2q.debug.search.measuring import changes_of
-from pt2q.debug.search.table import Unit, best, cheapest, cost_of, noise_of
+from pt2q.debug.recipe_search.measuring import changes_of
+from pt2q.debug.recipe_search.table import Unit, best, cheapest, cost_of, noise_of
 from pt2q.demo.digits import load_digits
 from pt2q.demo.net import load_checkpoint
 from pt2q.errors import DataError, SearchError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pt2q.debug.sensitivity.result import Sensitivity
+from pt2q.debug.sensitivities.result import Sensitivity
 from pt2q.optional import optional_modules
 
 SHOWN = 30

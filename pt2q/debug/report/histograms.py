@@ -15,7 +15,7 @@ from pt2q.algorithms.engine.rounding import grid_of, is_integer
 from pt2q.debug.comparison.batches import flat_inputs, own_inputs
 from pt2q.debug.graph_runner import GraphRunner
 from pt2q.debug.own_copy import own_copy
-from pt2q.debug.sensitivity.subjects import Rounded, rounded_tensors
+from pt2q.debug.sensitivities.subjects import Rounded, rounded_tensors
 from pt2q.ir.module import InputCheck, QuantGraphModule
 from pt2q.observers.protocol import has_data
 

@@ -21,10 +21,10 @@ from pt2q.debug.report import figures
 from pt2q.debug.report.histograms import Histogram, histograms
 from pt2q.debug.report.layout import HEIGHT, WIDTH, Layout, laid_out
 from pt2q.debug.report.rows import PageRow, page_rows
-from pt2q.debug.sensitivity.measure import Progress
-from pt2q.debug.sensitivity.result import Sensitivity
-from pt2q.debug.sensitivity.sensitivity import sensitivity
-from pt2q.debug.sensitivity.subjects import rounded_tensors
+from pt2q.debug.sensitivities.measure import Progress
+from pt2q.debug.sensitivities.result import Sensitivity
+from pt2q.debug.sensitivities.sensitivity import sensitivity
+from pt2q.debug.sensitivities.subjects import rounded_tensors
 from pt2q.flow import convert_pt2e
 from pt2q.ir.module import QuantGraphModule
 from pt2q.optional import optional_modules

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pt2q.debug.comparison.comparison import Comparison
 from pt2q.debug.comparison.row import ComparisonRow
 from pt2q.debug.error import Error
-from pt2q.debug.sensitivity.result import Sensitivity
+from pt2q.debug.sensitivities.result import Sensitivity
 from pt2q.quantizers import Report
 
 

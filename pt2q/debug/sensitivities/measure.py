@@ -20,9 +20,9 @@ from pt2q.algorithms.engine.lane import Place
 from pt2q.algorithms.engine.rounding import is_static, rounding_of
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
 from pt2q.algorithms.originals import originals
-from pt2q.debug.sensitivity.judging import Judge, Tally
-from pt2q.debug.sensitivity.saved import Saved
-from pt2q.debug.sensitivity.subjects import Subject, rounded_tensors, weights_alone
+from pt2q.debug.sensitivities.judging import Judge, Tally
+from pt2q.debug.sensitivities.saved import Saved
+from pt2q.debug.sensitivities.subjects import Subject, rounded_tensors, weights_alone
 from pt2q.ir.graph import value_of
 from pt2q.ir.module import QuantGraphModule
 from pt2q.observers.protocol import has_data

@@ -14,11 +14,11 @@ from typing import Any
 from pt2q.algorithms.engine import Lane, Program, Walk
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.originals import originals
-from pt2q.debug.sensitivity.judging import Judge, Metric, MetricJudge, SqnrJudge, Tally, added
-from pt2q.debug.sensitivity.measure import Measurement, Progress, Work
-from pt2q.debug.sensitivity.result import Sensitivity, SensitivityRow
-from pt2q.debug.sensitivity.saved import Saved, fingerprint
-from pt2q.debug.sensitivity.subjects import Subject, groups, layers, rounded_tensors
+from pt2q.debug.sensitivities.judging import Judge, Metric, MetricJudge, SqnrJudge, Tally, added
+from pt2q.debug.sensitivities.measure import Measurement, Progress, Work
+from pt2q.debug.sensitivities.result import Sensitivity, SensitivityRow
+from pt2q.debug.sensitivities.saved import Saved, fingerprint
+from pt2q.debug.sensitivities.subjects import Subject, groups, layers, rounded_tensors
 from pt2q.errors import DataError, NotExportedError
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.record import Stage

@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pt2q.debug.doctor.changes import Change
+from pt2q.debug.diagnosis.changes import Change
 from pt2q.debug.error import finite
-from pt2q.debug.search.measuring import changes_of
-from pt2q.debug.search.table import Assignment, Unit
+from pt2q.debug.recipe_search.measuring import changes_of
+from pt2q.debug.recipe_search.table import Assignment, Unit
 from pt2q.tables import text_table
 
 

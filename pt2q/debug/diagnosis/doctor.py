@@ -11,16 +11,16 @@ from torch.fx import Node
 
 from pt2q.algorithms.engine import Lane, Program, Walk
 from pt2q.algorithms.engine.walk import ROUNDED
-from pt2q.debug.doctor.causes import OTHERWISE, cause_of, proposals
-from pt2q.debug.doctor.changes import CALIBRATION, FLOAT, Change, Setup
-from pt2q.debug.doctor.data import calibration_findings
-from pt2q.debug.doctor.evidence import evidence_of
-from pt2q.debug.doctor.findings import Diagnosis, Finding
+from pt2q.debug.diagnosis.causes import OTHERWISE, cause_of, proposals
+from pt2q.debug.diagnosis.changes import CALIBRATION, FLOAT, Change, Setup
+from pt2q.debug.diagnosis.data import calibration_findings
+from pt2q.debug.diagnosis.evidence import evidence_of
+from pt2q.debug.diagnosis.findings import Diagnosis, Finding
 from pt2q.debug.inspection.macs import macs
-from pt2q.debug.sensitivity.judging import SqnrJudge
-from pt2q.debug.sensitivity.result import SensitivityRow
-from pt2q.debug.sensitivity.sensitivity import float_results, sensitivity
-from pt2q.debug.sensitivity.subjects import Rounded, Subject, groups, rounded_tensors
+from pt2q.debug.sensitivities.judging import SqnrJudge
+from pt2q.debug.sensitivities.result import SensitivityRow
+from pt2q.debug.sensitivities.sensitivity import float_results, sensitivity
+from pt2q.debug.sensitivities.subjects import Rounded, Subject, groups, rounded_tensors
 from pt2q.errors import DataError, Pt2qWarning
 from pt2q.ir import ops
 from pt2q.ir.graph import module_path

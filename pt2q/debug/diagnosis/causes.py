@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pt2q.debug.doctor.changes import ALGORITHM, CHANNEL, DEFAULT, FLOAT, OBSERVER, Change
-from pt2q.debug.doctor.evidence import Evidence
-from pt2q.debug.sensitivity.subjects import WEIGHT
+from pt2q.debug.diagnosis.changes import ALGORITHM, CHANNEL, DEFAULT, FLOAT, OBSERVER, Change
+from pt2q.debug.diagnosis.evidence import Evidence
+from pt2q.debug.sensitivities.subjects import WEIGHT
 
 Options = tuple[tuple[str, str], ...]
 """Kinds of changes with their values, the cheapest first."""

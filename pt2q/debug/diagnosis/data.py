@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pt2q.algorithms.engine.inputs import placed
-from pt2q.debug.doctor.findings import Finding
+from pt2q.debug.diagnosis.findings import Finding
 from pt2q.ir.module import QuantGraphModule
 
 FEW = 4

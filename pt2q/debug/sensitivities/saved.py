@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.debug.sensitivity.judging import Tally
+from pt2q.debug.sensitivities.judging import Tally
 from pt2q.errors import DataError
 from pt2q.files import write_bytes
 from pt2q.ir.graph import dump

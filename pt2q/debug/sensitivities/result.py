@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pt2q.debug.error import finite
-from pt2q.debug.sensitivity.subjects import LAYER
+from pt2q.debug.sensitivities.subjects import LAYER
 from pt2q.tables import text_table
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pt2q.debug.doctor.changes import Change
+from pt2q.debug.diagnosis.changes import Change
 from pt2q.debug.error import finite
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pt2q.algorithms.engine import Lane, Taps, Walk
 from pt2q.algorithms.engine.rounding import Grid, grid_of, is_integer
-from pt2q.debug.sensitivity.subjects import Rounded, Subject
+from pt2q.debug.sensitivities.subjects import Rounded, Subject
 from pt2q.ir.module import QuantGraphModule
 from pt2q.observers.protocol import has_data
 
