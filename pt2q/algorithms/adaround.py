@@ -30,12 +30,13 @@ from pt2q.algorithms.block_rounding import BlockRun, Pieces, draw
 from pt2q.algorithms.engine import Walk
 from pt2q.algorithms.engine.rounding import Grid
 from pt2q.algorithms.layers import Layers
-from pt2q.algorithms.layerwise import LayerAlgorithm, Progress, Proposal, Work
+from pt2q.algorithms.layerwise import LayerAlgorithm, Proposal, Work
 from pt2q.algorithms.matrix import Product
 from pt2q.algorithms.report import Report
 from pt2q.algorithms.samples import Sample
 from pt2q.algorithms.scale_search import best_scales, output_energy
 from pt2q.algorithms.second_moments import moments
+from pt2q.algorithms.task import Progress
 
 STRETCH, SHIFT = 1.2, 0.1
 

@@ -14,28 +14,25 @@ then best searched, too (`ScaleSearch`, `GPTQ`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pt2q.algorithms.engine import Lane, Walk
+from pt2q.algorithms.engine import Lane
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.layers import Passed, find_layers
-from pt2q.algorithms.layerwise import Progress
 from pt2q.algorithms.report import Report
 from pt2q.algorithms.site_run import SiteRun
 from pt2q.algorithms.sites import in_order, nearest_sites
 from pt2q.algorithms.strength_search import Family, StrengthSearch, over_inputs, readers_of
+from pt2q.algorithms.task import GraphAlgorithm, Task
 from pt2q.algorithms.transfer import Site
-from pt2q.ir.module import QuantGraphModule
 
 
 @dataclass(frozen=True)
-class AWQ:
+class AWQ(GraphAlgorithm):
     """Scale the input channels of weights by what they are multiplied with.
 
     Args:
@@ -46,20 +43,12 @@ class AWQ:
 
     strengths: tuple[float, ...] = tuple(i / 20 for i in range(1, 20))
 
-    def __call__(
-        self,
-        model: QuantGraphModule,
-        batches: Iterable[Any],
-        *,
-        seed: int = 0,
-        spill: bool | str | Path = False,
-        progress: Progress | None = None,
-    ) -> Report:
-        """Improve a prepared and calibrated model; see `LayerAlgorithm` for the arguments."""
-        with Walk(model, batches, [Lane.floating()], spill=spill, seed=seed) as walk:
+    def improve(self, task: Task) -> Report:
+        """See `GraphAlgorithm.improve`."""
+        with task.walk([Lane.floating()]) as walk:
             layers = find_layers(walk.program)
             found = nearest_sites(walk.program, layers)
-            run = SiteRun(self.name, walk, progress)
+            run = SiteRun(self.name, walk, task.progress)
             run.passed = [
                 *layers.passed,
                 *(

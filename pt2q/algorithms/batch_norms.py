@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,10 +27,11 @@ from pt2q.algorithms.engine import Walk
 from pt2q.algorithms.engine.runner import Runner
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
 from pt2q.algorithms.layers import Passed
-from pt2q.algorithms.layerwise import Declined, Progress
+from pt2q.algorithms.layerwise import Declined
 from pt2q.algorithms.originals import originals, replace_float
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
+from pt2q.algorithms.task import GraphAlgorithm, Task
 from pt2q.ir import ops
 from pt2q.ir.graph import module_path
 from pt2q.ir.module import QuantGraphModule
@@ -42,30 +42,22 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class BatchNormStatistics:
+class BatchNormStatistics(GraphAlgorithm):
     """Estimate the statistics of batch norms behind quantized layers anew."""
 
     name: ClassVar[str] = "batch_norm"
 
-    def __call__(
-        self,
-        model: QuantGraphModule,
-        batches: Iterable[Any],
-        *,
-        seed: int = 0,
-        spill: bool | str | Path = False,
-        progress: Progress | None = None,
-    ) -> Report:
-        """Improve a prepared and calibrated model; see `LayerAlgorithm` for the arguments."""
+    def improve(self, task: Task) -> Report:
+        """See `GraphAlgorithm.improve`."""
         rows: list[Row] = []
         passed: list[tuple[str, Passed]] = []
-        with Walk(model, batches, spill=spill, seed=seed) as walk:
-            walk.lanes[FLOAT].hold(originals(model))
+        with task.walk() as walk:
+            walk.lanes[FLOAT].hold(originals(task.model))
             parting = Parting.of(walk)
             norms = [n for n in walk.schedule.nodes if ops.is_op(n, ops.BATCH_NORM)]
             for done, node in enumerate(norms):
-                if progress is not None:
-                    progress(done, len(norms), f"{self.name}: {node.name}")
+                if task.progress is not None:
+                    task.progress(done, len(norms), f"{self.name}: {node.name}")
                 try:
                     rows.append(_improved(walk, parting, node))
                 except Declined as reason:

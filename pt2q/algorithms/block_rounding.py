@@ -23,10 +23,11 @@ from pt2q.algorithms.engine.rounding import rounding_of
 from pt2q.algorithms.engine.runner import Runner, Values
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
 from pt2q.algorithms.layers import Layer, Passed, find_layers
-from pt2q.algorithms.layerwise import Declined, Progress, Proposal, Work, apply
+from pt2q.algorithms.layerwise import Declined, Proposal, Work, apply
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.samples import collect
+from pt2q.algorithms.task import Progress
 from pt2q.ir.graph import is_observer_call, value_of
 
 Learn = Callable[["Pieces", Sequence[Work]], "list[Proposal]"]

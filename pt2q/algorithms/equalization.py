@@ -13,10 +13,9 @@ makes both ``sqrt(r1_i r2_i)``. Chains are gone through until that holds of all 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,16 +23,16 @@ from torch import Tensor
 from pt2q.algorithms.bias_absorption import absorbed
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.layers import Layer, Passed, find_layers
-from pt2q.algorithms.layerwise import Declined, Progress
+from pt2q.algorithms.layerwise import Declined
 from pt2q.algorithms.report import Report
 from pt2q.algorithms.site_run import SiteRun
 from pt2q.algorithms.sites import Sites
+from pt2q.algorithms.task import GraphAlgorithm, Task
 from pt2q.algorithms.transfer import Site
-from pt2q.ir.module import QuantGraphModule
 
 
 @dataclass(frozen=True)
-class CrossLayerEqualization:
+class CrossLayerEqualization(GraphAlgorithm):
     """Equalize the ranges of channels between layers.
 
     Args:
@@ -46,29 +45,19 @@ class CrossLayerEqualization:
     rounds: int = 20
     absorb: bool = True
 
-    def __call__(
-        self,
-        model: QuantGraphModule,
-        batches: Iterable[Any],
-        *,
-        seed: int = 0,
-        spill: bool | str | Path = False,
-        progress: Progress | None = None,
-    ) -> Report:
-        """Improve a prepared and calibrated model; see `LayerAlgorithm` for the arguments."""
-        with Walk(model, batches, [Lane.floating()], spill=spill, seed=seed) as walk:
-            run = SiteRun(self.name, walk, progress)
+    def improve(self, task: Task) -> Report:
+        """See `GraphAlgorithm.improve`."""
+        with task.walk([Lane.floating()]) as walk:
+            run = SiteRun(self.name, walk, task.progress)
             sites, run.passed = _chains(walk)
             factors = dict(zip(map(id, sites), equalizing_factors(sites, self.rounds), strict=True))
             scaled = run.scaled(lambda site: (factors[id(site)], ""))
             report = run.run(sites, scaled, lambda site: 0.0)
-        return report + self._absorbed(model, batches, spill, seed) if self.absorb else report
+        return report + self._absorbed(task) if self.absorb else report
 
-    def _absorbed(
-        self, model: QuantGraphModule, batches: Iterable[Any], spill: bool | str | Path, seed: int
-    ) -> Report:
+    def _absorbed(self, task: Task) -> Report:
         """Biases are moved once all channels have their final size."""
-        with Walk(model, batches, [Lane.floating()], spill=spill, seed=seed) as walk:
+        with task.walk([Lane.floating()]) as walk:
             run = SiteRun("bias_absorption", walk, None)
             sites, _ = _chains(walk)
             return run.run(sites, lambda site: absorbed(run, site), lambda site: 0.0)

@@ -10,12 +10,11 @@ ones).
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +30,11 @@ from pt2q.algorithms.originals import originals, replace_float
 from pt2q.algorithms.pinned import pinned, replace_observer
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.samples import Sample, Samples, calls_of, collect, noise
+from pt2q.algorithms.task import GraphAlgorithm, Progress, Task
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import beside
 from pt2q.ir.module import QuantGraphModule
-
-Progress = Callable[[int, int, str], None]
-"""Is told how many layers are done, of how many, and which is next."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +135,8 @@ class Work:
 
 
 @dataclass(frozen=True)
-class LayerAlgorithm(ABC):
+class LayerAlgorithm(GraphAlgorithm):
     """An algorithm that changes one layer after the other."""
-
-    name: ClassVar[str]
 
     @abstractmethod
     def propose(self, work: Work) -> Iterable[Proposal]:
@@ -154,30 +149,11 @@ class LayerAlgorithm(ABC):
             Declined: it is passed over.
         """
 
-    def __call__(
-        self,
-        model: QuantGraphModule,
-        batches: Iterable[Any],
-        *,
-        seed: int = 0,
-        spill: bool | str | Path = False,
-        progress: Progress | None = None,
-    ) -> Report:
-        """Improve a prepared and calibrated model.
-
-        Args:
-            model: what `pt2q.prepare_pt2e` gave, calibrated; changed in place.
-            batches: each a tensor, a tuple of arguments or a dict by their names.
-            seed: of random choices.
-            spill: keep the values of the run in files: True, or the folder for them.
-            progress: is told where the run stands.
-
-        Returns:
-            What was done, layer by layer.
-        """
-        with seeded(seed), Walk(model, batches, spill=spill, seed=seed) as walk:
-            walk.lanes[FLOAT].hold(originals(model))
-            return self.run(walk, find_layers(walk.program), progress)
+    def improve(self, task: Task) -> Report:
+        """See `GraphAlgorithm.improve`."""
+        with seeded(task.seed), task.walk() as walk:
+            walk.lanes[FLOAT].hold(originals(task.model))
+            return self.run(walk, find_layers(walk.program), task.progress)
 
     def run(self, walk: Walk, layers: Layers, progress: Progress | None) -> Report:
         """Go through the layers.

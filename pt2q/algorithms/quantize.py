@@ -16,9 +16,9 @@ from pt2q.algorithms.applied import Applied
 from pt2q.algorithms.batches import Batches
 from pt2q.algorithms.effort import EFFORTS, algorithms_for
 from pt2q.algorithms.engine.inputs import as_call
-from pt2q.algorithms.layerwise import Progress
 from pt2q.algorithms.model_error import ModelError
 from pt2q.algorithms.report import Report, decibels
+from pt2q.algorithms.task import Progress
 from pt2q.errors import SpecError
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.ir.graph import named_tensors

@@ -11,9 +11,10 @@ from torch import Tensor
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.layers import Passed
-from pt2q.algorithms.layerwise import Declined, Progress
+from pt2q.algorithms.layerwise import Declined
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
+from pt2q.algorithms.task import Progress
 from pt2q.algorithms.transfer import Site, trial_of
 from pt2q.algorithms.trial import Trial, noise, outputs
 

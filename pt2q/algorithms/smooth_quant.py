@@ -15,10 +15,9 @@ multiplication is written before the layers, if they gain enough by it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ from pt2q.algorithms.engine import Lane, Program, Walk
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.insertion import Insertion, insert, undo
 from pt2q.algorithms.layers import Layers, Passed, find_layers
-from pt2q.algorithms.layerwise import Progress
 from pt2q.algorithms.report import Report
 from pt2q.algorithms.site_run import SiteRun
 from pt2q.algorithms.sites import in_order, nearest_sites
@@ -39,13 +37,14 @@ from pt2q.algorithms.strength_search import (
     over_inputs,
     readers_of,
 )
+from pt2q.algorithms.task import GraphAlgorithm, Progress, Task
 from pt2q.algorithms.transfer import Site, Source
 from pt2q.ir.graph import get_constant
 from pt2q.ir.module import QuantGraphModule
 
 
 @dataclass(frozen=True)
-class SmoothQuant:
+class SmoothQuant(GraphAlgorithm):
     """Even out the channels of quantized inputs.
 
     Args:
@@ -60,24 +59,16 @@ class SmoothQuant:
     insert: bool = True
     insert_from: float = 1.0
 
-    def __call__(
-        self,
-        model: QuantGraphModule,
-        batches: Iterable[Any],
-        *,
-        seed: int = 0,
-        spill: bool | str | Path = False,
-        progress: Progress | None = None,
-    ) -> Report:
-        """Improve a prepared and calibrated model; see `LayerAlgorithm` for the arguments."""
-        insertions = self._places(model) if self.insert else []
+    def improve(self, task: Task) -> Report:
+        """See `GraphAlgorithm.improve`."""
+        insertions = self._places(task.model) if self.insert else []
         try:
-            with Walk(model, batches, [Lane.floating()], spill=spill, seed=seed) as walk:
-                return self._run(walk, insertions, progress)
+            with task.walk([Lane.floating()]) as walk:
+                return self._run(walk, insertions, task.progress)
         finally:
             for insertion in insertions:
-                if bool((get_constant(model, insertion.constant) == 1).all()):
-                    undo(model, insertion)
+                if bool((get_constant(task.model, insertion.constant) == 1).all()):
+                    undo(task.model, insertion)
 
     def _run(
         self, walk: Walk, insertions: Sequence[Insertion], progress: Progress | None

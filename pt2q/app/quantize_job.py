@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from pt2q.algorithms import Improvement, report_of
 from pt2q.algorithms import Report as Improved
-from pt2q.algorithms.layerwise import Progress
+from pt2q.algorithms.task import Progress
 from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, split_off
 from pt2q.app.data_checks import look_at
 from pt2q.app.figures import Figures, measured

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.fx import Node
 
 from pt2q.algorithms.engine import Lane, Program, Walk
 from pt2q.algorithms.engine.walk import ROUNDED
+from pt2q.algorithms.task import Progress
 from pt2q.debug.diagnosis.causes import OTHERWISE, cause_of, proposals
 from pt2q.debug.diagnosis.changes import CALIBRATION, FLOAT, Change, Setup
 from pt2q.debug.diagnosis.data import calibration_findings
@@ -27,7 +28,6 @@ from pt2q.ir.graph import module_path
 from pt2q.ir.module import QuantGraphModule
 from pt2q.quantizers import Report
 
-Progress = Callable[[int, int, str], None]
 ENOUGH = 0.8
 """The share of what leaving a tensor in float wins that is enough for a cheaper fix."""
 WORTH = 0.5

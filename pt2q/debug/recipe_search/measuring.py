@@ -8,10 +8,10 @@ from typing import Any
 from torch.fx import Node
 
 from pt2q.algorithms.engine import Program
+from pt2q.algorithms.task import Progress
 from pt2q.debug.diagnosis.changes import FLOAT, FORM, Change, Setup
 from pt2q.debug.inspection.macs import macs
 from pt2q.debug.recipe_search.table import Assignment, Unit
-from pt2q.debug.sensitivities.measure import Progress
 from pt2q.debug.sensitivities.sensitivity import sensitivity
 from pt2q.debug.sensitivities.subjects import LAYER, Rounded, layers, rounded_tensors
 from pt2q.errors import AnnotationError

@@ -17,12 +17,12 @@ from typing import Any
 
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.engine.walk import ROUNDED
+from pt2q.algorithms.task import Progress
 from pt2q.debug.diagnosis.changes import FLOAT, Setup
 from pt2q.debug.recipe_search.measuring import changes_of, measured_units
 from pt2q.debug.recipe_search.result import SearchResult, Trial
 from pt2q.debug.recipe_search.table import BITS, Assignment, Unit, best, cheapest, cost_of, noise_of
 from pt2q.debug.sensitivities.judging import Judge, Metric, MetricJudge, SqnrJudge
-from pt2q.debug.sensitivities.measure import Progress
 from pt2q.debug.sensitivities.sensitivity import float_results
 from pt2q.errors import DataError, Pt2qWarning, SearchError
 from pt2q.ir.module import QuantGraphModule

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from pt2q.algorithms.engine import Program
+from pt2q.algorithms.task import Progress
 from pt2q.debug.comparison.compare import compare
 from pt2q.debug.comparison.comparison import Comparison
 from pt2q.debug.drawing.colours import colour
@@ -21,7 +22,6 @@ from pt2q.debug.report import figures
 from pt2q.debug.report.histograms import Histogram, histograms
 from pt2q.debug.report.layout import HEIGHT, WIDTH, Layout, laid_out
 from pt2q.debug.report.rows import PageRow, page_rows
-from pt2q.debug.sensitivities.measure import Progress
 from pt2q.debug.sensitivities.result import Sensitivity
 from pt2q.debug.sensitivities.sensitivity import sensitivity
 from pt2q.debug.sensitivities.subjects import rounded_tensors

@@ -8,7 +8,7 @@ again. Weights are rounded once for all runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,15 +20,13 @@ from pt2q.algorithms.engine.lane import Place
 from pt2q.algorithms.engine.rounding import is_static, rounding_of
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
 from pt2q.algorithms.originals import originals
+from pt2q.algorithms.task import Progress
 from pt2q.debug.sensitivities.judging import Judge, Tally
 from pt2q.debug.sensitivities.saved import Saved
 from pt2q.debug.sensitivities.subjects import Subject, rounded_tensors, weights_alone
 from pt2q.ir.graph import value_of
 from pt2q.ir.module import QuantGraphModule
 from pt2q.observers.protocol import has_data
-
-Progress = Callable[[int, int, str], None]
-"""Is told how many rows are done, of how many, and which is next."""
 
 
 def operators(nodes: Iterable[Node]) -> int:

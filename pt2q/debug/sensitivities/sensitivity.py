@@ -14,8 +14,9 @@ from typing import Any
 from pt2q.algorithms.engine import Lane, Program, Walk
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.originals import originals
+from pt2q.algorithms.task import Progress
 from pt2q.debug.sensitivities.judging import Judge, Metric, MetricJudge, SqnrJudge, Tally, added
-from pt2q.debug.sensitivities.measure import Measurement, Progress, Work
+from pt2q.debug.sensitivities.measure import Measurement, Work
 from pt2q.debug.sensitivities.result import Sensitivity, SensitivityRow
 from pt2q.debug.sensitivities.saved import Saved, fingerprint
 from pt2q.debug.sensitivities.subjects import Subject, groups, layers, rounded_tensors

@@ -1,0 +1,72 @@
+"""What every algorithm is called with, and what it is as an object."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pt2q.algorithms.engine import Lane, Walk
+from pt2q.algorithms.report import Report
+from pt2q.ir.module import QuantGraphModule
+
+Progress = Callable[[int, int, str], None]
+"""Is told how many steps are done, of how many, and which is next."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A call of an algorithm; see `GraphAlgorithm` for the fields."""
+
+    model: QuantGraphModule
+    batches: Iterable[Any]
+    seed: int = 0
+    spill: bool | str | Path = False
+    progress: Progress | None = None
+
+    def walk(self, lanes: Sequence[Lane] | None = None) -> Walk:
+        """A run of the model from its beginning.
+
+        Args:
+            lanes: what runs; the floating and the rounding one if not given.
+        """
+        return Walk(self.model, self.batches, lanes, spill=self.spill, seed=self.seed)
+
+
+class GraphAlgorithm(ABC):
+    """An algorithm that improves a prepared and calibrated model."""
+
+    name: ClassVar[str]
+
+    def __call__(
+        self,
+        model: QuantGraphModule,
+        batches: Iterable[Any],
+        *,
+        seed: int = 0,
+        spill: bool | str | Path = False,
+        progress: Progress | None = None,
+    ) -> Report:
+        """Improve a prepared and calibrated model.
+
+        Args:
+            model: what `pt2q.prepare_pt2e` gave, calibrated; changed in place.
+            batches: each a tensor, a tuple of arguments or a dict by their names.
+            seed: of random choices.
+            spill: keep the values of the run in files: True, or the folder for them.
+            progress: is told where the run stands.
+
+        Returns:
+            What was done, layer by layer.
+        """
+        return self.improve(Task(model, batches, seed, spill, progress))
+
+    @abstractmethod
+    def improve(self, task: Task) -> Report:
+        """Do what `__call__` was asked for.
+
+        Args:
+            task: its arguments.
+        """
