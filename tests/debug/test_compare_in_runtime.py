@@ -34,7 +34,10 @@ def test_values_inside_onnx_runtime(tmp_path: Path) -> None:
 
 def test_values_without_a_counterpart_are_listed() -> None:
     _, program, inputs = build(Mlp, 8, 16)
-    relu = lambda x: {"relu": torch.zeros(8, 16), "other": x}  # noqa: E731
+
+    def relu(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"relu": torch.zeros(8, 16), "other": x}
+
     assert debug.compare_in_runtime(program, relu, inputs).unmatched == ("other",)
     with pytest.raises(ComparisonError, match="no value"):
         debug.compare_in_runtime(program, lambda x: {"relu": torch.zeros(3)}, inputs)

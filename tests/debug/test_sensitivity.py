@@ -159,7 +159,10 @@ def test_a_run_that_was_interrupted_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         debug.sensitivity(prepared, batches, passes=None, state=state, progress=interrupt)
-    note = lambda done, total, name: seen.append((done, total))  # noqa: E731
+
+    def note(done: int, total: int, name: str) -> None:
+        seen.append((done, total))
+
     again = debug.sensitivity(prepared, batches, passes=None, state=state, progress=note)
     assert again == found
     assert seen == [(done, len(found)) for done in range(5, len(found))]

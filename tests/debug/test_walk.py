@@ -25,7 +25,7 @@ def test_bodies_come_after_the_graph_that_runs_them() -> None:
     program = torch.export.export(Branch(), (torch.randn(3),))
     for model in (program, program.module()):
         seen: list[str] = []
-        bfs_trace_with_node_process(model, lambda node: seen.append(node.name))  # noqa: B023
+        bfs_trace_with_node_process(model, lambda node, seen=seen: seen.append(node.name))
         assert seen.index("sum_1") < seen.index("cond") < seen.index("sin") < seen.index("cos")
 
 

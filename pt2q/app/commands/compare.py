@@ -11,8 +11,9 @@ from pt2q.app.calibration import read_batches, read_program
 from pt2q.app.compare_job import run_comparison
 from pt2q.app.console import console, track
 from pt2q.app.options import BackendName, CalibrationFile, ModelFile, RecipeFile, chosen_recipe
+from pt2q.app.written import write_json
 from pt2q.deploy.signature import signature_of
-from pt2q.files import check_outputs, write_bytes
+from pt2q.files import check_outputs
 
 HELP = (
     "Say, operator by operator, where a quantized model departs from float.\n\n"
@@ -43,5 +44,4 @@ def compare(
     report = run_comparison(program, batches, chosen, track)
     shown = report if worst is None else report.worst(worst)
     print(shown.text(console().width))
-    if json is not None:
-        write_bytes(json, f"{report.to_json()}\n".encode())
+    write_json(json, report)

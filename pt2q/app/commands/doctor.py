@@ -12,8 +12,7 @@ from pt2q.app.applied_changes import with_changes
 from pt2q.app.console import console, steps
 from pt2q.app.debug_job import subject
 from pt2q.app.options import BackendName, CalibrationFile, JsonFile, ModelFile, RecipeFile
-from pt2q.app.recipe.writing import recipe_text
-from pt2q.files import write_bytes
+from pt2q.app.written import write_json, write_recipe
 
 HELP = (
     "Say why accuracy is lost, and what wins it back.\n\n"
@@ -42,10 +41,8 @@ def doctor(
             given.setup(), given.measured, calibration=given.calls, progress=progress
         )
     print(found.text(console().width))
-    if json is not None:
-        write_bytes(json, f"{found.to_json()}\n".encode())
+    write_json(json, found)
     if out is not None:
         made = with_changes(given.recipe, given.program, found.changes)
         notes = [f"{model.name}: {found.before:.1f} dB, with these changes {found.after:.1f} dB"]
-        write_bytes(out, recipe_text(made, [*notes, *map(str, found.changes)]).encode())
-        print(f"written: {out}")
+        write_recipe(out, made, [*notes, *map(str, found.changes)])

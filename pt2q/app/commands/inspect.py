@@ -6,8 +6,9 @@ from pt2q import debug
 from pt2q.app.calibration import read_program
 from pt2q.app.console import console
 from pt2q.app.options import BackendName, JsonFile, ModelFile
+from pt2q.app.written import write_json
 from pt2q.deploy.registry import BACKENDS
-from pt2q.files import check_outputs, write_bytes
+from pt2q.files import check_outputs
 
 HELP = (
     "Say what a model is made of, and what each backend would quantize of it.\n\n"
@@ -23,5 +24,4 @@ def inspect(model: ModelFile, backend: BackendName = None, json: JsonFile = None
     check_outputs({"--json": json}, {"the model": model})
     found = debug.inspect(read_program(model), quantizers)
     print(found.text(console().width))
-    if json is not None:
-        write_bytes(json, f"{found.to_json()}\n".encode())
+    write_json(json, found)

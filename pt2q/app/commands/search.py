@@ -21,9 +21,8 @@ from pt2q.app.options import (
     ModelFile,
     RecipeFile,
 )
-from pt2q.app.recipe.writing import recipe_text
+from pt2q.app.written import write_json, write_recipe
 from pt2q.debug import Bound
-from pt2q.files import write_bytes
 
 HELP = (
     "Find the cheapest way to quantize a model that keeps within a bound.\n\n"
@@ -83,13 +82,11 @@ def search(
             progress=progress,
         )
     print(found.text(console().width))
-    if json is not None:
-        write_bytes(json, f"{found.to_json()}\n".encode())
+    write_json(json, found)
     if not found.met:
         complain("the bound cannot be met; no recipe is written")
         raise typer.Exit(NOT_MET)
     if out is not None:
         made = with_changes(given.recipe, given.program, found.changes)
         note = f"{model.name}: {found.measure} {found.chosen.value:.4g}"
-        write_bytes(out, recipe_text(made, [note]).encode())
-        print(f"written: {out}")
+        write_recipe(out, made, [note])

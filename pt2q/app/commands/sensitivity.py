@@ -20,7 +20,7 @@ from pt2q.app.options import (
     ModelFile,
     RecipeFile,
 )
-from pt2q.files import write_bytes
+from pt2q.app.written import write_json
 
 HELP = (
     "Say what quantizing each group of tensors, and each layer, costs at the output.\n\n"
@@ -68,5 +68,4 @@ def sensitivity(
             progress=progress,
         )
     print((found if worst is None else found.worst(worst)).text(console().width))
-    if json is not None:
-        write_bytes(json, f"{found.to_json()}\n".encode())
+    write_json(json, found)

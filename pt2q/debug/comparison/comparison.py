@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pt2q.debug.account import Account
 from pt2q.debug.comparison.row import ComparisonRow, Unmatched
 from pt2q.debug.comparison.text import comparison_table, outputs_line
 from pt2q.debug.error import Error
@@ -16,7 +16,7 @@ Measure = Literal["local", "total"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Account):
     """Where a quantized model departs from its float model.
 
     Args:
@@ -76,13 +76,6 @@ class Comparison:
             "unmatched": [item.to_dict() for item in self.unmatched],
             "notes": list(self.notes),
         }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The report as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def __str__(self) -> str:
-        return self.text()
 
     def text(self, width: int | None = None) -> str:
         """The table, and below it what is to be known beside it.

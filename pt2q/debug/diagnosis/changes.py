@@ -12,10 +12,10 @@ from torch.fx import GraphModule
 
 from pt2q.algorithms import ALGORITHMS, Improvement, improve
 from pt2q.algorithms.effort import algorithms_for
-from pt2q.algorithms.engine.inputs import as_call
 from pt2q.flow import prepare_pt2e
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.module.batch_call import as_call
 from pt2q.quantizers import QuantizationConfig, Report, TableQuantizer
 from pt2q.quantizers.toolkit.other_observers import observed_by
 from pt2q.quantizers.toolkit.scales_of_weights import divided

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pt2q.debug.account import Account
 from pt2q.debug.diagnosis.changes import Change
 from pt2q.debug.error import finite
 
@@ -48,7 +48,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Account):
     """What is wrong, the worst first, and what it comes to when mended.
 
     Args:
@@ -77,13 +77,6 @@ class Diagnosis:
             "after_db": finite(self.after),
             "changes": [str(change) for change in self.changes],
         }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The findings as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def __str__(self) -> str:
-        return self.text()
 
     def text(self, width: int = 80) -> str:
         """A paragraph for each finding.

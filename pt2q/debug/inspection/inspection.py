@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pt2q.debug.account import Account
 from pt2q.quantizers import Report
 from pt2q.tables import text_table
 
@@ -91,7 +91,7 @@ class BackendView:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Account):
     """What a model is made of, and what backends would quantize of it.
 
     Args:
@@ -124,13 +124,6 @@ class Inspection:
             "macs": self.macs,
             "backends": {view.name: view.to_dict() for view in self.backends},
         }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The same as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def __str__(self) -> str:
-        return self.text()
 
     def text(self, width: int | None = None) -> str:
         """What it is made of, and a line for each backend; of one alone, the whole report.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from pt2q.debug.account import Account
 from pt2q.debug.diagnosis.changes import Change
 from pt2q.debug.error import finite
 from pt2q.debug.recipe_search.measuring import changes_of
@@ -32,7 +32,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Account):
     """What a search found.
 
     Args:
@@ -82,13 +82,6 @@ class SearchResult:
                 for t in self.trials
             ],
         }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The same as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def __str__(self) -> str:
-        return self.text()
 
     def text(self, width: int | None = None) -> str:
         """A line for each layer that has not the most frequent form, and what it comes to.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pt2q.debug.account import Account
 from pt2q.debug.error import finite
 from pt2q.debug.sensitivities.subjects import LAYER
 from pt2q.tables import text_table
@@ -45,7 +45,7 @@ class SensitivityRow:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Account):
     """What each group and each layer has to do with the output, the worst first.
 
     Args:
@@ -91,13 +91,6 @@ class Sensitivity:
             "batches": self.batches,
             "passes": round(self.passes, 2),
         }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """The rows as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    def __str__(self) -> str:
-        return self.text()
 
     def text(self, width: int | None = None) -> str:
         """The table, and a line with the whole.

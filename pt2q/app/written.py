@@ -1,0 +1,34 @@
+"""What commands that examine a model leave in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pt2q.app.recipe import Recipe
+from pt2q.app.recipe.writing import recipe_text
+from pt2q.debug.account import Account
+from pt2q.files import write_bytes
+
+
+def write_json(path: Path | None, found: Account) -> None:
+    """Write all of a result.
+
+    Args:
+        path: the file; None where none was asked for.
+        found: the result.
+    """
+    if path is not None:
+        write_bytes(path, f"{found.to_json()}\n".encode())
+
+
+def write_recipe(path: Path, recipe: Recipe, notes: Sequence[str]) -> None:
+    """Write a recipe and say so.
+
+    Args:
+        path: the file.
+        recipe: what stands in it.
+        notes: comments above it.
+    """
+    write_bytes(path, recipe_text(recipe, notes).encode())
+    print(f"written: {path}")
