@@ -15,7 +15,6 @@ from torch.fx import GraphModule
 from pt2q.algorithms.applied import Applied
 from pt2q.algorithms.batches import Batches
 from pt2q.algorithms.effort import EFFORTS, algorithms_for
-from pt2q.algorithms.engine.inputs import as_call
 from pt2q.algorithms.model_error import ModelError
 from pt2q.algorithms.report import Report, decibels
 from pt2q.algorithms.task import Progress
@@ -23,6 +22,7 @@ from pt2q.errors import SpecError
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.ir.graph import named_tensors
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.module.batch_call import as_call
 from pt2q.spec.quantizer import Quantizer
 
 

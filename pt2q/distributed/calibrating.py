@@ -8,7 +8,8 @@ everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from os import PathLike
 from typing import Any
@@ -22,6 +23,7 @@ from pt2q.distributed.ranks import Ranks, together
 from pt2q.errors import FlowError, MergeError
 from pt2q.ir.model_state import KeptState
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.module.batch_call import as_call
 from pt2q.observers.base.observer_base import ObserverBase
 from pt2q.observers.protocol import has_data, rounds
 
@@ -48,8 +50,8 @@ def calibrate(
 
     Args:
         prepared: what `prepare_pt2e` returned, not calibrated yet; changed in place.
-        batches: calls of the model: tensors, tuples or lists of arguments, or dicts of keyword
-            arguments; read once. A sequence is not read where it is not needed.
+        batches: each a tensor, a tuple or list of arguments or a dict by their names; read once.
+            A sequence is not read where it is not needed.
         call: runs a batch, where it is something else.
         group: the processes; None for all.
         resume: a folder that keeps how far this came; a run that was stopped goes on from there
@@ -58,13 +60,14 @@ def calibrate(
     Raises:
         FlowError: the module was calibrated before.
         MergeError: several processes, and what they find cannot be put together.
+        DataError: a batch is not a call of the model.
         DistributedError: another process failed, or ``resume`` is of another run.
     """
     ranks = Ranks.of(group)
     observers = observers_of(prepared)
     ranks.agree(_refusal(prepared, observers, ranks))
     kept = None if resume is None else Checkpoint(resume, ranks, tuple(observers))
-    run = call or (lambda batch: run_batch(prepared, batch))
+    run = call or partial(_run, prepared)
     try:
         with torch.no_grad():
             _observe(observers, batches, run, ranks, kept)
@@ -73,16 +76,9 @@ def calibrate(
         _at_batch(observers, None)
 
 
-def run_batch(model: Callable[..., Any], batch: Any) -> Any:
-    """Call a model on a batch.
-
-    Args:
-        model: what is called.
-        batch: a dict of keyword arguments, a tuple or list of arguments, or the only argument.
-    """
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+def _run(prepared: QuantGraphModule, batch: Any) -> None:
+    args, kwargs = as_call(prepared, batch)
+    prepared(*args, **kwargs)
 
 
 def observers_of(model: nn.Module) -> dict[str, Any]:
@@ -91,17 +87,9 @@ def observers_of(model: nn.Module) -> dict[str, Any]:
     Args:
         model: what `prepare_pt2e` returned.
     """
-    own = {name: m for name, m in model.named_modules() if callable(_parameters_of(m))}
-    inner = {m.activation_post_process for m in own.values() if _inside(m)}
-    return {name: module for name, module in own.items() if module not in inner}
-
-
-def _parameters_of(module: nn.Module) -> Any:
-    return getattr(module, "calculate_qparams", None)
-
-
-def _inside(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "activation_post_process", None), nn.Module)
+    found = {n: m for n, m in model.named_modules() if hasattr(m, "calculate_qparams")}
+    inner = {getattr(module, "activation_post_process", None) for module in found.values()}
+    return {name: module for name, module in found.items() if module not in inner}
 
 
 def _refusal(
@@ -128,16 +116,8 @@ def _refusal(
                 "on several processes; calibrate in one, or train with DistributedDataParallel "
                 "and synchronize_observers"
             )
-        if not observer.stateless and type(observer).merge is ObserverBase.merge:
-            return _refused_by(observer)
-    return None
-
-
-def _refused_by(observer: ObserverBase) -> Exception | None:
-    try:
-        observer.merge([])
-    except MergeError as error:
-        return error
+        if not (observer.stateless or observer.merges):
+            return observer.no_merge_error()
     return None
 
 
@@ -164,17 +144,24 @@ def _observe(
     ranks: Ranks,
     kept: Checkpoint | None,
 ) -> None:
-    done = 0 if kept is None else together(ranks, lambda: kept.restore(observers))
+    done = 0 if kept is None else together(ranks, partial(kept.restore, observers))
+    turns = enumerate(_shares(batches, ranks))
 
-    def some(own: list[Numbered], turn: int) -> None:
-        for index, batch in own[max(done - turn * _ROUNDS, 0) :]:
+    def go_on() -> bool:
+        """Run some of this process's batches, but for those that were run before it was stopped."""
+        turn, own = next(turns, (0, None))
+        if own is None:
+            return False
+        before = turn * _ROUNDS
+        for index, batch in own[max(done - before, 0) :]:
             _at_batch(observers, index)
             run(batch)
-        if kept is not None and (turn + 1) * _ROUNDS > done:
-            kept.save(observers, (turn + 1) * _ROUNDS)
+        if kept is not None and before + _ROUNDS > done:
+            kept.save(observers, before + _ROUNDS)
+        return True
 
-    for turn, own in enumerate(_shares(batches, ranks)):
-        together(ranks, lambda own=own, turn=turn: some(own, turn))  # type: ignore[misc]
+    while together(ranks, go_on):
+        pass
 
 
 def _at_batch(observers: dict[str, Any], index: int | None) -> None:
@@ -185,16 +172,18 @@ def _at_batch(observers: dict[str, Any], index: int | None) -> None:
 
 def _exchange(observers: dict[str, Any], ranks: Ranks) -> None:
     """Give every process the statistics of all batches."""
-    merging = {n: o for n, o in observers.items() if isinstance(o, ObserverBase) and _keeps(o)}
+    merging = {
+        name: observer
+        for name, observer in observers.items()
+        if isinstance(observer, ObserverBase)
+        and observer.merges
+        and (ranks.size > 1 or observer.deferred)
+    }
     found = ranks.gather({name: o.statistics() for name, o in merging.items()})
     for name, observer in merging.items():
         parts = [one[name] for one in found]
         # Everybody sees the same weights: what one knows is all there is to know.
         observer.merge([_first_with_data(parts)] if observer.constant_input else parts)
-
-
-def _keeps(observer: ObserverBase) -> bool:
-    return not observer.stateless and type(observer).merge is not ObserverBase.merge
 
 
 def _first_with_data(parts: list[dict[str, Any]]) -> dict[str, Any]:

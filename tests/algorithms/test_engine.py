@@ -229,7 +229,7 @@ def test_folders_go_when_something_fails(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError), Walk(prepared, [torch.randn(2, 4)], spill=tmp_path):
         assert list(tmp_path.iterdir())
-        1 / 0  # noqa: B018
+        1 / 0  # noqa: B018 - it is to fail
     assert not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,7 @@ from support.ranks import (
 )
 
 from pt2q.distributed import Ranks, calibrate
-from pt2q.errors import DistributedError, FlowError
+from pt2q.errors import DataError, DistributedError, FlowError
 
 
 def alone() -> dict[str, Any]:
@@ -102,3 +102,33 @@ def test_what_fails_in_one_process_is_said_with_its_place() -> None:
 
     with pytest.raises(DistributedError, match="process 1 of 2 failed: ValueError: no such file"):
         Pair(0, 2).agree(None)
+
+
+def test_a_batch_is_a_call_of_the_model() -> None:
+    for wrong, words in (
+        ({"y": batch_of(0)[0]}, "takes"),
+        ((), "0 argument"),
+        ("text", "found str"),
+    ):
+        with pytest.raises(DataError, match=words):
+            calibrate(prepared(), [wrong])
+
+
+def test_a_source_of_data_that_fails_is_said_to_all() -> None:
+    """What is raised while reading goes the way of what is raised while running."""
+    told: list[Any] = []
+
+    class Watched(Ranks):
+        def agree(self, failure: BaseException | None) -> None:
+            told.append(failure)
+            super().agree(failure)
+
+    def source() -> Any:
+        yield batch_of(0)
+        raise OSError("no such file")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ranks, "of", staticmethod(lambda group=None: Watched()))
+        with pytest.raises(OSError, match="no such file"):
+            calibrate(prepared(), source())
+    assert isinstance(told[-1], OSError)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pt2q import convert_pt2e, prepare_pt2e, sqnr
 from pt2q.deploy import onnx as onnx_road
 from pt2q.deploy.onnx.openvino_session import OpenVinoSession
-from pt2q.quantizers import OnnxQDQQuantizer
+from pt2q.quantizers import OnnxQDQQuantizer, Report
 
 pytest.importorskip("openvino")
 
@@ -54,6 +54,18 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[nn.Module, ...], tuple[int, ...
 }  # fmt: skip
 
 
+def report_of(model: nn.Module, x: torch.Tensor, folder: Path) -> Report:
+    """What was quantized; OpenVINO has to compute what the converted model does."""
+    quantizer = OnnxQDQQuantizer.openvino()
+    prepared = prepare_pt2e(torch.export.export(model, (x,)), quantizer)
+    prepared(x)
+    converted = convert_pt2e(prepared)
+    onnx_road.export(converted, (x,), folder / "m.onnx")
+    (found,) = OpenVinoSession(folder / "m.onnx", threads=1)(x)
+    assert sqnr(converted(x), found) > 30
+    return quantizer.report()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_it_stays_in_float(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -61,14 +73,8 @@ def test_it_stays_in_float(name: str, tmp_path: Path) -> None:
     for module in modules:
         module.reset_parameters()  # type: ignore[operator]
     model, x = Apply(function, *modules).eval(), torch.randn(shape)
-    quantizer = OnnxQDQQuantizer.openvino()
-    prepared = prepare_pt2e(torch.export.export(model, (x,)), quantizer)
-    prepared(x)
-    converted = convert_pt2e(prepared)
-    onnx_road.export(converted, (x,), tmp_path / "m.onnx")
-    (found,) = OpenVinoSession(tmp_path / "m.onnx", threads=1)(x)
-    assert sqnr(converted(x), found) > 30
-    assert f"behind-{code}" in {r.reason.code for r in quantizer.report().rows if r.reason}
+    rows = report_of(model, x, tmp_path).rows
+    assert f"behind-{code}" in {r.reason.code for r in rows if r.reason}
 
 
 def test_what_it_gets_right_is_quantized(tmp_path: Path) -> None:
@@ -76,11 +82,5 @@ def test_what_it_gets_right_is_quantized(tmp_path: Path) -> None:
     modules = linear(), linear(32, 8)
     model = Apply(lambda m, x: m[1](F.relu(torch.cat([m[0](x), m[0](x * 2)], -1))), *modules).eval()
     x = torch.randn(2, 8, 16)
-    quantizer = OnnxQDQQuantizer.openvino()
-    prepared = prepare_pt2e(torch.export.export(model, (x,)), quantizer)
-    prepared(x)
-    converted = convert_pt2e(prepared)
-    onnx_road.export(converted, (x,), tmp_path / "m.onnx")
-    (found,) = OpenVinoSession(tmp_path / "m.onnx", threads=1)(x)
-    assert sqnr(converted(x), found) > 30
-    assert all(row.quantized for row in quantizer.report().rows if "linear" in row.operator)
+    rows = report_of(model, x, tmp_path).rows
+    assert all(row.quantized for row in rows if "linear" in row.operator)

@@ -54,7 +54,10 @@ class TwoLinears(nn.Sequential):
 def correlated(batches: int, rows: int = 64, width: int = 256, rank: int = 32) -> list[Any]:
     """Inputs that lie close to a plane of few dimensions."""
     mix = torch.randn(width, rank)
-    draw = lambda: torch.randn(rows, rank) @ mix.t() * 0.3 + 0.1 * torch.randn(rows, width)  # noqa: E731
+
+    def draw() -> Tensor:
+        return torch.randn(rows, rank) @ mix.t() * 0.3 + 0.1 * torch.randn(rows, width)
+
     return [(draw(),) for _ in range(batches)]
 
 

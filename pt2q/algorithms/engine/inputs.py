@@ -1,71 +1,14 @@
-"""One batch of calibration data as the call of a model that it stands for."""
+"""The inputs of a graph, by node, in one batch of data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pt2q.errors import DataError
-from pt2q.ir.torch_private import codegen_of, forward_pre_hooks, pytree
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments."""
-
-
-def as_call(model: GraphModule, batch: Any) -> Call:
-    """How a model is called with a batch.
-
-    Args:
-        model: an exported or prepared module.
-        batch: a tensor (the one argument), a tuple or list (the arguments in their order), or a
-            dict by the names of the arguments.
-
-    Raises:
-        DataError: the batch is none of these, or names other arguments.
-    """
-    names, positional = _names(model)
-    if isinstance(batch, Mapping) and _takes_one_dict(model):
-        batch = (batch,) if set(batch) != set(names) else batch
-    if isinstance(batch, Mapping):
-        if set(batch) != set(names):
-            raise DataError(f"a batch has {sorted(batch)}, the model takes {list(names)}")
-        given = [batch[name] for name in names]
-    elif isinstance(batch, tuple | list):
-        given = list(batch)
-    elif isinstance(batch, Tensor):
-        given = [batch]
-    else:
-        raise DataError(
-            f"a batch is a tensor, a tuple of arguments or a dict by their names, found "
-            f"{type(batch).__name__}"
-        )
-    if len(given) != len(names):
-        raise DataError(f"a batch has {len(given)} argument(s), the model takes {list(names)}")
-    keywords = zip(names[positional:], given[positional:], strict=True)
-    return tuple(given[:positional]), dict(keywords)
-
-
-def _names(model: GraphModule) -> tuple[tuple[str, ...], int]:
-    """The names of all arguments, and how many of them are positional."""
-    info = getattr(codegen_of(model.graph), "pytree_info", None)
-    if info is None:
-        names = tuple(str(node.target) for node in _placeholders(model))
-        return names, len(names)
-    positional = info.in_spec.child(0).num_children
-    return (*info.orig_args[:positional], *(info.in_spec.child(1).context or ())), positional
-
-
-def _takes_one_dict(model: GraphModule) -> bool:
-    info = getattr(codegen_of(model.graph), "pytree_info", None)
-    positional = [] if info is None else info.in_spec.child(0).children()
-    return len(positional) == 1 and positional[0].type is dict
-
-
-def _placeholders(model: GraphModule) -> list[Node]:
-    return [node for node in model.graph.nodes if node.op == "placeholder"]
+from pt2q.ir.module.batch_call import as_call, placeholders
+from pt2q.ir.torch_private import forward_pre_hooks, pytree
 
 
 def placed(model: GraphModule, batch: Any) -> dict[Node, Any]:
@@ -82,7 +25,7 @@ def placed(model: GraphModule, batch: Any) -> dict[Node, Any]:
     args, kwargs = as_call(model, batch)
     for hook in forward_pre_hooks(model).values():
         hook(model, args, kwargs)
-    leaves, inputs = pytree.tree_leaves((args, kwargs)), _placeholders(model)
+    leaves, inputs = pytree.tree_leaves((args, kwargs)), placeholders(model)
     if len(leaves) != len(inputs):
         wanted = ", ".join(node.name for node in inputs)
         raise DataError(

@@ -118,7 +118,21 @@ class ObserverBase(WithArgs, nn.Module, ABC):
         Raises:
             MergeError: it does not know how.
         """
-        raise MergeError(
+        raise self.no_merge_error()
+
+    @property
+    def merges(self) -> bool:
+        """Whether it is one that keeps statistics and can `merge` those of several."""
+        return type(self).merge is not ObserverBase.merge
+
+    @property
+    def deferred(self) -> bool:
+        """Whether what was observed of numbered batches counts only once it is merged."""
+        return False
+
+    def no_merge_error(self) -> MergeError:
+        """What is wrong where it cannot."""
+        return MergeError(
             f"{self._where()} statistics of several processes cannot be put together: "
             f"{type(self).__name__} does not say how; give it a method merge(statistics)"
         )

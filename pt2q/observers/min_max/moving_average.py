@@ -36,6 +36,11 @@ class MovingAverageObserver(RangeObserver):
         if index is None:
             self._journal = []
 
+    @property
+    def deferred(self) -> bool:
+        """See :attr:`ObserverBase.deferred`."""
+        return bool(self._journal)
+
     def _take_range(self, low: Tensor, high: Tensor) -> None:
         if self._batch is None:
             super()._take_range(low, high)
