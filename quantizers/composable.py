@@ -45,6 +45,14 @@ class ComposableQuantizer(Quantizer):
         for position, quantizer in enumerate(self.quantizers):
             _check_quantizer(position, quantizer)
 
+    def statements(self) -> tuple[str, ...]:
+        """Its quantizers, in order, with what each was told."""
+        found: list[str] = []
+        for quantizer in self.quantizers:
+            said = getattr(quantizer, "statements", tuple)
+            found += [type(quantizer).__name__, *(f"  {line}" for line in said())]
+        return tuple(found)
+
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Apply every quantizer's transformation, in order."""
         for quantizer in self.quantizers:

@@ -5,7 +5,7 @@ and says what it did, layer by layer. `pt2q.quantize_pt2e` applies several.
 """
 
 from pt2q.algorithms.adaround import AdaRound
-from pt2q.algorithms.applied import Applied, applied_text, report_of
+from pt2q.algorithms.applied import Applied, report_of
 from pt2q.algorithms.awq import AWQ
 from pt2q.algorithms.batch_norms import BatchNormStatistics
 from pt2q.algorithms.bias_correction import BiasCorrection
@@ -38,7 +38,6 @@ __all__ = [
     "ScaleSearch",
     "SmoothQuant",
     "algorithm_named",
-    "applied_text",
     "check_choice",
     "improve",
     "improve_and_convert",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
@@ -52,20 +51,19 @@ class Applied:
         versions = {"pt2q": version("pt2q"), "torch": torch.__version__}
         return cls(settings, report, seed, versions)
 
-    def text(self) -> str:
-        """As JSON, the same in every run: names, settings, versions, the layers changed."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the same in every run: names, settings, versions, the layers changed."""
         changed: dict[str, list[str]] = {name: [] for name, _ in self.algorithms}
         for row in self.report.rows:
             if row.kept:
                 changed.setdefault(row.algorithm, []).append(row.layer)
         algorithms = [{"name": name, "settings": found} for name, found in self.algorithms]
-        content = {
+        return {
             "algorithms": algorithms,
             "changed": changed,
             "seed": self.seed,
             "versions": self.versions,
         }
-        return json.dumps(content, sort_keys=True)
 
 
 def _settings(algorithm: Any) -> dict[str, Any]:
@@ -76,13 +74,3 @@ def report_of(model: QuantGraphModule) -> Report:
     """What algorithms did to a converted model, layer by layer; empty if none was applied."""
     found = model.record.get(Applied)
     return Report() if found is None else found.report
-
-
-def applied_text(model: object) -> str | None:
-    """What deployed files carry of what was done to a model, see `Applied.text`; None if nothing.
-
-    Args:
-        model: any; one that is exported already carries nothing.
-    """
-    found = model.record.get(Applied) if isinstance(model, QuantGraphModule) else None
-    return None if found is None else found.text()

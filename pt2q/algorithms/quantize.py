@@ -19,7 +19,7 @@ from pt2q.algorithms.model_error import ModelError
 from pt2q.algorithms.report import Report, decibels
 from pt2q.algorithms.task import Progress
 from pt2q.errors import SpecError
-from pt2q.flow import convert_pt2e, prepare_pt2e
+from pt2q.flow import DataDigest, convert_pt2e, prepare_pt2e, provenance_of
 from pt2q.ir.graph import named_tensors
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.module.batch_call import as_call
@@ -88,10 +88,13 @@ def quantize_pt2e(
     check_choice(algorithms, effort)
     data = Batches(batches, seed)
     prepared = prepare_pt2e(model, quantizer)
+    digest = DataDigest()
     with torch.no_grad():
         for batch in data:
+            digest.add(batch)
             args, kwargs = as_call(prepared, batch)
             prepared(*args, **kwargs)
+    prepared.record.put(replace(provenance_of(prepared), data=digest.result()))
     improvement = Improvement(tuple(algorithms), effort, seed, spill, progress)
     return improve_and_convert(
         prepared,

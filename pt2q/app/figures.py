@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from pt2q.deploy.backend import Run
 from pt2q.deploy.signature import Batch, Signature
@@ -45,38 +46,89 @@ class Figures:
         return not self.agreement < least  # NaN: there is nothing to compare
 
 
-def measured(
-    program: ExportedProgram,
-    converted: nn.Module,
-    file: Run,
-    signature: Signature,
-    batches: Iterable[Batch],
-) -> Figures:
-    """Run all three on the same batches.
+@dataclass(frozen=True)
+class References:
+    """What a file's results are compared with, on the same batches.
 
-    Args:
-        program: the float program; its state stays as it is.
-        converted: what it was converted to; its state moves on.
-        file: runs what was written.
-        signature: how they are called.
-        batches: held out.
+    Attributes:
+        exact: the floating-point results of the float program, batch by batch, flat.
+        rounded: those of the converted model.
+        places: which of the outputs they are.
     """
-    module = copy_module(program.module(check_guards=False))
-    keep_state(module)
-    runs = (in_pytorch(module, signature), in_pytorch(converted, signature), file)
-    outputs: tuple[list[Tensor], ...] = ([], [], [])
-    for batch in batches:
-        found = [list(run(tuple(x.clone() for x in batch))) for run in runs]
-        for values in zip(*found, strict=True):
-            if isinstance(values[0], Tensor) and values[0].is_floating_point():
-                for kept, value in zip(outputs, values, strict=True):
-                    kept.append(value.detach().flatten().float())
-    if not outputs[0]:
-        return Figures(*[float("nan")] * 3)
-    exact, rounded, ran = map(torch.cat, outputs)
-    return Figures(
-        *(float(sqnr(a, b)) for a, b in ((exact, ran), (exact, rounded), (rounded, ran)))
-    )
+
+    exact: tuple[Tensor, ...]
+    rounded: tuple[Tensor, ...]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        program: ExportedProgram,
+        converted: GraphModule,
+        signature: Signature,
+        batches: Iterable[Batch],
+    ) -> References:
+        """Run both.
+
+        Args:
+            program: the float program.
+            converted: what it was converted to. The state of both stays as it is.
+            signature: how they are called.
+            batches: held out.
+        """
+        exact_run, rounded_run = (
+            in_pytorch(_with_own_state(module), signature)
+            for module in (program.module(check_guards=False), converted)
+        )
+        exact: list[Tensor] = []
+        rounded: list[Tensor] = []
+        places: tuple[int, ...] = ()
+        for batch in batches:
+            values = list(exact_run(own(batch)))
+            places = tuple(i for i, value in enumerate(values) if _is_floating(value))
+            exact += _flat(values, places)
+            rounded += _flat(list(rounded_run(own(batch))), places)
+        return cls(tuple(exact), tuple(rounded), places)
+
+    @property
+    def converted(self) -> float:
+        """Decibels of the converted model against float; NaN where nothing is floating-point."""
+        return _decibels(self.exact, self.rounded)
+
+    def figures(self, file: Run, batches: Iterable[Batch]) -> Figures:
+        """Run what was written on the same batches.
+
+        Args:
+            file: runs it.
+            batches: those of `of`.
+        """
+        ran: list[Tensor] = []
+        for batch in batches:
+            ran += _flat(list(file(own(batch))), self.places)
+        return Figures(_decibels(self.exact, ran), self.converted, _decibels(self.rounded, ran))
+
+
+def own(batch: Batch) -> Batch:
+    """A copy of a batch, which a model may write into."""
+    return tuple(x.clone() for x in batch)
+
+
+def _with_own_state(module: GraphModule) -> GraphModule:
+    copied = copy_module(module)
+    keep_state(copied)
+    return copied
+
+
+def _is_floating(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _flat(values: Sequence[Any], places: Iterable[int]) -> list[Tensor]:
+    return [values[place].detach().flatten().float() for place in places]
+
+
+def _decibels(exact: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    return float(sqnr(torch.cat(list(exact)), torch.cat(list(found)))) if exact else float("nan")
 
 
 def in_pytorch(module: Callable[..., Any], signature: Signature) -> Run:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -16,13 +16,16 @@ from pt2q.algorithms import Report as Improved
 from pt2q.algorithms.task import Progress
 from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, split_off
 from pt2q.app.data_checks import look_at
-from pt2q.app.figures import Figures, measured
+from pt2q.app.figures import Figures, References
 from pt2q.app.recipe import Recipe
+from pt2q.app.recipe.writing import recipe_text
 from pt2q.deploy.backend import Backend, Deployed, Example
 from pt2q.deploy.registry import BACKENDS
 from pt2q.deploy.signature import Batch, dynamic_shapes, signature_of
 from pt2q.errors import LoweringError
 from pt2q.files import replacing
+from pt2q.flow import DataDigest, provenance_of
+from pt2q.ir.module import QuantGraphModule
 from pt2q.quantizers import Report
 
 
@@ -89,14 +92,33 @@ def run_job(
     example = Example(signature, calibration[0], dynamic_shapes(program, signature))
     recipe.require.check_report(quantizer.report())
     float_size = _float_size(program, backend, example)
+    wanted = References.of(program, converted, signature, track(held_out, "running in PyTorch"))
+    _say_so(converted, recipe, calibration, wanted.converted, len(held_out))
     with replacing(out) as draft:
         deployed = backend.deploy(converted, example, draft)
-        shown_batches = track(held_out, "comparing")
-        figures = measured(program, converted, deployed.run, signature, shown_batches)
+        figures = wanted.figures(deployed.run, track(held_out, "comparing"))
         recipe.require.check_figures(figures, deployed.runtime or backend.runtime)
     counts = len(calibration), len(held_out)
     done = report_of(converted)
     return Outcome(deployed, quantizer.report(), float_size, *counts, figures, done)
+
+
+def _say_so(
+    converted: QuantGraphModule,
+    recipe: Recipe,
+    calibration: Iterable[Batch],
+    decibels: float,
+    held_out: int,
+) -> None:
+    """Have the files that are made of a model say where it comes from."""
+    known = replace(
+        provenance_of(converted),
+        data=DataDigest.of(calibration),
+        recipe=recipe_text(recipe),
+        sqnr=decibels,
+        held_out=held_out,
+    )
+    converted.record.put(known)
 
 
 def take_part(

@@ -17,6 +17,7 @@ from pt2q.errors import (
 )
 from pt2q.flow.annotating import annotate, ask, resolve
 from pt2q.flow.modules import own_modules, paused_collection
+from pt2q.flow.provenance import Provenance
 from pt2q.ir.model_state import keep_state
 from pt2q.ir.modes import switch_dropouts_off
 from pt2q.ir.module import QuantGraphModule, Stage, deferred_code, import_exported
@@ -63,6 +64,7 @@ def prepare_pt2e(
         plan = annotate(prepared, quantizer)
         run_passes(prepared, [_insertion(plan, quantizer, is_qat=False)])
     _warn(prepared, plan)
+    prepared.record.put(Provenance.of(quantizer, trained=False))
     return prepared
 
 
@@ -95,6 +97,7 @@ def prepare_qat_pt2e(
         plan = resolve(prepared)
         run_passes(prepared, [_insertion(plan, quantizer, is_qat=True), SizeLearnedScales()])
     _warn(prepared, plan)
+    prepared.record.put(Provenance.of(quantizer, trained=True))
     if plan.groups and not any(hasattr(m, "fake_quant_enabled") for m in prepared.modules()):
         warnings.warn(
             "the quantizer's specs make observers, no fake quantizers: training does not see the "

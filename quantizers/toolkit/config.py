@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from pt2q.spec import PerAxis, PerGroup, QuantizationSpec, granularity_of
+from pt2q.spec import PerAxis, PerGroup, PerToken, QuantizationSpec, granularity_of
+from pt2q.spec.granularity import Granularity
 
 
 class Mode(Enum):
@@ -52,9 +53,35 @@ class QuantizationConfig:
         return Mode.QAT if self.is_qat else Mode.STATIC
 
     @property
+    def summary(self) -> str:
+        """Its mode, and what is stored, in words."""
+        roles = {
+            "inputs": self.input_activation,
+            "outputs": self.output_activation,
+            "weights": self.weight,
+            "biases": self.bias,
+        }
+        stored = [f"{name} {_stored(spec)}" for name, spec in roles.items() if spec is not None]
+        return ", ".join([self.mode.value, *stored])
+
+    @property
     def is_per_channel(self) -> bool:
         """Whether weights have a scale per output channel."""
         return self.weight is not None and has_channels(self.weight)
+
+
+def _stored(spec: QuantizationSpec) -> str:
+    dtype = str(spec.dtype).removeprefix("torch.")
+    limits = f" [{spec.quant_min}, {spec.quant_max}]" if spec.quant_min is not None else ""
+    return f"{dtype}{limits} {_scales(granularity_of(spec))}"
+
+
+def _scales(granularity: Granularity) -> str:
+    if isinstance(granularity, PerGroup):
+        return f"in groups of {granularity.group_size}"
+    if isinstance(granularity, PerAxis):
+        return "per channel"
+    return "per token" if isinstance(granularity, PerToken) else "per tensor"
 
 
 def has_channels(spec: QuantizationSpec) -> bool:

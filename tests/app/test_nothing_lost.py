@@ -115,11 +115,11 @@ def test_no_command_overwrites_what_it_reads(
 ASKED_TO_END = """
 import os, signal, sys
 from pt2q.app import cli, quantize_job
-measured = quantize_job.measured
+figures = quantize_job.References.figures
 def end(*args):
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-    return measured(*args)
-quantize_job.measured = end
+    return figures(*args)
+quantize_job.References.figures = end
 cli.main(sys.argv[2:])
 """
 

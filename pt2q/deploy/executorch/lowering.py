@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from pt2q.algorithms import applied_text
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of
 from pt2q.deploy.executorch.refusals import (
     refuse_measured_constants,
@@ -20,8 +19,9 @@ from pt2q.deploy.executorch.refusals import (
     refuse_weight_only,
     why_not_bodies,
 )
-from pt2q.deploy.executorch.runtime import APPLIED, LoadedProgram, load
+from pt2q.deploy.executorch.runtime import PROVENANCE, LoadedProgram, load
 from pt2q.deploy.export import export_rewritten, refuse_prepared
+from pt2q.deploy.provenance import provenance_text
 from pt2q.errors import LoweringError
 from pt2q.files import write_bytes
 from pt2q.ir.module import QuantGraphModule, copy_module
@@ -85,7 +85,7 @@ def lower(
     """
     refuse_prepared(converted)
     exir, partitioning = optional_modules(*_MODULES, extra="executorch")
-    done, program = applied_text(converted), converted
+    origin, program = provenance_text(converted, "executorch"), converted
     if not isinstance(program, ExportedProgram):
         program = export_rewritten(program, _with_own_biases, args, kwargs, dynamic_shapes)
     refuse_uint8(program.graph)
@@ -94,7 +94,7 @@ def lower(
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
         with quiet_python(), torch.no_grad():
-            return _packed(program, exir, partitioning.XnnpackPartitioner(), done)
+            return _packed(program, exir, partitioning.XnnpackPartitioner(), origin)
     except Exception as error:
         raise LoweringError(
             f"ExecuTorch could not lower the model: {first_line(error).rstrip('.')}"
@@ -102,8 +102,8 @@ def lower(
         ) from error
 
 
-def _packed(program: ExportedProgram, exir: Any, partitioner: Any, done: str | None) -> Program:
-    constants = None if done is None else {APPLIED: done}
+def _packed(program: ExportedProgram, exir: Any, partitioner: Any, origin: str | None) -> Program:
+    constants = None if origin is None else {PROVENANCE: origin}
     edge = exir.to_edge_transform_and_lower(
         program, partitioner=[partitioner], constant_methods=constants
     )

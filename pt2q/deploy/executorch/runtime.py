@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pt2q.deploy.executorch.loaded_method import LoadedMethod
+from pt2q.deploy.provenance import KEY, read_provenance
 from pt2q.errors import DataError, LoweringError
 from pt2q.library_output import captured_stderr
 from pt2q.optional import optional_modules
 
-APPLIED = "pt2q_algorithms"
-"""A method that gives, as JSON, what algorithms did to the program."""
+PROVENANCE = KEY.replace(".", "_")
+"""A method that gives, as JSON, where the program comes from."""
 logger = logging.getLogger(__name__)
 
 
@@ -36,16 +36,20 @@ class LoadedProgram:
 
     @property
     def method_names(self) -> tuple[str, ...]:
-        """The methods of the program, sorted."""
-        return tuple(sorted(self._program.method_names))
+        """The methods of the program that compute, sorted."""
+        return tuple(sorted(set(self._program.method_names) - {PROVENANCE}))
+
+    @property
+    def provenance(self) -> dict[str, Any] | None:
+        """Where it comes from, see `pt2q.deploy.provenance`; None if it says nothing."""
+        if PROVENANCE not in self._program.method_names:
+            return None
+        return read_provenance({KEY: self.method(PROVENANCE)()[0]})
 
     @property
     def algorithms(self) -> dict[str, Any] | None:
         """What algorithms did to it: names, settings, versions, layers changed; None if nothing."""
-        if APPLIED not in self._program.method_names:
-            return None
-        found: dict[str, Any] = json.loads(self.method(APPLIED)()[0])
-        return found
+        return (self.provenance or {}).get("algorithms")
 
     def method(self, name: str = "forward") -> LoadedMethod:
         """A method by name, safe to keep when the program object is gone.

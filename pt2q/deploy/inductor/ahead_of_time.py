@@ -15,6 +15,8 @@ from pt2q.deploy.export import export_rewritten, require_graph
 from pt2q.deploy.inductor import package_account, package_inputs
 from pt2q.deploy.inductor.graph import for_inductor
 from pt2q.deploy.inductor.settings import aoti_compile_and_package, aoti_load_package, compiling
+from pt2q.deploy.provenance import KEY as PROVENANCE
+from pt2q.deploy.provenance import provenance_text, read_provenance
 from pt2q.errors import DataError, InputShapeError, LoweringError, SaveError
 from pt2q.files import ensure_writable, replacing
 from pt2q.ir.torch_private import pytree, reorder_kwargs
@@ -53,18 +55,21 @@ def package(
     args, kwargs = pytree.tree_map(package_inputs.dense, (tuple(args), dict(kwargs or {})))
     program = export_rewritten(model, for_inductor, args, kwargs, dynamic_shapes)
     with replacing(path) as draft, compiling():
-        _compile(program, draft)
+        _compile(program, draft, provenance_text(model))
     return path
 
 
-def _compile(program: ExportedProgram, path: Path) -> None:
+def _compile(program: ExportedProgram, path: Path, origin: str | None) -> None:
+    metadata = {package_account.KEY: package_account.described(program)}
+    if origin is not None:
+        metadata[PROVENANCE] = origin
     try:
         aoti_compile_and_package(
             program,
             package_path=str(path),
             inductor_configs={
                 "freezing": True,
-                "aot_inductor.metadata": {package_account.KEY: package_account.described(program)},
+                "aot_inductor.metadata": metadata,
             },
         )
     except Exception as error:
@@ -87,7 +92,9 @@ class LoadedPackage:
             ) from error
 
         # By torch alone, without what this module writes, a package has no account of its inputs.
-        self.inputs = package_account.read(self._run.get_metadata())
+        metadata = self._run.get_metadata()
+        self.inputs = package_account.read(metadata)
+        self.provenance = read_provenance(metadata)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the packaged model.

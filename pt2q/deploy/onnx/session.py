@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pt2q.deploy.onnx.state import Carrier, State
+from pt2q.deploy.provenance import read_provenance
 from pt2q.errors import DataError, InputShapeError
 from pt2q.library_output import cause_line
 from pt2q.optional import optional_modules
@@ -39,6 +40,7 @@ class OnnxSession:
             [o.name for o in self._session.get_outputs()],
             State.read(metadata),
         )
+        self.provenance = read_provenance(metadata)
         self.inputs, self.outputs = self._carrier.inputs, self._carrier.outputs
 
     @property

@@ -15,7 +15,6 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from pt2q.algorithms import applied_text
 from pt2q.deploy.export import export_rewritten, require_graph
 from pt2q.deploy.onnx.file_info import OnnxProgramInfo, stored_bytes
 from pt2q.deploy.onnx.graph import for_onnx
@@ -24,6 +23,8 @@ from pt2q.deploy.onnx.opsets import WIDE_OPSET, choose_opset
 from pt2q.deploy.onnx.session import FLOAT8_KEY
 from pt2q.deploy.onnx.state import KEY as STATE_KEY
 from pt2q.deploy.onnx.state import State, without_state
+from pt2q.deploy.provenance import KEY as PROVENANCE
+from pt2q.deploy.provenance import provenance_text
 from pt2q.errors import LoweringError
 from pt2q.files import ensure_writable, final_path, outdated, replacing
 from pt2q.ir import ops
@@ -32,8 +33,6 @@ from pt2q.ir.qparams import read_qparams
 from pt2q.library_output import cause_line, quiet_python
 from pt2q.optional import optional_modules
 
-APPLIED_KEY = "pt2q.algorithms"
-"""Of the metadata: what algorithms did to the model, as JSON."""
 EXTERNAL_BYTES = 1 << 30
 """Constants beyond this go to a file of their own; a single file ends at 2 GiB."""
 
@@ -79,8 +78,8 @@ def export(
     program, state, carried = without_state(program)
     version = choose_opset(program.graph_module, opset)
     written = _translated(program, version)
-    if (done := applied_text(model)) is not None:
-        written.metadata_props[APPLIED_KEY] = done
+    if (origin := provenance_text(model, "onnx", "onnxscript")) is not None:
+        written.metadata_props[PROVENANCE] = origin
     _name(written, names, state, carried)
     data = _save(written, path, external_data)
     return OnnxProgramInfo.of(written, path, version, data)

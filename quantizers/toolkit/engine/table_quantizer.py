@@ -145,6 +145,14 @@ class TableQuantizer(Quantizer):
         self.table = self.table.with_rule(rule)
         return self
 
+    def statements(self) -> tuple[str, ...]:
+        """What it was told, a line each; the most specific first."""
+        said = (
+            f"{where}: {'float' if config is None else config.summary}"
+            for where, config in self.selection.statements()
+        )
+        return (f"for {self.table.runtime}", *said)
+
     # ------------------------------------------------------------ what a backend adds
 
     def refine(self, match: Match, kept: dict[Node, Match]) -> Match:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -53,6 +53,11 @@ class OperatorStatement(Generic[C]):
     def label(self) -> str:
         """The statement in words."""
         return f"operator type {self.given}"
+
+    @property
+    def name(self) -> str:
+        """The same in every process: a function of torch is named by its overloads."""
+        return f"operator type {', '.join(sorted(map(str, self.targets)))}"
 
 
 def type_name(module_type: type | str) -> str:
@@ -156,6 +161,14 @@ class Selection(Generic[C]):
         given += [e.config for e in self.by_operator]
         given.append(self.global_config())
         return tuple(dict.fromkeys(c for c in given if c is not None))
+
+    def statements(self) -> Iterator[tuple[str, C | None]]:
+        """What is said, in words, with what was said of it; the most specific first."""
+        yield from ((f"node {name}", config) for name, config in self.by_node.items())
+        yield from ((f"module {name}", config) for name, config in self.by_name.items())
+        yield from ((f"module type {name}", config) for name, config in self.by_type.items())
+        yield from ((statement.name, statement.config) for statement in self.by_operator)
+        yield "everything else", self.global_config()
 
     def stated_operators(self) -> frozenset[Target]:
         """The operators that some statement names."""
