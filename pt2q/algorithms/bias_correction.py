@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pt2q.algorithms.layerwise import Declined, LayerAlgorithm, Proposal, Work
 from pt2q.ir import ops
+from pt2q.ir.graph import observed_value, real_readers
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class BiasCorrection(LayerAlgorithm):
             raise Declined("its operator takes no bias")
         if len(work.layer.uses) > 1 and len({use.bias for use in work.layer.uses}) > 1:
             raise Declined("its calls have different biases")
+        if work.use.bias is not None and (reason := fixed_bias(work)):
+            raise Declined(reason)
         missing = mean_error(work)
         if not bool(torch.isfinite(missing).all()):
             raise Declined("its outputs are not finite")
@@ -42,6 +45,17 @@ class BiasCorrection(LayerAlgorithm):
 
 
 TAKES_BIAS = ops.LINEAR | ops.CONV | ops.CONV_GENERIC
+
+
+def fixed_bias(work: Work) -> str:
+    """Why the bias of a layer cannot be changed; nothing if it can."""
+    owner, calls = work.use.owner, {use.node for use in work.layer.uses}
+    assert work.use.bias is not None
+    source = observed_value(owner, work.use.bias)
+    if source.op != "get_attr":
+        return f"its bias is computed in the graph, at {source.name}"
+    others = sorted(user.name for user in real_readers(owner, source) - calls)
+    return f"its bias is also read by {', '.join(others)}" if others else ""
 
 
 def mean_error(work: Work) -> Tensor:

@@ -33,7 +33,7 @@ from pt2q.algorithms.samples import Sample, Samples, calls_of, collect, noise
 from pt2q.algorithms.task import GraphAlgorithm, Progress, Task
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
-from pt2q.ir.graph import beside
+from pt2q.ir.graph import beside, observed_value
 from pt2q.ir.module import QuantGraphModule
 
 
@@ -296,9 +296,7 @@ def set_bias(walk: Walk, use: Use, value: Tensor) -> None:
         walk.lanes[FLOAT].hold({place: torch.zeros_like(value)})
         walk.refresh()
     else:
-        source = use.bias.args[0] if use.bias.op == "call_module" else use.bias
-        assert isinstance(source, Node)
-        place = (use.owner, str(source.target))
+        place = (use.owner, str(observed_value(use.owner, use.bias).target))
     replace_float(model, (place,), value)
 
 

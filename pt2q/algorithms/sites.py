@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from pt2q.algorithms.channels import Reach, reach_of
 from pt2q.algorithms.engine import Program
@@ -16,7 +16,13 @@ from pt2q.algorithms.layers import Layer, Layers, Use
 from pt2q.algorithms.layerwise import Declined
 from pt2q.algorithms.transfer import Site, Source
 from pt2q.ir import ops
-from pt2q.ir.graph import get_constant, holds_tensor, is_observer_call
+from pt2q.ir.graph import (
+    get_constant,
+    holds_tensor,
+    is_observer_call,
+    observed_value,
+    real_readers,
+)
 
 NORMS = ops.LAYER_NORM | ops.RMS_NORM | ops.GROUP_NORM | ops.BATCH_NORM
 
@@ -55,7 +61,9 @@ class Sites:
 
     def _layer_source(self, use: Use) -> Source | None:
         layer = self.layer_of[use]
-        bias = None if use.bias is None else self._sole(_behind(use.bias), use.node)
+        bias = (
+            None if use.bias is None else self._sole(observed_value(use.owner, use.bias), use.node)
+        )
         if len(layer.uses) > 1 or (use.bias is not None and bias is None):
             return None
         convolution = ops.is_op(use.node, ops.CONV | ops.CONV_GENERIC)
@@ -67,7 +75,7 @@ class Sites:
         if node.op != "get_attr":
             return None
         nodes = self.readers[id(get_constant(self.owner, node))]
-        users = {u for n in nodes for user in n.users for u in _real_users(self.owner, user)}
+        users = {user for n in nodes for user in real_readers(self.owner, n)}
         return tuple((self.owner, str(n.target)) for n in nodes) if users == {reader} else None
 
     def site(self, source: Source) -> Site:
@@ -144,19 +152,6 @@ def _is_vector(node: Node, weight: Node) -> bool:
     if ops.is_op(node, ops.BATCH_NORM) and ops.argument(node, "training"):
         return False
     return isinstance(value, Tensor) and value.dim() == 1
-
-
-def _behind(node: Node) -> Node:
-    """The constant behind an observer."""
-    source = node.args[0] if node.op == "call_module" else node
-    assert isinstance(source, Node)
-    return source
-
-
-def _real_users(owner: GraphModule, node: Node) -> set[Node]:
-    if not is_observer_call(owner, node):
-        return {node}
-    return {found for user in node.users for found in _real_users(owner, user)}
 
 
 def nearest_sites(program: Program, layers: Layers, more: Iterable[Source] = ()) -> dict[str, Site]:

@@ -40,7 +40,7 @@ from pt2q.ir.graph.metadata import (
 )
 from pt2q.ir.graph.module_path import module_path, module_stack, normalize_path
 from pt2q.ir.graph.names import Names
-from pt2q.ir.graph.observers import is_observer, is_observer_call, observed_value
+from pt2q.ir.graph.observers import is_observer, is_observer_call, observed_value, real_readers
 from pt2q.ir.graph.text import dump
 from pt2q.ir.graph.values import fake_constant, fake_like, is_float_tensor, value_of
 
@@ -83,6 +83,7 @@ __all__ = [
     "observed_value",
     "origin_name",
     "provenance",
+    "real_readers",
     "replace_tensor",
     "set_constant",
     "set_handle",

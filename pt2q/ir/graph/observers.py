@@ -34,3 +34,17 @@ def observed_value(model: GraphModule, node: Node) -> Node:
     while is_observer_call(model, at):
         at = at.all_input_nodes[0]
     return at
+
+
+def real_readers(model: GraphModule, node: Node) -> set[Node]:
+    """What reads a value, seen through the observers behind it.
+
+    Args:
+        model: the module that owns the graph.
+        node: any node of it.
+    """
+    found, calls = set(), [node]
+    while calls:
+        for user in calls.pop().users:
+            (calls.append if is_observer_call(model, user) else found.add)(user)
+    return found
