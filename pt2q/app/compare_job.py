@@ -9,13 +9,20 @@ from torch.export import ExportedProgram
 from pt2q.algorithms import Improvement
 from pt2q.app.conversion import Track, calibrate_and_convert, split_off
 from pt2q.app.recipe import Recipe
-from pt2q.debug import Comparison, compare
-from pt2q.deploy.signature import Batch, signature_of
+from pt2q.debug import Comparison, RuntimeComparison, compare, compare_in_runtime
+from pt2q.deploy.backend import Backend, Example
+from pt2q.deploy.registry import BACKENDS
+from pt2q.deploy.signature import Batch, dynamic_shapes, signature_of
+from pt2q.errors import ComparisonError
 
 
 def run_comparison(
-    program: ExportedProgram, batches: Sequence[Batch], recipe: Recipe, track: Track
-) -> Comparison:
+    program: ExportedProgram,
+    batches: Sequence[Batch],
+    recipe: Recipe,
+    track: Track,
+    in_runtime: bool = False,
+) -> Comparison | RuntimeComparison:
     """Quantize an exported program and say, operator by operator, where it departs from float.
 
     Args:
@@ -23,7 +30,14 @@ def run_comparison(
         batches: calibration data; the last tenth (at least one batch) is compared on.
         recipe: for which backend, and how.
         track: wraps a loop over batches to show its progress under a title.
+        in_runtime: compare what the runtime computes, not what the converted model does.
+
+    Raises:
+        ComparisonError: the values inside the runtime cannot be had.
     """
+    backend = BACKENDS[recipe.backend]
+    if in_runtime and backend.inner_values is None:
+        raise ComparisonError(_no_values(backend))
     calibration, held_out = split_off(batches, recipe.limit)
     improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed)
     converted = calibrate_and_convert(
@@ -36,4 +50,13 @@ def run_comparison(
         dict(zip(names, signature.leaves(batch), strict=True))
         for batch in track(held_out, "comparing")
     )
+    if in_runtime and backend.inner_values is not None:
+        example = Example(signature, held_out[0], dynamic_shapes(program, signature))
+        values = backend.inner_values(converted, example)
+        return compare_in_runtime(program, values, inputs)
     return compare(program, converted, inputs)
+
+
+def _no_values(backend: Backend) -> str:
+    have = ", ".join(name for name in BACKENDS if BACKENDS[name].inner_values is not None)
+    return f"--in-runtime: {backend.runtime} shows no values inside; those of {have} can be had"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
@@ -23,6 +24,9 @@ Model = GraphModule | ExportedProgram
 
 Run = Callable[[Batch], Sequence[Any]]
 """Runs one batch; gives the outputs, flat."""
+
+Values = Callable[..., Mapping[str, Tensor]]
+"""Called with the inputs of one call, gives values by the node of the exported program."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Backend:
         scales: what its weights may have a scale for.
         deploys_float: a float model can be written in the same form in little time.
         runtime: what runs the file, as people call it; "" takes the name.
+        inner_values: gives what shows the values inside the runtime; None where none can be had.
     """
 
     name: str
@@ -96,6 +101,7 @@ class Backend:
     scales: tuple[WeightScale, ...] = ("channel", "tensor")
     deploys_float: bool = True
     runtime: str = ""
+    inner_values: Callable[[Model, Example], Values] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runtime", self.runtime or self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -33,6 +34,18 @@ def test_compare(run: Run, folder: Path, tmp_path: Path) -> None:
         "compare", folder / "small.pt2", "--calibration", folder / "images.npz", "--worst", 2
     )
     assert short[:2] == (0, f"{expected.worst(2).text(80)}\n")
+
+
+def test_compare_in_the_runtime(run: Run, folder: Path, tmp_path: Path) -> None:
+    given = (
+        "compare", folder / "small.pt2", "--calibration", folder / "images.npz", "--in-runtime"
+    )  # fmt: skip
+    code, out, err = run(*given, "--json", tmp_path / "values.json")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80 and "values inside the runtime" in out
+    rows = json.loads((tmp_path / "values.json").read_text())["rows"]
+    assert min(row["total"]["sqnr"] for row in rows) > 20
+    fails(run(*given, "--backend", "x86"), 1, "shows no values inside; those of xnnpack")
 
 
 def test_compare_takes_constants_and_keywords(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -17,11 +17,18 @@ from pt2q.files import check_outputs
 
 HELP = (
     "Say, operator by operator, where a quantized model departs from float.\n\n"
-    "It is quantized as by 'pt2q quantize', which see for the files; nothing is lowered. Local: "
-    "what an operator adds by itself. Total: with all that comes before it."
+    "It is quantized as by 'pt2q quantize', which see for the files; nothing is lowered but "
+    "with --in-runtime. Local: what an operator adds by itself. Total: with all that comes before "
+    "it."
 )
 Worst = Annotated[
     int | None, typer.Option(min=1, help="Print the operators with the largest local errors.")
+]
+InRuntime = Annotated[
+    bool,
+    typer.Option(
+        "--in-runtime", help="Lower it, and compare the values inside the runtime instead."
+    ),
 ]
 JsonFile = Annotated[Path | None, typer.Option(help="Write the whole report here, too.")]
 
@@ -32,6 +39,7 @@ def compare(
     backend: BackendName = None,
     recipe: RecipeFile = None,
     worst: Worst = None,
+    in_runtime: InRuntime = False,
     json: JsonFile = None,
 ) -> None:
     """Say, operator by operator, where a quantized model departs from float."""
@@ -41,7 +49,7 @@ def compare(
     check_outputs({"--json": json}, read)
     program = read_program(model)
     batches = read_batches(calibration, signature_of(program))
-    report = run_comparison(program, batches, chosen, track)
+    report = run_comparison(program, batches, chosen, track, in_runtime)
     shown = report if worst is None else report.worst(worst)
     print(shown.text(console().width))
     write_json(json, report)

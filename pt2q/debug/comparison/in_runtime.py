@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
 
+from pt2q.debug.account import Account
 from pt2q.debug.comparison.batches import batches_of, flat_inputs, own_inputs
 from pt2q.debug.comparison.subjects import Model
 from pt2q.debug.error import Error
@@ -16,6 +17,7 @@ from pt2q.debug.error_sums import ErrorSums
 from pt2q.debug.graph_runner import GraphRunner
 from pt2q.debug.own_copy import own_copy
 from pt2q.errors import ComparisonError
+from pt2q.ir.graph import origin_name
 from pt2q.ir.module import InputCheck
 from pt2q.tables import text_table
 
@@ -24,7 +26,7 @@ Values = Callable[..., Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class RuntimeComparison:
+class RuntimeComparison(Account):
     """How values inside a runtime differ from those of the float model.
 
     Args:
@@ -37,11 +39,36 @@ class RuntimeComparison:
     unmatched: tuple[str, ...]
     batches: int
 
-    def __str__(self) -> str:
-        rows = [(name, f"{error.sqnr:.1f}") for name, error in self.errors.items()]
-        table = text_table(("node", "total dB"), rows, right=("total dB",))
-        missing = f"\nnot compared: {', '.join(self.unmatched)}" if self.unmatched else ""
-        return f"{table}{missing}"
+    def worst(self, count: int) -> RuntimeComparison:
+        """The values with the largest errors, the worst first.
+
+        Args:
+            count: how many.
+        """
+        ranked = sorted(self.errors.items(), key=lambda item: item[1].rank)
+        return replace(self, errors=dict(ranked[:count]))
+
+    def text(self, width: int | None = None) -> str:
+        """A line for each value, and those that could not be compared.
+
+        Args:
+            width: columns of the terminal.
+        """
+        headers = "total dB", "largest difference", "node"
+        rows = [(f"{e.sqnr:.1f}", f"{e.max_abs:.3g}", name) for name, e in self.errors.items()]
+        table = text_table(headers, rows, right=headers[:2], width=width)
+        batches = f"{self.batches} batch{'' if self.batches == 1 else 'es'}"
+        end = f"values inside the runtime, over {batches}"
+        missing = f"not compared: {', '.join(self.unmatched)}" if self.unmatched else ""
+        return "\n".join(filter(None, (table, end, missing)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists."""
+        return {
+            "rows": [{"node": name, "total": e.to_dict()} for name, e in self.errors.items()],
+            "unmatched": list(self.unmatched),
+            "batches": self.batches,
+        }
 
 
 def compare_in_runtime(float_model: Model, values: Values, inputs: Any) -> RuntimeComparison:
@@ -50,7 +77,7 @@ def compare_in_runtime(float_model: Model, values: Values, inputs: Any) -> Runti
     Args:
         float_model: what ``torch.export.export`` gave, or its ``.module()``.
         values: runs the lowered model and gives values by node, such as
-            `pt2q.deploy.onnx.InnerValues`.
+            `pt2q.deploy.executorch.InnerValues` and `pt2q.deploy.onnx.InnerValues`.
         inputs: as for `compare`.
 
     Raises:
@@ -70,8 +97,10 @@ def compare_in_runtime(float_model: Model, values: Values, inputs: Any) -> Runti
         unmatched.update(dict.fromkeys(_added(sums, references, found)))
     if not sums:
         raise ComparisonError("the runtime gives no value that the float model has, or no batch")
-    names = [node.name for node in floating.graph.nodes]
-    results = {name: sums[name].result() for name in names if name in sums}
+    names = {
+        node.name: {node.name, origin_name(node)} & sums.keys() for node in floating.graph.nodes
+    }
+    results = {name: sums[known.pop()].result() for name, known in names.items() if known}
     errors = {name: error for name, error in results.items() if error is not None}
     return RuntimeComparison(errors, tuple(unmatched), count)
 
@@ -81,7 +110,9 @@ def _references(runner: GraphRunner, leaves: list[Any]) -> dict[str, Any]:
 
     def keep(path: str, call: int, node: Node, args: tuple[Any, ...], value: Any) -> Any:
         if not path:
-            found[node.name] = value.clone() if isinstance(value, Tensor) else value
+            kept = value.clone() if isinstance(value, Tensor) else value
+            found[node.name] = kept
+            found.setdefault(origin_name(node), kept)
         return value
 
     runner(own_inputs(leaves), keep)

@@ -5,6 +5,7 @@ the rest with portable kernels. `Program.delegation` says which is which.
 """
 
 from pt2q.deploy.executorch.delegation import Delegation
+from pt2q.deploy.executorch.inner_values import InnerValues
 from pt2q.deploy.executorch.latency import measure_latency
 from pt2q.deploy.executorch.loaded_method import LoadedMethod
 from pt2q.deploy.executorch.lowering import Program, lower
@@ -12,6 +13,7 @@ from pt2q.deploy.executorch.runtime import LoadedProgram, load
 
 __all__ = [
     "Delegation",
+    "InnerValues",
     "LoadedMethod",
     "LoadedProgram",
     "Program",

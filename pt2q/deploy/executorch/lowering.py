@@ -83,6 +83,17 @@ def lower(
         LoweringError: the model cannot be lowered; the message says why.
         MissingDependencyError: executorch is not installed.
     """
+    return packed(converted, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes)[0]
+
+
+def packed(
+    converted: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] = (),
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> tuple[Program, Any]:
+    """What `lower` gives, with ExecuTorch's own account of it, an ``ExecutorchProgramManager``."""
     refuse_prepared(converted)
     exir, partitioning = optional_modules(*_MODULES, extra="executorch")
     origin, program = provenance_text(converted, "executorch"), converted
@@ -102,15 +113,17 @@ def lower(
         ) from error
 
 
-def _packed(program: ExportedProgram, exir: Any, partitioner: Any, origin: str | None) -> Program:
+def _packed(
+    program: ExportedProgram, exir: Any, partitioner: Any, origin: str | None
+) -> tuple[Program, Any]:
     constants = None if origin is None else {PROVENANCE: origin}
     edge = exir.to_edge_transform_and_lower(
         program, partitioner=[partitioner], constant_methods=constants
     )
     # Before packing, which rewrites the graph into allocations and out variants.
     delegation = delegation_of(edge.exported_program().graph_module)
-    packed = edge.to_executorch(_with_initial_values(exir, edge))
-    return Program(bytes(packed.buffer), delegation)
+    manager = edge.to_executorch(_with_initial_values(exir, edge))
+    return Program(bytes(manager.buffer), delegation), manager
 
 
 def _with_initial_values(exir: Any, edge: Any) -> Any:

@@ -8,6 +8,7 @@ from torch.export import ExportedProgram
 
 from pt2q.deploy.backend import ActivationMode, Backend, Deployed, Example, Model
 from pt2q.deploy.executorch.delegation import Delegation
+from pt2q.deploy.executorch.inner_values import InnerValues
 from pt2q.deploy.executorch.lowering import lower
 from pt2q.quantizers import (
     QuantizationConfig,
@@ -38,6 +39,11 @@ def _deploy(model: Model, example: Example, path: Path) -> Deployed:
     )
 
 
+def _inner_values(model: Model, example: Example) -> InnerValues:
+    shapes = example.dynamic_shapes
+    return InnerValues(model, example.args, kwargs=example.kwargs, dynamic_shapes=shapes)
+
+
 def _rows(found: Delegation) -> tuple[tuple[str, str], ...]:
     portable = "\n".join(f"{count} x {name}" for name, count in found.portable) or "none"
     share = f"{found.delegated} of {found.delegated + found.left} operators"
@@ -52,4 +58,5 @@ XNNPACK = Backend(
     quantizer=XNNPACKQuantizer,
     config=_config,
     deploy=_deploy,
+    inner_values=_inner_values,
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pt2q.deploy.backend import ActivationMode, Backend, Deployed, Example, Model
 from pt2q.deploy.onnx.file_info import OnnxProgramInfo
+from pt2q.deploy.onnx.inner_values import InnerValues
 from pt2q.deploy.onnx.openvino_session import OpenVinoSession
 from pt2q.deploy.onnx.session import load
 from pt2q.deploy.onnx.writing import export
@@ -55,6 +57,13 @@ def _deploy_to_onnxruntime(model: Model, example: Example, path: Path) -> Deploy
     return Deployed(written.size, lambda batch: session(*batch), rows)
 
 
+def _inner_values(model: Model, example: Example) -> InnerValues:
+    with tempfile.TemporaryDirectory(prefix="pt2q-values-") as folder:
+        path = Path(folder) / "model.onnx"
+        _written(model, example, path)
+        return InnerValues(path)
+
+
 def _deploy_to_openvino(model: Model, example: Example, path: Path) -> Deployed:
     written = _written(model, example, path)
     try:
@@ -82,6 +91,7 @@ ONNXRUNTIME = Backend(
     config=_onnxruntime_config,
     deploy=_deploy_to_onnxruntime,
     runtime="ONNX Runtime",
+    inner_values=_inner_values,
 )
 
 OPENVINO = Backend(
