@@ -22,7 +22,7 @@ ASKING = ("getattr", "hasattr", "setattr", "delattr")
 ALLOWED = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
     *("_make", "_replace", "_asdict"),
-    "_op",  # ExecuTorch's, not torch's
+    *("_op", "_instruction_id"),  # ExecuTorch's, not torch's
 }
 
 
