@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pt2q.account import Account
 from pt2q.app.recipe import Recipe
 from pt2q.app.recipe.writing import recipe_text
-from pt2q.debug.account import Account
 from pt2q.files import write_bytes
 
 

@@ -115,7 +115,7 @@ class DataDigest:
                 continue
             self._hash.update(f"{leaf.dtype}{tuple(leaf.shape)};".encode())
             values = leaf.detach().cpu().contiguous().reshape(-1)
-            self._hash.update(memoryview(values.view(torch.uint8).numpy()))
+            self._hash.update(values.view(torch.uint8).numpy().tobytes())
 
     def result(self) -> DataUsed:
         """What was taken in so far."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pt2q import convert_pt2e, prepare_pt2e, sqnr
 from pt2q.deploy import inductor
+from pt2q.deploy.describing import describe
 from pt2q.errors import (
     FlowError,
     InputShapeError,
@@ -91,7 +92,15 @@ def test_package_runs_and_leaves_its_inputs_alone(tmp_path: Path):
     _, model = converted(sums, SUMS)
     path = inductor.package(model, SUMS, tmp_path / "new" / "model.pt2")
     assert [file.name for file in path.parent.iterdir()] == ["model.pt2"]
-    check_sums(inductor.load_package(path), model)
+    loaded = inductor.load_package(path)
+    check_sums(loaded, model)
+    found = describe(path)
+    assert found is not None and found.provenance == loaded.provenance
+    assert found.provenance["statements"][0] == "for Inductor"
+    assert [str(slot) for slot in found.methods[0].inputs] == [
+        f"float32[{', '.join(map(str, x.shape))}]" for x in SUMS
+    ]
+    assert found.size == path.stat().st_size and max(map(len, found.text(80).splitlines())) <= 80
 
 
 class Inputs(nn.Module):

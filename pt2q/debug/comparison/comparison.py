@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pt2q.debug.account import Account
+from pt2q.account import Account
 from pt2q.debug.comparison.row import ComparisonRow, Unmatched
 from pt2q.debug.comparison.text import comparison_table, outputs_line
 from pt2q.debug.error import Error

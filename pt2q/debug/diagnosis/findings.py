@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pt2q.debug.account import Account
+from pt2q.account import Account
 from pt2q.debug.diagnosis.changes import Change
 from pt2q.debug.error import finite
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pt2q.debug.account import Account
+from pt2q.account import Account
 from pt2q.quantizers import Report
 from pt2q.tables import text_table
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pt2q.debug.account import Account
+from pt2q.account import Account
 from pt2q.debug.diagnosis.changes import Change
 from pt2q.debug.error import finite
 from pt2q.debug.recipe_search.measuring import changes_of

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pt2q.debug.account import Account
+from pt2q.account import Account
 from pt2q.debug.error import finite
 from pt2q.debug.sensitivities.subjects import LAYER
 from pt2q.tables import text_table

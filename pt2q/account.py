@@ -1,4 +1,4 @@
-"""What every result of this room offers besides its own fields: text and JSON."""
+"""What a result offers besides its own fields: text and JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Account(ABC):
         """Plain numbers, strings and lists."""
 
     @abstractmethod
-    def text(self) -> str:
+    def text(self, width: int | None = None) -> str:
         """What a reader is told."""
 
     def to_json(self, indent: int | None = 2) -> str:
