@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from pt2q.debug.account import Account
+from pt2q.account import Account
 from pt2q.debug.comparison.batches import batches_of, flat_inputs, own_inputs
 from pt2q.debug.comparison.subjects import Model
 from pt2q.debug.error import Error
