@@ -13,6 +13,7 @@ from pt2q.algorithms.equalization import CrossLayerEqualization
 from pt2q.algorithms.gptq import GPTQ
 from pt2q.algorithms.quantize import (
     Improvement,
+    apply_improvement,
     check_choice,
     improve,
     improve_and_convert,
@@ -38,6 +39,7 @@ __all__ = [
     "ScaleSearch",
     "SmoothQuant",
     "algorithm_named",
+    "apply_improvement",
     "check_choice",
     "improve",
     "improve_and_convert",

@@ -125,7 +125,7 @@ class AdaRound(LayerAlgorithm):
     def _grid(self, work: Work) -> Grid:
         if not self.search_scales:
             return work.grid
-        energy = output_energy(moments(work.samples.fit), work.use.form, work.grid)
+        energy = output_energy(moments(work.samples), work.use.form, work.grid)
         return best_scales(work.weight, energy, work.grid)
 
     def together(self, pieces: Pieces, works: Sequence[Work]) -> list[Proposal]:
@@ -205,7 +205,7 @@ class _Data:
         self.use = work.use
         self.bias = work.rounded_bias
         self.activation = activation_behind(work.use)
-        pairs = [_rows(sample, work) for sample in work.samples.fit]
+        pairs = work.samples.fitted(lambda sample: _rows(sample, work))
         self.inputs = torch.cat([x for x, _ in pairs])
         self.outputs = torch.cat([self.activation(y) for _, y in pairs])
         self.count = min(samples * (16 if self.inputs.dim() == 2 else 1), len(self.inputs))

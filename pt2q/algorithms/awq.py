@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pt2q.algorithms.engine import Lane
+from pt2q.algorithms.engine.runner import Values
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.layers import Passed, find_layers
 from pt2q.algorithms.report import Report
@@ -71,13 +72,18 @@ def family(run: SiteRun, site: Site) -> Family:
     total, count = torch.zeros(site.reach.count), torch.zeros(site.reach.count)
     readers = readers_of(site)
     wanted = list(dict.fromkeys(reader.use.x for reader in readers))
-    for row in run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.parting.fit):
-        for reader in readers:
-            x = over_inputs(reader.use, run.parting.to_fit(row[reader.use.x])).float()
+
+    def sums(row: Values) -> list[tuple[Tensor, int]]:
+        inputs = [over_inputs(r.use, run.parting.to_fit(row[r.use.x])).float() for r in readers]
+        return [(x.abs().sum(0), len(x)) for x in inputs]
+
+    rows = run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.parting.fit)
+    for row in run.walk.shared(map(sums, rows), run.parting.fit):
+        for reader, (found, positions) in zip(readers, row, strict=True):
             known = reader.labels >= 0
             places = reader.labels[known].long()
-            total.index_add_(0, places, x.abs().sum(0)[known])
-            count.index_add_(0, places, torch.full(places.shape, float(len(x))))
+            total.index_add_(0, places, found[known])
+            count.index_add_(0, places, torch.full(places.shape, float(positions)))
     mean = total / count.clamp(min=1)
     return lambda strength: factor_of(mean, strength, site.reach.free)
 

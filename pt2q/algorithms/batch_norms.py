@@ -32,6 +32,8 @@ from pt2q.algorithms.originals import originals, replace_float
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.task import GraphAlgorithm, Task
+from pt2q.algorithms.trial import energy, noise
+from pt2q.distributed import together
 from pt2q.ir import ops
 from pt2q.ir.graph import module_path
 from pt2q.ir.module import QuantGraphModule
@@ -39,6 +41,8 @@ from pt2q.ir.module import QuantGraphModule
 STATISTICS = ("running_mean", "running_var")
 Pair = tuple[Tensor, Tensor]
 """The same value in the float and in the quantized model."""
+Sums = tuple[Tensor, Tensor, int]
+"""The sum, the sum of squares, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -69,30 +73,28 @@ class BatchNormStatistics(GraphAlgorithm):
 def _improved(walk: Walk, parting: Parting, node: Node) -> Row:
     start = time.perf_counter()
     norm = _Norm.of(walk, node)
-    pairs = list(_inputs(walk, node))
-    fit = [(parting.to_fit(a), parting.to_fit(b)) for a, b in (pairs[i] for i in parting.fit)]
-    check = [
-        (parting.to_check(a), parting.to_check(b)) for a, b in (pairs[i] for i in parting.check)
-    ]
-    found = norm.matched(_moments(a for a, _ in fit), _moments(b for _, b in fit))
+    if ops.argument(node, "input").op != "placeholder":
+        walk.advance(ops.argument(node, "input"))
+    pairs = together(walk.ranks, lambda: dict(zip(walk.own(), _inputs(walk, node), strict=True)))
+    fit = [tuple(map(parting.to_fit, pairs[b])) for b in walk.own(parting.fit)]
+    check = [tuple(map(parting.to_check, pairs[b])) for b in walk.own(parting.check)]
+    sums = walk.shared(([_sums(a), _sums(b)] for a, b in fit), parting.fit)
+    found = norm.matched(*map(_moments, zip(*sums, strict=True)))
     exact = [norm.run(a, norm.mean, norm.variance) for a, _ in check]
     before, after = (
-        sum(
-            float((y - norm.run(b, *statistics)).double().square().sum())
-            for y, (_, b) in zip(exact, check, strict=True)
-        )
+        noise(walk.ranks, exact, [norm.run(b, *statistics) for _, b in check])
         for statistics in ((norm.mean, norm.variance), found)
     )
     if kept := after < before:
         norm.replace(walk, found)
-    energy = sum(float(y.double().square().sum()) for y in exact)
+    signal = energy(walk.ranks, exact)
     where = "held-out batches" if parting.apart else "the only batch"
     return Row(
         BatchNormStatistics.name,
         node.name,
         module_path(node),
-        decibels(energy, before),
-        decibels(energy, after),
+        decibels(signal, before),
+        decibels(signal, after),
         kept,
         f"{'less' if kept else 'no less'} error on {where}",
         time.perf_counter() - start,
@@ -100,24 +102,27 @@ def _improved(walk: Walk, parting: Parting, node: Node) -> Row:
 
 
 def _inputs(walk: Walk, node: Node) -> Iterator[Pair]:
-    """What a norm reads, batch by batch."""
+    """What a norm reads, by own batch."""
     x = ops.argument(node, "input")
     if x.op == "placeholder":
         yield from zip(walk.values(FLOAT, x), walk.values(ROUNDED, x), strict=True)
         return
-    walk.advance(x)
     lanes = [walk.replay([x], walk.lanes[name]) for name in (FLOAT, ROUNDED)]
     yield from ((a[x], b[x]) for a, b in zip(*lanes, strict=True))
 
 
-def _moments(values: Iterable[Tensor]) -> Pair:
-    """Mean and variance of each channel over all values."""
+def _sums(x: Tensor) -> Sums:
+    """Of each channel of one value, and how many numbers were added."""
+    channels = x.movedim(1, -1).reshape(-1, x.shape[1]).double()
+    return channels.sum(0), channels.square().sum(0), len(channels)
+
+
+def _moments(sums: Iterable[Sums]) -> Pair:
+    """Mean and variance of each channel over all values, from the sums of each in order."""
     total = squares = torch.zeros((), dtype=torch.float64)
     count = 0
-    for x in values:
-        channels = x.movedim(1, -1).reshape(-1, x.shape[1]).double()
-        total, squares = total + channels.sum(0), squares + channels.square().sum(0)
-        count += len(channels)
+    for of_values, of_squares, added in sums:
+        total, squares, count = total + of_values, squares + of_squares, count + added
     mean = total / max(count, 1)
     return mean, (squares / max(count, 1) - mean.square()).clamp(min=0)
 

@@ -21,6 +21,7 @@ from torch.fx import Node
 from pt2q.algorithms.engine import Walk
 from pt2q.algorithms.engine.lane import Place
 from pt2q.algorithms.engine.rounding import is_static
+from pt2q.algorithms.engine.runner import Values
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.layers import Layer, Use
 from pt2q.algorithms.layerwise import Declined
@@ -87,12 +88,15 @@ def _pads(use: Use) -> bool:
 
 def _least(run: SiteRun, site: Site) -> Tensor:
     """``c``: the least that each channel has in the data to compute from, at least 0."""
-    found: list[Tensor] = []
     node, axis = site.source.node, site.source.axis
-    for row in run.walk.replay([node], run.walk.lanes[FLOAT], batches=run.parting.fit):
+
+    def least(row: Values) -> Tensor:
         y = run.parting.to_fit(row[node]).movedim(axis, -1)
-        found.append(y.reshape(-1, y.shape[-1]).amin(0))
-    return torch.stack(found).amin(0).clamp(min=0)
+        return y.reshape(-1, y.shape[-1]).amin(0)
+
+    rows = run.walk.replay([node], run.walk.lanes[FLOAT], batches=run.parting.fit)
+    found = run.walk.shared(map(least, rows), run.parting.fit)
+    return torch.stack(list(found)).amin(0).clamp(min=0)
 
 
 def _raised(

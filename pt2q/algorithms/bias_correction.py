@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pt2q.algorithms.layerwise import Declined, LayerAlgorithm, Proposal, Work
+from pt2q.algorithms.samples import Sample
 from pt2q.ir import ops
 from pt2q.ir.graph import observed_value, real_readers
 
@@ -60,11 +61,14 @@ def fixed_bias(work: Work) -> str:
 
 def mean_error(work: Work) -> Tensor:
     """``mean (y - y')`` of each output channel, over all positions of the calls to fit on."""
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for sample in work.samples.fit:
+
+    def of_one(sample: Sample) -> tuple[Tensor, int]:
         exact = sample.use.run(sample.floating, work.weight, work.bias)
         found = sample.use.run(sample.rounded, work.rounded, work.rounded_bias)
         channels = sample.use.form.channels(exact - found)
-        total = total + channels.double().sum(0)
-        count += channels.shape[0]
+        return channels.double().sum(0), channels.shape[0]
+
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for errors, positions in work.samples.fitted(of_one):
+        total, count = total + errors, count + positions
     return (total / max(count, 1)).to(work.weight.dtype)

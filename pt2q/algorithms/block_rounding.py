@@ -66,8 +66,12 @@ class Pieces:
             raise Declined("its block writes into a tensor")
         nodes = tuple(walk.schedule.needed([block.end], walk.position))
         read = walk.schedule.inputs(nodes)
-        inputs = tuple(walk.store.take((ROUNDED, b), read) for b in range(walk.count))
-        targets = tuple(row[block.end] for row in walk.replay([block.end], walk.lanes[FLOAT]))
+        # Batches are drawn at random from all: each process learns the same from all of them.
+        kept = (walk.store.take((ROUNDED, b), read) for b in walk.own())
+        rows = walk.shared([values[n] for n in read] for values in kept)
+        inputs = tuple(dict(zip(read, row, strict=True)) for row in rows)
+        found = walk.replay([block.end], walk.lanes[FLOAT])
+        targets = tuple(walk.shared(row[block.end] for row in found))
         return cls(walk, block, nodes, inputs, targets, parting)
 
     def lane(self, weights: Mapping[Layer, Tensor]) -> Lane:

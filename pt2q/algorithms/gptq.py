@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pt2q.algorithms.engine.rounding import Grid
-from pt2q.algorithms.layerwise import Declined, LayerAlgorithm, Proposal, Work
+from pt2q.algorithms.layerwise import Declined, LayerAlgorithm, Proposal, Proposed, Work
 from pt2q.algorithms.matrix import MatrixForm
 from pt2q.algorithms.scale_search import best_scales, output_energy
 from pt2q.algorithms.second_moments import Moments, moments
@@ -177,19 +178,26 @@ class GPTQ(LayerAlgorithm):
     search_scales: bool = True
     sweeps: int = 2
 
-    def propose(self, work: Work) -> Iterator[Proposal]:
+    def propose(self, work: Work) -> Iterator[Proposed]:
         """For the float weight and for what makes up for quantized inputs, on both grids."""
         form, weight = work.use.form, work.weight
-        seen = moments(work.samples.fit)
+        seen = moments(work.samples)
         rows = form.rows(weight).float()
         targets = [(rows, "")]
         if bool(seen.across.any()):
             targets.append((best_target(rows, seen, self.damping), "made up for inputs"))
         for target, words in targets:
             for grid in self._grids(work, seen, target):
-                found = self._rounded(target, seen.within, RowGrid.of(grid, weight, form))
-                if bool(torch.isfinite(found).all()):
-                    yield Proposal(form.weight(found, weight), grid, words=words)
+                yield partial(self._proposal, work, seen, target, grid, words)
+
+    def _proposal(
+        self, work: Work, seen: Moments, target: Tensor, grid: Grid, words: str
+    ) -> Proposal | None:
+        form, weight = work.use.form, work.weight
+        found = self._rounded(target, seen.within, RowGrid.of(grid, weight, form))
+        if not bool(torch.isfinite(found).all()):
+            return None
+        return Proposal(form.weight(found, weight), grid, words=words)
 
     def _grids(self, work: Work, seen: Moments, rows: Tensor) -> list[Grid]:
         if not self.search_scales:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ from pt2q.algorithms.pinned import pinned, replace_observer
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.samples import Sample, Samples, calls_of, collect, noise
 from pt2q.algorithms.task import GraphAlgorithm, Progress, Task
+from pt2q.distributed import Ranks
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import beside, observed_value
@@ -58,6 +59,10 @@ class Proposal:
         if self.weight is None:
             return work.rounded
         return (work.grid if self.grid is None else self.grid).round(self.weight)
+
+
+Proposed = Proposal | Callable[[], Proposal | None]
+"""A proposal, or what computes it; None where it comes to nothing finite."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +131,14 @@ class Work:
         Args:
             weight, bias: as rounded.
         """
-        return noise(self.samples.check, self.references, weight, bias)
+        return noise(self.samples, self.references, weight, bias)
 
     @property
     def signal(self) -> float:
         """The energy of the float outputs of the calls to judge by."""
-        return sum(float(y.double().square().sum()) for y in self.references)
+        return self.samples.judged(
+            lambda _, place: float(self.references[place].double().square().sum())
+        )
 
 
 @dataclass(frozen=True)
@@ -139,8 +146,11 @@ class LayerAlgorithm(GraphAlgorithm):
     """An algorithm that changes one layer after the other."""
 
     @abstractmethod
-    def propose(self, work: Work) -> Iterable[Proposal]:
+    def propose(self, work: Work) -> Iterable[Proposed]:
         """What may become of a layer, computed from the calls to fit on.
+
+        Several processes share out what takes time and is given as a function; each asks for all
+        else, so that it has to be the same everywhere.
 
         Args:
             work: the layer.
@@ -211,7 +221,7 @@ class _Run:
         for use in layer.uses:
             self.seen.pop(use, None)
         try:
-            if not samples.fit or not samples.check:
+            if not samples.enough:
                 raise Declined("too few batches reach it")
             work = Work(self.walk, layer, samples)
             best, before, after = _best(work, self.algorithm.propose(work))
@@ -235,11 +245,37 @@ class _Run:
         )
 
 
-def _best(work: Work, proposals: Iterable[Proposal]) -> tuple[Proposal | None, float, float]:
+def _computed(ranks: Ranks, proposed: Iterable[Proposed]) -> Iterator[Proposal]:
+    """All proposals in their order, computed by this process or another."""
+    if ranks.size == 1:
+        yield from (p for one in proposed if (p := one() if callable(one) else one) is not None)
+        return
+    every = list(proposed)
+    own = range(ranks.rank, len(every), ranks.size)
+
+    shared = ranks.share(lambda: {place: _result(every[place]) for place in own})
+    found = {place: one for part in shared for place, one in part.items()}
+    for place in range(len(every)):
+        one = found[place]
+        if isinstance(one, Declined):
+            raise one
+        if one is not None:
+            yield one
+
+
+def _result(proposed: Proposed) -> Proposal | Declined | None:
+    """What a function comes to; that it declines is for all processes to know."""
+    try:
+        return proposed() if callable(proposed) else proposed
+    except Declined as reason:
+        return reason
+
+
+def _best(work: Work, proposed: Iterable[Proposed]) -> tuple[Proposal | None, float, float]:
     """The proposal with the smallest error, the error without, and with it."""
     before = work.noise(work.rounded, work.rounded_bias)
     best, least = None, float("inf")
-    for proposal in proposals:
+    for proposal in _computed(work.samples.ranks, proposed):
         bias = work.rounded_bias if proposal.bias is None else proposal.bias
         found = work.noise(proposal.rounded(work), bias)
         if found < least:
@@ -258,7 +294,8 @@ def _reason(best: Proposal | None, kept: bool, samples: Samples) -> str:
 def _kept(batches: Sequence[list[Sample]]) -> list[list[Sample]]:
     """Copies: what they are read from may be written before they are used."""
     return [
-        [Sample(s.use, s.floating.clone(), s.rounded.clone()) for s in calls] for calls in batches
+        [replace(s, floating=s.floating.clone(), rounded=s.rounded.clone()) for s in calls]
+        for calls in batches
     ]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 
@@ -70,8 +70,11 @@ class Parting:
 def _rows(walk: Walk) -> int | None:
     """The size of the first dimension of all inputs, if it is the same and more than one."""
     inputs = [n for n in walk.schedule.nodes if n.op == "placeholder" and n.users]
-    values: Sequence[object] = pytree.tree_leaves(
-        [list(walk.values(name, node)) for name in list(walk.lanes)[:1] for node in inputs]
+    values = (
+        pytree.tree_leaves(list(walk.values(name, node)))
+        for name in list(walk.lanes)[:1]
+        for node in inputs
     )
-    sizes = {x.shape[0] for x in values if isinstance(x, Tensor) and x.dim() > 0}
+    own = {x.shape[0] for x in chain(*values) if isinstance(x, Tensor) and x.dim() > 0}
+    sizes = set().union(*walk.ranks.gather(own))
     return sizes.pop() if len(sizes) == 1 and max(sizes) > 1 else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
@@ -18,11 +19,11 @@ from pt2q.algorithms.effort import EFFORTS, algorithms_for
 from pt2q.algorithms.model_error import ModelError
 from pt2q.algorithms.report import Report, decibels
 from pt2q.algorithms.task import Progress
+from pt2q.distributed import Ranks, calibrate
 from pt2q.errors import SpecError
 from pt2q.flow import DataDigest, convert_pt2e, prepare_pt2e, provenance_of
 from pt2q.ir.graph import named_tensors
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.module.batch_call import as_call
 from pt2q.spec.quantizer import Quantizer
 
 
@@ -59,8 +60,12 @@ def quantize_pt2e(
     seed: int = 0,
     spill: bool | str | Path = False,
     progress: Progress | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> QuantGraphModule:
     """Quantize an exported model, and win accuracy back.
+
+    Several processes do it together, and all get the model that one would make, to the bit: each
+    has to call this with the same model and the same batches in the same order.
 
     Args:
         model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed.
@@ -75,6 +80,8 @@ def quantize_pt2e(
         spill: keep the values of a run in files: True, or the folder in which to make a temporary
             one.
         progress: is told where an algorithm stands.
+        group: the processes that do it together; None for all of ``torch.distributed``, or for this
+            one where that is not initialised.
 
     Returns:
         The converted model; ``report_of(model)`` says what was done to it, layer by layer.
@@ -84,18 +91,15 @@ def quantize_pt2e(
         SpecError: there is no such effort, or algorithms are given beside it.
         NotExportedError, FlowError, AnnotationError, SharingError, NoDataError: as `prepare_pt2e`
             and `convert_pt2e`.
+        MergeError, DistributedError: as `pt2q.distributed.calibrate`.
     """
     check_choice(algorithms, effort)
     data = Batches(batches, seed)
     prepared = prepare_pt2e(model, quantizer)
     digest = DataDigest()
-    with torch.no_grad():
-        for batch in data:
-            digest.add(batch)
-            args, kwargs = as_call(prepared, batch)
-            prepared(*args, **kwargs)
+    calibrate(prepared, digest.watching(data), group=group)
     prepared.record.put(replace(provenance_of(prepared), data=digest.result()))
-    improvement = Improvement(tuple(algorithms), effort, seed, spill, progress)
+    improvement = Improvement(tuple(algorithms), effort, seed, spill, progress, group)
     return improve_and_convert(
         prepared,
         data,
@@ -114,6 +118,7 @@ class Improvement:
     seed: int = 0
     spill: bool | str | Path = False
     progress: Progress | None = None
+    group: dist.ProcessGroup | None = None
 
 
 def improve_and_convert(
@@ -133,15 +138,35 @@ def improve_and_convert(
     Raises:
         SpecError, NoDataError: as `quantize_pt2e`.
     """
+    improved, applied = apply_improvement(prepared, batches, improvement)
+    converted = convert_pt2e(improved, **options)
+    if applied is not None:
+        converted.record.put(applied)
+    return converted
+
+
+def apply_improvement(
+    prepared: QuantGraphModule, batches: Iterable[Any], improvement: Improvement
+) -> tuple[QuantGraphModule, Applied | None]:
+    """Improve a prepared and calibrated model.
+
+    Args:
+        prepared: it is not changed.
+        batches: see `quantize_pt2e`.
+        improvement: how.
+
+    Returns:
+        The improved model, and what was done to it if anything was asked for.
+
+    Raises:
+        SpecError, NoDataError: as `quantize_pt2e`.
+    """
     effort, seed = improvement.effort, improvement.seed
     check_choice(improvement.algorithms, effort)
     chosen = improvement.algorithms if effort is None else algorithms_for(prepared, effort)
     settings = {"seed": seed, "spill": improvement.spill, "progress": improvement.progress}
-    improved, report = improve(prepared, batches, chosen, **settings)
-    converted = convert_pt2e(improved, **options)
-    if chosen:
-        converted.record.put(Applied.of(chosen, report, seed))
-    return converted
+    improved, report = improve(prepared, batches, chosen, group=improvement.group, **settings)
+    return improved, Applied.of(chosen, report, seed) if chosen else None
 
 
 def check_choice(algorithms: Sequence[Algorithm], effort: str | None) -> None:
@@ -160,7 +185,12 @@ def check_choice(algorithms: Sequence[Algorithm], effort: str | None) -> None:
 
 
 def improve(
-    model: QuantGraphModule, batches: Iterable[Any], algorithms: Sequence[Algorithm], **options: Any
+    model: QuantGraphModule,
+    batches: Iterable[Any],
+    algorithms: Sequence[Algorithm],
+    *,
+    group: dist.ProcessGroup | None = None,
+    **options: Any,
 ) -> tuple[QuantGraphModule, Report]:
     """Apply algorithms one after the other, as far as the whole model gets better.
 
@@ -171,6 +201,7 @@ def improve(
         model: prepared and calibrated; it is not changed.
         batches: see `quantize_pt2e`.
         algorithms: in order.
+        group: the processes that do it together, see `quantize_pt2e`.
         **options: for each of them.
 
     Returns:
@@ -178,7 +209,9 @@ def improve(
     """
     if not algorithms:
         return model, Report()
-    judge = ModelError(model, batches)
+    judge = ModelError(model, batches, Ranks.of(group))
+    if group is not None:  # where it is, each algorithm takes one; one of a user's need not
+        options["group"] = group
     states, errors, reports = [model], [judge.of(model)], []
     for algorithm in algorithms:
         tried = fork(states[-1])

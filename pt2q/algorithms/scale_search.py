@@ -90,7 +90,7 @@ class ScaleSearch(LayerAlgorithm):
     def propose(self, work: Work) -> Iterator[Proposal]:
         """Scales by the inputs' second moments, and by none."""
         form, weight = work.use.form, work.weight
-        energy = output_energy(moments(work.samples.fit), form, work.grid)
+        energy = output_energy(moments(work.samples), form, work.grid)
         for words, cost in (("by the output", energy), ("by the weight", torch.square)):
             found = best_scales(weight, cost, work.grid, self.steps, self.least)
             yield Proposal(weight, found, words=words)

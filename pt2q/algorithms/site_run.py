@@ -16,7 +16,7 @@ from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.task import Progress
 from pt2q.algorithms.transfer import Site, trial_of
-from pt2q.algorithms.trial import Trial, noise, outputs
+from pt2q.algorithms.trial import Trial, energy, noise, outputs
 
 Propose = Callable[[Site], tuple[Trial, str]]
 """Gives a change, and words for the report; may raise `Declined`."""
@@ -81,14 +81,16 @@ class SiteRun:
         trial, words = propose(site)
         exact = outputs(self.walk, site.targets, self.walk.lanes[FLOAT], self.parting)
         # Ranges as they are have seen what judges; those of the change have not.
-        before = noise(exact, outputs(self.walk, site.targets, self.rounding, self.parting))
+        ranks = self.walk.ranks
+        found = outputs(self.walk, site.targets, self.rounding, self.parting)
+        before = noise(ranks, exact, found)
         trial.observe(site.observers, self.parting)
-        after = noise(exact, trial.outputs(site.targets, self.parting))
+        after = noise(ranks, exact, trial.outputs(site.targets, self.parting))
         if kept := after < before * (1 - enough):
             if self.parting.apart:  # what is kept has seen all data, as calibration has
                 trial.observe(site.observers, self.parting, rest=True)
             trial.make()
-        energy = sum(float(y.double().square().sum()) for y in exact)
+        signal = energy(ranks, exact)
         error = "less error" if kept else "too little gained"
         error += " on held-out batches" if self.parting.apart else " on the only batch"
         self.rows.append(
@@ -96,8 +98,8 @@ class SiteRun:
                 self.name,
                 site.name,
                 site.layers[0][0].module,
-                decibels(energy, before),
-                decibels(energy, after),
+                decibels(signal, before),
+                decibels(signal, after),
                 kept,
                 f"{words}: {error}" if words else error,
                 time.perf_counter() - start,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pt2q.algorithms.engine import Lane, Program, Walk
+from pt2q.algorithms.engine.runner import Values
 from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.insertion import Insertion, insert, undo
 from pt2q.algorithms.layers import Layers, Passed, find_layers
@@ -124,10 +125,15 @@ def family(run: SiteRun, site: Site) -> Family:
     of_inputs, of_weights = (torch.zeros(site.reach.count) for _ in range(2))
     readers = readers_of(site)
     wanted = list(dict.fromkeys(reader.use.x for reader in readers))
-    for row in run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.parting.fit):
-        for reader in readers:
-            x = over_inputs(reader.use, run.parting.to_fit(row[reader.use.x]))
-            _raise_to(of_inputs, reader.labels, x.abs().amax(0))
+
+    def sizes(row: Values) -> list[Tensor]:
+        inputs = [over_inputs(r.use, run.parting.to_fit(row[r.use.x])) for r in readers]
+        return [x.abs().amax(0) for x in inputs]
+
+    rows = run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.parting.fit)
+    for row in run.walk.shared(map(sizes, rows), run.parting.fit):
+        for reader, found in zip(readers, row, strict=True):
+            _raise_to(of_inputs, reader.labels, found)
     for reader in readers:
         rows = reader.layer.form.rows(reader.layer.weight).abs().amax(1)
         channels = rows.reshape(reader.labels.shape[0], -1).amax(1)

@@ -128,10 +128,13 @@ def _cases(run: SiteRun, readers: Sequence[Reader]) -> list[_Case]:
     """Each call with a few of the inputs to compute from."""
     wanted = list(dict.fromkeys(reader.use.x for reader in readers))
     batches = run.parting.fit[:SEARCHED]
-    rows = list(run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=batches))
+    found = run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=batches)
+    cut = run.parting.to_fit
+    rows = run.walk.shared(([cut(row[x]) for x in wanted] for row in found), batches)
     use_of = {reader.use.x: reader.use for reader in readers}
     inputs = {
-        x: _few(torch.cat([run.parting.to_fit(row[x]) for row in rows]), use_of[x]) for x in wanted
+        x: _few(torch.cat(values), use_of[x])
+        for x, values in zip(wanted, zip(*rows, strict=True), strict=True)
     }
     return [_Case.of(reader, inputs[reader.use.x]) for reader in readers]
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch.distributed as dist
+
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.report import Report
+from pt2q.distributed import ALONE, Ranks
 from pt2q.ir.module import QuantGraphModule
 
 Progress = Callable[[int, int, str], None]
@@ -25,6 +28,7 @@ class Task:
     seed: int = 0
     spill: bool | str | Path = False
     progress: Progress | None = None
+    ranks: Ranks = ALONE
 
     def walk(self, lanes: Sequence[Lane] | None = None) -> Walk:
         """A run of the model from its beginning.
@@ -32,7 +36,8 @@ class Task:
         Args:
             lanes: what runs; the floating and the rounding one if not given.
         """
-        return Walk(self.model, self.batches, lanes, spill=self.spill, seed=self.seed)
+        options = {"spill": self.spill, "seed": self.seed, "ranks": self.ranks}
+        return Walk(self.model, self.batches, lanes, **options)
 
 
 class GraphAlgorithm(ABC):
@@ -48,6 +53,7 @@ class GraphAlgorithm(ABC):
         seed: int = 0,
         spill: bool | str | Path = False,
         progress: Progress | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> Report:
         """Improve a prepared and calibrated model.
 
@@ -57,11 +63,13 @@ class GraphAlgorithm(ABC):
             seed: of random choices.
             spill: keep the values of the run in files: True, or the folder for them.
             progress: is told where the run stands.
+            group: the processes that do it together, as in `pt2q.distributed.calibrate`; None for
+                all, or for this one where ``torch.distributed`` is not initialised.
 
         Returns:
             What was done, layer by layer.
         """
-        return self.improve(Task(model, batches, seed, spill, progress))
+        return self.improve(Task(model, batches, seed, spill, progress, Ranks.of(group)))
 
     @abstractmethod
     def improve(self, task: Task) -> Report:

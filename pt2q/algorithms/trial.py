@@ -8,8 +8,10 @@ them for the trial, which take their places when the change is made.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from pt2q.algorithms.layers import Layer, set_tensor
 from pt2q.algorithms.layerwise import Declined
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.pinned import PinnedObserver, replace_observer
+from pt2q.distributed import Ranks, together
 
 
 def fresh(observer: Any) -> Any:
@@ -91,14 +94,19 @@ class Trial:
             rest: they are shown what judges, instead.
         """
         cut = parting.to_check if rest else parting.to_fit
-        shown = [(old, _Shown(new, cut)) for old, new in self.between if new is not old]
+        shown = {id(old): new for old, new in self.between if new is not old}
         if not shown:
             return
-        watching = self.walk.lanes[FLOAT].fork(watches=lambda seen: isinstance(seen, _Shown))
-        self._changed(watching).substitute(shown)
+        lane = self._changed(self.walk.lanes[FLOAT].fork())
         batches = parting.check if rest else parting.fit
-        for _ in self.walk.replay(nodes, watching, batches=batches):
-            pass
+        order = sorted(nodes, key=self.walk.schedule.position.__getitem__)
+        rows = self.walk.replay(order, lane, batches=batches)
+        # Observers of any library and in any order of batches: each process shows all to its own.
+        for row in self.walk.shared(([cut(row[n]) for n in order] for row in rows), batches):
+            for node, value in zip(order, row, strict=True):
+                new = shown.get(id(self.walk.model.get_submodule(str(node.target))))
+                if new is not None:
+                    new(value)
 
     def outputs(self, targets: Sequence[Node], parting: Parting) -> list[Tensor]:
         """What layers give with the change, each fed from float values before it."""
@@ -117,17 +125,6 @@ class Trial:
         self.rounding.forget_all()
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """An observer that looks at a part of what passes."""
-
-    observer: Any
-    cut: Callable[[Tensor], Tensor]
-
-    def __call__(self, x: Tensor) -> None:
-        self.observer(self.cut(x))
-
-
 def shown(layer: Layer, weight: Tensor) -> tuple[tuple[Any, Any], ...]:
     """Stand-ins for the observers of a weight, which have seen another weight.
 
@@ -142,7 +139,7 @@ def shown(layer: Layer, weight: Tensor) -> tuple[tuple[Any, Any], ...]:
 
 @torch.no_grad()
 def outputs(walk: Walk, targets: Sequence[Node], lane: Lane, parting: Parting) -> list[Tensor]:
-    """What layers give in a lane, from float values before them, of what judges.
+    """What layers give in a lane, from float values before them, of what judges here.
 
     Args:
         walk: stands before them; it has a floating lane.
@@ -150,11 +147,26 @@ def outputs(walk: Walk, targets: Sequence[Node], lane: Lane, parting: Parting) -
         lane: how they are run.
         parting: says what judges.
     """
-    rows = walk.replay(targets, lane, of=FLOAT, batches=parting.check)
-    return [parting.to_check(row[node]) for row in rows for node in targets]
+
+    def run() -> list[Tensor]:
+        rows = walk.replay(targets, lane, of=FLOAT, batches=parting.check)
+        return [parting.to_check(row[node]) for row in rows for node in targets]
+
+    return together(walk.ranks, run)
 
 
-def noise(exact: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """The summed squared difference."""
+def noise(ranks: Ranks, exact: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The squared difference, summed over all processes."""
     pairs = zip(exact, found, strict=True)
-    return sum(float((one - other).double().square().sum()) for one, other in pairs)
+    return energy(ranks, [one - other for one, other in pairs])
+
+
+def energy(ranks: Ranks, values: Iterable[Tensor]) -> float:
+    """The sum of squares over all processes: the same however values are shared out.
+
+    Args:
+        ranks: the processes.
+        values: those of this one.
+    """
+    own = [float(x.double().square().sum()) for x in values]
+    return math.fsum(chain.from_iterable(ranks.gather(own)))

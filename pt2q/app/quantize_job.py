@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from pt2q.algorithms import Improvement, report_of
+from pt2q.algorithms import Improvement, apply_improvement, report_of
 from pt2q.algorithms import Report as Improved
 from pt2q.algorithms.task import Progress
-from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, split_off
+from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, calls_of, split_off
 from pt2q.app.data_checks import look_at
 from pt2q.app.figures import Figures, References
 from pt2q.app.recipe import Recipe
@@ -124,7 +124,7 @@ def _say_so(
 def take_part(
     program: ExportedProgram, batches: Sequence[Batch], recipe: Recipe, resume: Path | None = None
 ) -> None:
-    """Calibrate on this process's share, for another process that does `run_job`.
+    """Do this process's share of the work, for another process that does `run_job`.
 
     Args:
         program: the float model.
@@ -133,7 +133,11 @@ def take_part(
         resume: a folder that keeps how far calibration came.
     """
     calibration, _ = split_off(batches, recipe.limit)
-    calibrated(program, recipe.quantizer(), calibration, lambda items, _: items, resume=resume)
+    found = calibrated(
+        program, recipe.quantizer(), calibration, lambda items, _: items, resume=resume
+    )
+    improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed)
+    apply_improvement(found, calls_of(program, calibration), improvement)
 
 
 def _float_size(program: ExportedProgram, backend: Backend, example: Example) -> int:

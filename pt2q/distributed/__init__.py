@@ -1,6 +1,6 @@
 """Calibration on several processes, with the result of one."""
 
 from pt2q.distributed.calibrating import calibrate
-from pt2q.distributed.ranks import Ranks, joined
+from pt2q.distributed.ranks import ALONE, Ranks, joined, together
 
-__all__ = ["Ranks", "calibrate", "joined"]
+__all__ = ["ALONE", "Ranks", "calibrate", "joined", "together"]

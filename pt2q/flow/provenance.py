@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.torch_private import pytree
 from pt2q.spec import Quantizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,16 @@ class DataDigest:
             self._hash.update(f"{leaf.dtype}{tuple(leaf.shape)};".encode())
             values = leaf.detach().cpu().contiguous().reshape(-1)
             self._hash.update(values.view(torch.uint8).numpy().tobytes())
+
+    def watching(self, batches: Iterable[T]) -> Iterator[T]:
+        """Batches one by one, each taken in as it passes.
+
+        Args:
+            batches: all of them, in order.
+        """
+        for batch in batches:
+            self.add(batch)
+            yield batch
 
     def result(self) -> DataUsed:
         """What was taken in so far."""

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
@@ -39,6 +40,7 @@ CHECKED = {
     "torch.fx.graph.Graph._tracer_cls": "2.13.0",  # handed on to a copy
     "torch.fx.graph._PyTreeCodeGen": "2.13.0",  # its pytree_info holds the specs of arguments
     "torch.fx.node.Node._erased": "2.13.0",  # set by Graph.erase_node
+    "torch.distributed.distributed_c10d._get_default_store": "2.13.0",  # set, get, check
     "torch.export.ExportedProgram._guards_code": "2.13.0",  # L['x'].size()[0] == 4, as text
     "torch.nn.Module._forward_pre_hooks": "2.13.0",  # by key; as is _with_kwargs
     "torch.Tensor._version": "2.13.0",  # counts writes in place
@@ -76,6 +78,7 @@ __all__ = [
     "OpOverloadPacket",
     "PyTreeCodeGen",
     "codegen_of",
+    "default_store",
     "disable_current_modes",
     "forward_pre_hooks",
     "guard_texts",
@@ -129,6 +132,17 @@ def set_codegen(graph: Graph, codegen: Any) -> None:
 def tracer_class(graph: Graph) -> Any:
     """The class of the tracer that made a graph, or None."""
     return graph._tracer_cls
+
+
+def default_store() -> Any:
+    """Where processes that joined each other leave words by name.
+
+    Raises:
+        RuntimeError: this process has joined no others.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError("no process group is initialized")
+    return dist.distributed_c10d._get_default_store()
 
 
 def is_erased(node: Node) -> bool:

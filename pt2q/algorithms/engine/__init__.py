@@ -32,6 +32,10 @@ What makes the values those of running the whole, bit for bit:
 Operators that draw random numbers draw, in every lane, those of a seed of their own per batch: the
 lanes agree, which calls of the whole would not.
 
+Several processes walk together: each runs its own batches, and what is computed from all of them is
+put together so that it does not matter how many processes there are (`Walk.shared`, `Ranks.share`;
+docs/decisions).
+
 Constants (weights, what observers make of them) are computed where a piece first reads them and
 dropped after it: no more than one piece's are there at a time.
 """

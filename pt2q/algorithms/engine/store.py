@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from pt2q.algorithms.engine.runner import Values
-from pt2q.ir.torch_private import pytree
+from pt2q.ir.storage import packed, unpacked
 
 Key = tuple[str, int]
 """A lane's name and a batch."""
@@ -107,7 +106,7 @@ class Files:
             path = files[node]
             if path not in loaded:
                 loaded[path] = torch.load(path, mmap=True, weights_only=False)
-            found[node] = _unpacked(loaded[path][node.name])
+            found[node] = unpacked(loaded[path][node.name])
         for node in last:
             self._drop(key, node)
         return found
@@ -119,7 +118,7 @@ class Files:
             for node in group:
                 self._drop(key, node)
             alone = len(group) == 1
-            content = {n.name: _packed(value) if alone else value for n, value in group.items()}
+            content = {n.name: packed(value) if alone else value for n, value in group.items()}
             path = self.folder / f"{self._made}.pt"
             self._made += 1
             torch.save(content, path)
@@ -140,33 +139,3 @@ class Files:
         self._file_of.clear()
         self._nodes_in.clear()
         self._folder.cleanup()
-
-
-class _Part:
-    """A tensor without the rest of its storage."""
-
-    def __init__(self, value: Tensor) -> None:
-        sizes = zip(value.shape, value.stride(), strict=True)
-        span = 1 + sum((size - 1) * stride for size, stride in sizes)
-        self.shape, self.stride = tuple(value.shape), value.stride()
-        self.flat = value.as_strided((span,), (1,)).clone()
-
-    def whole(self) -> Tensor:
-        return self.flat.as_strided(self.shape, self.stride)
-
-
-def _packed(value: Any) -> Any:
-    """A value that is written by nobody: saved without what else lies in its storage."""
-    return pytree.tree_map_only(Tensor, _part, value)
-
-
-def _part(value: Tensor) -> Any:
-    plain = type(value) is Tensor and value.layout is torch.strided and value.numel() > 0
-    value = value.detach()
-    if not plain or value.untyped_storage().nbytes() == value.numel() * value.element_size():
-        return value
-    return _Part(value)
-
-
-def _unpacked(value: Any) -> Any:
-    return pytree.tree_map_only(_Part, _Part.whole, value)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,12 +17,15 @@ from pt2q.algorithms.engine.lane import Lane, Place
 from pt2q.algorithms.engine.program import Program, Schedule
 from pt2q.algorithms.engine.runner import Runner, Taps, Values
 from pt2q.algorithms.engine.store import Files, Memory, Store
+from pt2q.distributed import ALONE, Ranks, together
 from pt2q.errors import DataError
 from pt2q.ir.graph import get_constant, holds_tensor
 from pt2q.ir.model_state import KeptState
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import copies, storage_of
 from pt2q.ir.torch_private import pytree
+
+T = TypeVar("T")
 
 FLOAT, ROUNDED = "float", "rounded"
 
@@ -36,9 +39,13 @@ class Walk(AbstractContextManager["Walk"]):
         lanes: what runs; the floating and the rounding one if not given.
         spill: keep values in files: True, or the folder in which to make a temporary one.
         seed: of operators that draw random numbers.
+        ranks: the processes that walk together, all with the same model and batches; each holds the
+            values of its own batches alone. Batches of a model that hands state from one to the
+            next are everybody's.
 
     Raises:
         DataError: there is no batch, or one is not a call of the model.
+        DistributedError: another process failed.
     """
 
     def __init__(
@@ -49,8 +56,10 @@ class Walk(AbstractContextManager["Walk"]):
         *,
         spill: bool | str | Path = False,
         seed: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.program = Program(model)
+        self.ranks = ALONE if self.schedule.state else ranks
         chosen = (Lane.floating(), Lane.rounding()) if lanes is None else lanes
         self.lanes = {lane.name: lane for lane in chosen}
         self.seed = seed
@@ -62,7 +71,7 @@ class Walk(AbstractContextManager["Walk"]):
             for lane in self.lanes.values():
                 lane.hold(_constants(self.program) if lane.keeps else {})
                 lane.hold(_own_tensors(self.program))
-            self.count = self._read(batches)
+            self.count = together(self.ranks, lambda: self._read(batches))
         except BaseException:
             self.close()
             raise
@@ -81,6 +90,8 @@ class Walk(AbstractContextManager["Walk"]):
     def _read(self, batches: Iterable[Any]) -> int:
         count = 0
         for count, batch in enumerate(batches, 1):
+            if not self._is_own(count - 1):
+                continue
             values = placed(self.model, batch)
             read = {node: value for node, value in values.items() if node.users}
             written = {
@@ -91,6 +102,36 @@ class Walk(AbstractContextManager["Walk"]):
         if count == 0:
             raise DataError("there is no batch: give at least one to run the model on")
         return count
+
+    # -------------------------------------------------------------- several processes
+
+    def _owner(self, batch: int) -> int:
+        """The process that holds a batch; every fourth, which judges, goes round as others do."""
+        return (batch + batch // 4) % self.ranks.size
+
+    def _is_own(self, batch: int) -> bool:
+        return self._owner(batch) == self.ranks.rank
+
+    def own(self, batches: Sequence[int] | None = None) -> list[int]:
+        """Those batches that this process holds.
+
+        Args:
+            batches: among which; all if not given.
+        """
+        return [b for b in (range(self.count) if batches is None else batches) if self._is_own(b)]
+
+    def shared(self, made: Iterable[T], batches: Sequence[int] | None = None) -> Iterator[T]:
+        """What all processes made of their batches, in the order of the batches.
+
+        Args:
+            made: what this one makes of each of its `own`, in their order.
+            batches: of which; all if not given.
+        """
+        if self.ranks.size == 1:
+            return iter(made)  # one by one, as they are asked for
+        found = [iter(part) for part in self.ranks.share(lambda: list(made))]
+        wanted = range(self.count) if batches is None else batches
+        return (next(found[self._owner(batch)]) for batch in wanted)
 
     # -------------------------------------------------------------- going on
 
@@ -112,7 +153,7 @@ class Walk(AbstractContextManager["Walk"]):
         """Run to the end.
 
         Returns:
-            By lane, the result of each batch, in the structure that the model gives.
+            By lane, the result of each of its `own` batches, in the structure that the model gives.
         """
         self._run_to(len(self.schedule.nodes), progress)
         return self.results
@@ -123,15 +164,19 @@ class Walk(AbstractContextManager["Walk"]):
             return
         nodes = self.schedule.nodes[self.position : stop]
         needed, last, made = self._traffic(nodes, stop)
-        for lane in self.lanes.values():
-            runner = Runner(self.program, lane)
-            for batch in range(self.count):
-                values = self.store.take((lane.name, batch), needed, last)
-                self._run_one(runner, batch, nodes, values)
-                self._put((lane.name, batch), {n: values[n] for n in made}, stop)
-                if progress is not None:
-                    progress(stop)
-            self.most = max(self.most, runner.most)
+
+        def run() -> None:
+            for lane in self.lanes.values():
+                runner = Runner(self.program, lane)
+                for batch in self.own():
+                    values = self.store.take((lane.name, batch), needed, last)
+                    self._run_one(runner, batch, nodes, values)
+                    self._put((lane.name, batch), {n: values[n] for n in made}, stop)
+                    if progress is not None:
+                        progress(stop)
+                self.most = max(self.most, runner.most)
+
+        together(self.ranks, run)
         self.position = stop
 
     def _traffic(
@@ -176,8 +221,8 @@ class Walk(AbstractContextManager["Walk"]):
     # -------------------------------------------------------------- looking
 
     def values(self, lane: str, node: Node) -> Iterator[Any]:
-        """A value that was computed and is still to be read, batch by batch."""
-        for batch in range(self.count):
+        """A value that was computed and is still to be read, of each of its `own` batches."""
+        for batch in self.own():
             yield self.store.take((lane, batch), [node])[node]
 
     @torch.no_grad()
@@ -199,13 +244,13 @@ class Walk(AbstractContextManager["Walk"]):
             batches: which; all if not given.
 
         Yields:
-            The targets' values, batch by batch.
+            The targets' values, of each of those batches that are its `own`.
         """
         nodes = self.schedule.needed(targets, self.position)
         scratch = lane.fork()
         scratch.hold(_copied({k: v for k, v in lane.own.items() if k in self._state()}))
         runner = Runner(self.program, scratch, taps)
-        wanted = range(self.count) if batches is None else batches
+        wanted = self.own(batches)
         moves_state = any(node in self.schedule.state for n in nodes for node in n.all_input_nodes)
         for batch in range(self.count) if moves_state else wanted:
             values = self.store.take((of or lane.name, batch), self.schedule.inputs(nodes))

@@ -2,6 +2,7 @@
 
 from pt2q.ir.storage.effects import Effects, effects_of
 from pt2q.ir.storage.identity import copies, has_storage, place_of, span_of, storage_of
+from pt2q.ir.storage.parts import packed, unpacked
 from pt2q.ir.storage.storage_map import StorageMap
 from pt2q.ir.storage.views import View, restore_views, views_among
 
@@ -12,9 +13,11 @@ __all__ = [
     "copies",
     "effects_of",
     "has_storage",
+    "packed",
     "place_of",
     "restore_views",
     "span_of",
     "storage_of",
+    "unpacked",
     "views_among",
 ]
