@@ -100,7 +100,15 @@ def _is_pure(node: Node) -> bool:
     if schema.is_mutable and node.target not in ops.WRITES_NOTHING:
         return False
     tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded not in tags
+    return torch.Tag.nondeterministic_seeded not in tags or _is_switched_off(node)
+
+
+def _is_switched_off(node: Node) -> bool:
+    """Whether an operator that can draw random numbers does not: dropout in evaluation."""
+    for name in ("train", "training", "dropout", "dropout_p"):
+        if ops.has_argument(node, name) and not ops.argument(node, name):
+            return True
+    return False
 
 
 def drop_assertions(model: GraphModule, constants: Constants) -> bool:

@@ -53,6 +53,7 @@ CHAINS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "permute, reshape": (lambda w: w.permute(2, 0, 1).reshape(6, 8), (2, 4, 6)),
     "scaled, sliced": (lambda w: (w * 2.0 + 0.5)[1:7], (8, 8)),
     "einsum": (lambda w: torch.einsum("abc,c->ab", w, torch.ones(3) / 3), (6, 8, 3)),
+    "idle dropout": (lambda w: nn.functional.dropout(w, 0.1, training=False), (6, 8)),
     "normalized": (lambda w: w / w.norm(dim=1, keepdim=True), (6, 8)),
 }
 

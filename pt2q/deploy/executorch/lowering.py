@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of
+from pt2q.deploy.executorch.partitions import xnnpack_partitioner
 from pt2q.deploy.executorch.refusals import (
     refuse_measured_constants,
     refuse_uint8,
@@ -28,8 +29,6 @@ from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.library_output import first_line, quiet_python
 from pt2q.optional import optional_modules
 from pt2q.passes import OwnBiases, run_passes
-
-_MODULES = ("executorch.exir", "executorch.backends.xnnpack.partition.xnnpack_partitioner")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def packed(
 ) -> tuple[Program, Any]:
     """What `lower` gives, with ExecuTorch's own account of it, an ``ExecutorchProgramManager``."""
     refuse_prepared(converted)
-    exir, partitioning = optional_modules(*_MODULES, extra="executorch")
+    (exir,) = optional_modules("executorch.exir", extra="executorch")
     origin, program = provenance_text(converted, "executorch"), converted
     if not isinstance(program, ExportedProgram):
         program = export_rewritten(program, _with_own_biases, args, kwargs, dynamic_shapes)
@@ -105,7 +104,7 @@ def packed(
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
         with quiet_python(), torch.no_grad():
-            return _packed(program, exir, partitioning.XnnpackPartitioner(), origin)
+            return _packed(program, exir, xnnpack_partitioner(), origin)
     except Exception as error:
         raise LoweringError(
             f"ExecuTorch could not lower the model: {first_line(error).rstrip('.')}"
