@@ -133,6 +133,8 @@ def _fit_unit(source: Node, weight: Node, least: Tensor, scales: _Scales) -> Non
     """
     one, steps = scales.of_one(source), scales.of(weight)
     assert one is not None and steps is not None
+    if float(least.max()) <= one * float(steps.min()):
+        return
     least = _like(least, steps)
     over = (least / steps.double())[..., one < steps]
     if over.numel():

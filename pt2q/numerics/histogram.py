@@ -31,6 +31,8 @@ def exponent_tensor(largest: Tensor, bins: int) -> Tensor:
 
 def widened(counts: Tensor, doublings: Tensor | int) -> Tensor:
     """Return counts ``[rows, bins]`` for bins ``2 ** doublings`` times as wide."""
+    if counts.shape[0] == 0:  # nothing is counted yet
+        return counts
     half = counts.shape[1] // 2
     index = torch.arange(-half, half, device=counts.device)
     # Past 62 doublings every bin has long fallen into the middle one.
