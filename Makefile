@@ -5,7 +5,8 @@ OUT ?= pt2q-demo
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 # Programs of benchmarks/ that measure; the others are what they share.
-BENCHMARKS ?= pipeline observers qat xnnpack decoder other_quantizers roads accuracy
+BENCHMARKS ?= pipeline observers qat xnnpack decoder other_quantizers roads accuracy \
+	scoreboard
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
@@ -66,9 +67,10 @@ pages: $(VENV)/.pt2q-torch
 bench-quick: $(VENV)/.pt2q-test
 	$(BIN)/python benchmarks/quick.py
 
-bench: $(VENV)/.pt2q-test
+bench: $(VENV)/.pt2q-test $(VENV)/.pt2q-examples
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/overview.py
+	$(BIN)/python benchmarks/pictures.py
 
 dist: $(VENV)/.pt2q-dist
 	rm -rf dist

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import statistics
 import sys
 import time
@@ -84,9 +85,28 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, found: Any) -> None:
-    """Write results; an interrupted run leaves the earlier ones."""
+    """Write results, and on what in ``machines.json``; an interrupted run leaves the earlier."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(found, indent=1) + "\n").encode())
+    machines = path.with_name("machines.json")
+    known = read_json(machines) | {path.stem: machine()}
+    write_bytes(machines, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+
+
+def machine() -> dict[str, Any]:
+    """What is measured on: the processor, its cores, the memory in GiB, the system."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(pages / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def markdown_table(head: list[str], rows: list[list[str]], figures: int = 0) -> str:

@@ -1,6 +1,7 @@
 """The page of benchmarks: `python benchmarks/overview.py` writes docs/benchmarks.md.
 
 It reads what the other programs here wrote to benchmarks/results/ and measures nothing itself.
+`python benchmarks/pictures.py` draws the pictures of the page.
 """
 
 from __future__ import annotations
@@ -44,9 +45,12 @@ PROGRAMS = (
 PIPELINE = """
 ## Prepare and convert
 
-CPU seconds of one thread for `prepare_pt2e` and `convert_pt2e` together, static int8 for XNNPACK. A
-calibration step is a forward pass of the prepared model, as a multiple of the float model's. The
-`mlp` models are chains of so many residual layers: they show how time grows.
+![seconds of prepare and convert, network by network](benchmarks_flow.svg)
+
+CPU seconds of one thread for `prepare_pt2e` and `convert_pt2e` together, given the exported module,
+static int8 for XNNPACK. A calibration step is a forward pass of the prepared model, as a multiple
+of the float model's. The `mlp` models are chains of so many residual layers: they show how time
+grows.
 
 """
 MEMORY = """
@@ -74,6 +78,8 @@ A forward pass with an observer at every quantized value, as a multiple of the f
 """
 TRAINING = """
 ## Training
+
+![a step of calibration and of training, as a multiple of the float model's](benchmarks_steps.svg)
 
 CPU seconds of one thread for `prepare_qat_pt2e` and `convert_pt2e` together. A step is forward,
 backward and SGD at batch 8 and 96 pixels, as a multiple of the float step; memory is what autograd
@@ -111,7 +117,8 @@ def pipeline(results: dict[str, Any]) -> Iterator[list[str]]:
         ratios = [
             f"{median(steps[s]) / median(steps['float']):.2f}x" if steps else "" for s in SIDES
         ]
-        yield [model, f"{ours:.2f}", f"{peer:.2f}", f"{peer / ours:.0f}x", *ratios]
+        beside = [f"{peer:.2f}", f"{peer / ours:.0f}x"] if peer == peer else ["", ""]
+        yield [model, f"{ours:.2f}", *beside, *ratios]
 
 
 def memory(results: dict[str, Any]) -> Iterator[list[str]]:

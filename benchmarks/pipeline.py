@@ -25,14 +25,16 @@ from typing import Any
 
 import measuring
 import torch
+from large_convnets import LARGE
 from measuring import cpu_seconds, median
 from stacks import Ours, Peer
 from support.nets import NETS, Net, residual_mlp
 
-LAYERS = (100, 200, 400, 800, 1600)
-MODELS = ("mobilenet_v2", "resnet50", "vit_s16", *(f"mlp_{n}" for n in LAYERS))
+LAYERS = (100, 200, 400, 800, 1600, 3200)
+MODELS = ("mobilenet_v2", "resnet50", "vit_s16", *LARGE, *(f"mlp_{n}" for n in LAYERS))
 RESULT = measuring.RESULTS / "pipeline.json"
 SLOW = 400  # layers: the peer is quadratic, one sample of its largest models has to do
+TOO_SLOW = 3200  # layers: and none of this
 
 
 def layers_of(name: str) -> int:
@@ -41,7 +43,7 @@ def layers_of(name: str) -> int:
 
 
 def net_of(name: str) -> Net:
-    return residual_mlp(layers_of(name)) if layers_of(name) else NETS[name]
+    return residual_mlp(layers_of(name)) if layers_of(name) else (NETS | LARGE)[name]
 
 
 def exported_net(name: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
@@ -70,6 +72,8 @@ def passes_of(name: str, repeats: int) -> dict[str, Any]:
 
 def is_run(name: str, side: str, turn: int, repeats: int) -> bool:
     """The first turn warms up; where one sample has to do, it is taken cold."""
+    if side == "peer" and layers_of(name) >= TOO_SLOW:
+        return False
     once = side == "peer" and layers_of(name) >= SLOW
     return turn == 1 or not (once or repeats == 1)
 
@@ -81,7 +85,7 @@ def add(samples: dict[str, list[float]], seconds: dict[str, float]) -> None:
 
 def one_flow(side: Any, exported: Any, inputs: tuple[torch.Tensor, ...]) -> dict[str, float]:
     """Seconds of one prepare and one convert, with a batch between them."""
-    preparing, model = cpu_seconds(side.prepare, exported)
+    preparing, model = cpu_seconds(side.prepare, exported.module(check_guards=False))
     with torch.no_grad():
         model(*inputs)
     converting, _ = cpu_seconds(side.convert, model)
@@ -92,7 +96,8 @@ def calibration(name: str, repeats: int) -> dict[str, list[float]]:
     """Seconds per batch of one: the float module and both prepared ones, in turn."""
     exported, _ = exported_net(name)
     models = {"float": exported.module(check_guards=False)}
-    models |= {side.name: side.prepare(exported) for side in (Ours(), Peer())}
+    for side in (Ours(), Peer()):
+        models[side.name] = side.prepare(exported.module(check_guards=False))
     batches = [net_of(name).inputs(1, seed=turn) for turn in range(4 * repeats + 3)]
     runs = {key: lambda turn, m=model: m(*batches[turn]) for key, model in models.items()}
     with torch.no_grad():
@@ -109,7 +114,7 @@ def peak_megabytes(name: str, side_name: str) -> dict[str, float]:
         exported.module(check_guards=False)(*inputs)
     side = Ours() if side_name == "pt2q" else Peer()
     grown = {}
-    model, grown["prepare"] = growth(side.prepare, exported)
+    model, grown["prepare"] = growth(side.prepare, exported.module(check_guards=False))
     with torch.no_grad():
         _, grown["calibrate"] = growth(model, *inputs)
     converted, grown["convert"] = growth(side.convert, model)
@@ -151,7 +156,7 @@ def exponent(results: dict[str, Any], side: str) -> float:
     points = [
         (math.log(n), math.log(total(results[f"mlp_{n}"]["passes"], side)))
         for n in LAYERS
-        if f"mlp_{n}" in results
+        if results.get(f"mlp_{n}", {}).get("passes", {}).get(side, {}).get("prepare")
     ]
     if len(points) < 3:
         return math.nan

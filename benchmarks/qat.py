@@ -41,7 +41,7 @@ def flow(name: str, repeats: int) -> dict[str, Any]:
     samples: dict[str, Any] = {side.name: {"prepare": [], "convert": []} for side in sides}
     for turn in range(repeats):
         for side in sides:
-            preparing, model = cpu_seconds(side.prepare, exported)
+            preparing, model = cpu_seconds(side.prepare, exported.module(check_guards=False))
             model = side.train(model)
             model(x)
             converting, _ = cpu_seconds(side.convert, model)
@@ -87,7 +87,8 @@ def steps(name: str, repeats: int) -> dict[str, Any]:
     exported, x = export(name, 96, 8)
     models: dict[str, Any] = {"float": NETS[name].build(0).train()}
     for side in (Ours(is_qat=True), Ours(is_qat=True, fast=True), Peer(is_qat=True)):
-        models[side.name] = side.train(side.prepare(copy.deepcopy(exported)))
+        module = copy.deepcopy(exported).module(check_guards=False)
+        models[side.name] = side.train(side.prepare(module))
     runs = {key: Step(model) for key, model in models.items()}
     calls = {key: lambda turn, run=run: run(x) for key, run in runs.items()}
     samples: dict[str, Any] = measuring.in_turn(calls, repeats)

@@ -24,10 +24,9 @@ class Ours:
         self.name = "pt2q fast" if fast else "pt2q"
         self.is_qat, self.fast = is_qat, fast
 
-    def prepare(self, exported: Any) -> Any:
+    def prepare(self, module: Any) -> Any:
         config = get_symmetric_quantization_config(is_per_channel=True, is_qat=self.is_qat)
         quantizer = XNNPACKQuantizer().set_global(config)
-        module = exported.module(check_guards=False)
         if not self.is_qat:
             return pt2q.prepare_pt2e(module, quantizer)
         return pt2q.prepare_qat_pt2e(module, quantizer, fast=self.fast)
@@ -51,12 +50,11 @@ class Peer:
     def __init__(self, is_qat: bool = False) -> None:
         self.is_qat = is_qat
 
-    def prepare(self, exported: Any) -> Any:
+    def prepare(self, module: Any) -> Any:
         config = xnnpack_quantizer.get_symmetric_quantization_config(
             is_per_channel=True, is_qat=self.is_qat
         )
         quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
-        module = exported.module(check_guards=False)
         if not self.is_qat:
             return peer_flow.prepare_pt2e(module, quantizer)
         return peer_flow.prepare_qat_pt2e(module, quantizer)

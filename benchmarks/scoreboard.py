@@ -1,0 +1,303 @@
+"""The scoreboard: the zoo of architectures, quantizer by quantizer, beside the other stack.
+
+    python benchmarks/scoreboard.py                    what is not measured yet; an hour from none
+    python benchmarks/scoreboard.py --only bert vit    these, anew
+    python benchmarks/scoreboard.py --jobs 2           two architectures at a time
+
+Each architecture has a process of its own. It is exported once with plain and once with outlier
+weights; each quantizer calibrates on eight inputs and is judged on four others, in decibels against
+the float model. XNNPACK's static programs run in the ExecuTorch runtime, too. The other stack is
+``torchao.quantization.pt2e`` with the quantizer of the same name. Results go to
+``benchmarks/results/scoreboard.json``, the page to ``docs/scoreboard.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import measuring
+import torch
+from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as executorchs
+from measuring import cpu_seconds, markdown_table
+from torch import Tensor
+from torchao.quantization.pt2e import quantize_pt2e as peer_flow
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as torchaos
+from zoo import NAMES, TRAINED, Subject, subject
+
+import pt2q
+from pt2q.deploy import executorch
+from pt2q.quantizers import (
+    OnnxQDQQuantizer,
+    X86InductorQuantizer,
+    XNNPACKQuantizer,
+    get_default_x86_inductor_quantization_config,
+    get_symmetric_quantization_config,
+)
+
+RESULT = measuring.RESULTS / "scoreboard.json"
+PAGE = measuring.ROOT / "docs" / "scoreboard.md"
+LIMIT = 1800
+"""Seconds for one architecture."""
+BEHIND = 1.0
+"""Decibels behind the other stack that the page points out."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A quantizer in both stacks.
+
+    Args:
+        ours: makes pt2q's quantizer.
+        peers: makes that of the other stack; None where it has none.
+        improves: also measured with ``effort="balanced"``.
+        runs: lowered to a program of ExecuTorch and run there.
+    """
+
+    ours: Callable[[], Any]
+    peers: Callable[[], Any] | None = None
+    improves: bool = False
+    runs: bool = False
+
+
+def _xnnpack_in_both(**options: Any) -> dict[str, Callable[[], Any]]:
+    return {
+        "ours": lambda: XNNPACKQuantizer().set_global(
+            get_symmetric_quantization_config(is_per_channel=True, **options)
+        ),
+        "peers": lambda: executorchs.XNNPACKQuantizer().set_global(
+            executorchs.get_symmetric_quantization_config(is_per_channel=True, **options)
+        ),
+    }
+
+
+SETTINGS: dict[str, Setting] = {
+    "XNNPACK static": Setting(**_xnnpack_in_both(), improves=True, runs=True),
+    "XNNPACK dynamic": Setting(**_xnnpack_in_both(is_dynamic=True)),
+    "x86 static": Setting(
+        lambda: X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config()),
+        lambda: torchaos.X86InductorQuantizer().set_global(
+            torchaos.get_default_x86_inductor_quantization_config()
+        ),
+    ),
+    "ONNX QDQ": Setting(OnnxQDQQuantizer, improves=True),
+}
+
+
+# ------------------------------------------------------------------ one architecture
+
+
+def measured(name: str) -> dict[str, Any]:
+    """All settings of one architecture, with plain weights and with outliers."""
+    found = {"plain": _with_weights(name, outliers=False)}
+    if name not in TRAINED:
+        found["outliers"] = _with_weights(name, outliers=True)
+    return found
+
+
+def _with_weights(name: str, *, outliers: bool) -> dict[str, Any]:
+    work = subject(name, outliers)
+    with torch.no_grad():
+        program = torch.export.export(work.model, work.calibration[0])
+    return {
+        label: dict(_columns(work, program, setting, lowered=not outliers))
+        for label, setting in SETTINGS.items()
+    }
+
+
+def _columns(work: Subject, program: Any, setting: Setting, lowered: bool) -> Iterator[Any]:
+    lowered = lowered and setting.runs
+    yield "pt2q", _tried(lambda: _flow(work, program, pt2q, setting.ours), work, lowered)
+    if setting.peers is not None:
+        make = setting.peers
+        yield "peer", _tried(lambda: _flow(work, program, peer_flow, make), work, lowered)
+    if setting.improves:
+        yield "balanced", _tried(lambda: _improved(work, program, setting.ours), work, False)
+
+
+def _flow(work: Subject, program: Any, stack: Any, make: Callable[[], Any]) -> Any:
+    prepared = stack.prepare_pt2e(program.module(check_guards=False), make())
+    with torch.no_grad():
+        for batch in work.calibration:
+            prepared(*batch)
+    return stack.convert_pt2e(prepared)
+
+
+def _improved(work: Subject, program: Any, make: Callable[[], Any]) -> Any:
+    return pt2q.quantize_pt2e(program, make(), work.calibration, effort="balanced")
+
+
+def _tried(make: Callable[[], Any], work: Subject, lowered: bool) -> dict[str, Any]:
+    """What a way of quantizing gives, or the error that it ends in."""
+    found: dict[str, Any] = {}
+    try:
+        found["seconds"], converted = cpu_seconds(make)
+        found["db"] = _decibels(work, converted)
+        if lowered:
+            found |= _in_the_runtime(work, converted)
+    except Exception as error:  # whatever a stack raises is the result
+        found["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return found
+
+
+def _decibels(work: Subject, run: Callable[..., Any]) -> float:
+    with torch.no_grad():
+        exact = [work.model(*batch) for batch in work.held_out]
+        close = [measuring.first(run(*batch)) for batch in work.held_out]
+    return float(pt2q.sqnr(_together(exact), _together(close)))
+
+
+def _together(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _in_the_runtime(work: Subject, converted: Any) -> dict[str, Any]:
+    lowered = executorch.lower(converted, work.held_out[0])
+    found = lowered.delegation
+    total = found.delegated + found.left
+    return {
+        "runtime_db": _decibels(work, lowered.load()),
+        "delegated": found.delegated,
+        "operators": total,
+    }
+
+
+# ------------------------------------------------------------------ all of them
+
+
+def in_a_process(name: str) -> dict[str, Any]:
+    """One architecture in a process of its own, whose death is a result."""
+    command = [sys.executable, __file__, "--one", name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"more than {LIMIT} s"}
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+INTRODUCTION = """# Scoreboard
+
+Made by `python benchmarks/scoreboard.py`: small networks of each architecture of `transformers`
+with random weights (*outliers*: two channels of every norm are eight times as large), and networks
+with trained weights. Decibels against the float model on held-out inputs; *other* is
+`torchao.quantization.pt2e` with the quantizer of the same name, *balanced* is
+`quantize_pt2e(..., effort="balanced")`. *In ExecuTorch* is what the runtime gives and how many of
+the program's operators XNNPACK runs. Seconds are CPU seconds of quantizing, one thread.
+
+"""
+
+
+def page(results: dict[str, Any]) -> str:
+    """The page."""
+    return INTRODUCTION + "\n".join(_sections(results)) + "\n"
+
+
+def _sections(results: dict[str, Any]) -> Iterator[str]:
+    whole = {name: found for name, found in results.items() if "error" not in found}
+    yield from _summary(results, whole)
+    for label, setting in SETTINGS.items():
+        yield f"\n## {label}\n"
+        head, rows = _head(setting), [_row(n, w, s[label], setting) for n, w, s in _cases(whole)]
+        yield markdown_table(head, rows, figures=len(head) - 1)
+    if len(whole) < len(results):
+        yield "\n## Not measured\n"
+        rest = [[n, found["error"]] for n, found in results.items() if "error" in found]
+        yield markdown_table(["architecture", "why"], rest)
+
+
+def _cases(whole: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for name, weights in whole.items():
+        for kind, settings in weights.items():
+            yield name, kind, settings
+
+
+def _summary(results: dict[str, Any], whole: dict[str, Any]) -> Iterator[str]:
+    cells = [
+        (f"{name}, {kind}: {label}", columns)
+        for name, kind, settings in _cases(whole)
+        for label, columns in settings.items()
+    ]
+    failures = [where for where, c in cells if "error" in c["pt2q"]]
+    theirs = [where for where, c in cells if "error" in c.get("peer", {})]
+    lead = [(c["pt2q"]["db"] - c["peer"]["db"], where) for where, c in cells if _both(c)]
+    behind = [f"{where} ({-gain:.1f} dB)" for gain, where in lead if gain < -BEHIND]
+    yield f"{len(whole)} of {len(results)} architectures, {len(cells)} cases.\n"
+    yield f"- pt2q fails in {len(failures)}{_listed(failures)}; the other stack in {len(theirs)}."
+    yield f"- Of {len(lead)} cases in both, pt2q is more than {BEHIND:g} dB behind in {len(behind)}"
+    yield f"  {_listed(behind).lstrip(': ')}" if behind else "  of them,"
+    ahead = sum(gain > BEHIND for gain, _ in lead)
+    yield f"  and more than {BEHIND:g} dB ahead in {ahead}."
+
+
+def _both(columns: dict[str, Any]) -> bool:
+    return "db" in columns["pt2q"] and "db" in columns.get("peer", {})
+
+
+def _listed(names: list[str]) -> str:
+    return f": {'; '.join(names)}" if names else ""
+
+
+def _head(setting: Setting) -> list[str]:
+    head = ["architecture", "pt2q"]
+    head += ["other"] * (setting.peers is not None) + ["balanced"] * setting.improves
+    head += ["in ExecuTorch", "other"] * setting.runs
+    return [*head, "s", *["other, s"] * (setting.peers is not None)]
+
+
+def _row(name: str, kind: str, columns: dict[str, Any], setting: Setting) -> list[str]:
+    ours, peers = columns["pt2q"], columns.get("peer", {})
+    cells = [f"{name}, outliers" if kind == "outliers" else name, _decibel_cell(ours)]
+    cells += [_decibel_cell(peers)] * (setting.peers is not None)
+    cells += [_decibel_cell(columns["balanced"])] if setting.improves else []
+    cells += [_runtime_cell(ours), _runtime_cell(peers)] if setting.runs else []
+    cells.append(_seconds_cell(ours))
+    return [*cells, *[_seconds_cell(peers)] * (setting.peers is not None)]
+
+
+def _decibel_cell(found: dict[str, Any]) -> str:
+    return f"{found['db']:.1f}" if "db" in found else "error"
+
+
+def _runtime_cell(found: dict[str, Any]) -> str:
+    if "runtime_db" not in found:
+        return ""
+    return f"{found['runtime_db']:.1f} ({found['delegated']} of {found['operators']})"
+
+
+def _seconds_cell(found: dict[str, Any]) -> str:
+    return f"{found['seconds']:.1f}" if "seconds" in found else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="measure these, anew")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
+    parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    measuring.set_up()
+    if options.one:
+        print(json.dumps(measured(options.one)))
+        return
+    results = measuring.read_json(RESULT).get("results", {})
+    names = options.only or [name for name in NAMES if name not in results]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        running = {pool.submit(in_a_process, name): name for name in names}
+        for done in as_completed(running):
+            results[running[done]] = done.result()
+            print(running[done], json.dumps(done.result()), flush=True)
+            results = {key: results[key] for key in NAMES if key in results}
+            versions = measuring.versions("torch", "torchao", "executorch", "transformers")
+            measuring.write_json(RESULT, {"versions": versions, "results": results})
+    PAGE.write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()
