@@ -29,12 +29,14 @@ from pt2q.passes.reference import RewriteToReference
 from pt2q.passes.transform.attention import DecomposeAttention
 from pt2q.passes.transform.compose_linear import ComposeLinear
 from pt2q.passes.transform.computed_weights import FoldComputedWeights
+from pt2q.passes.transform.float32 import ComputeInFloat32
 from pt2q.passes.transform.own_biases import OwnBiases
 from pt2q.passes.transform.recurrent import DecomposeRecurrent
 
 __all__ = [
     "CloseControlFlow",
     "ComposeLinear",
+    "ComputeInFloat32",
     "DecomposeAttention",
     "DecomposeRecurrent",
     "DuplicateDQPass",

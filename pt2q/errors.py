@@ -420,6 +420,18 @@ class BatchNormNotFoldedWarning(Pt2qWarning):
     """
 
 
+class ComputesInFloat32Warning(Pt2qWarning):
+    """A model in bfloat16 or float16 is deployed to a runtime that computes in float32.
+
+    Cause: The model was exported in half precision, and the runtime's quantized kernels take and
+    give float32. Its inputs and outputs keep their types, everything between them is float32.
+
+    Way out: Nothing has to be done: the result is at least as exact. What stays unquantized takes
+    twice the memory; quantize it too (embeddings, heads). ``model.float()`` before export says
+    the same without the warning.
+    """
+
+
 class ReferenceIncompleteWarning(Pt2qWarning):
     """A quantized operator has no integer form and stays in float.
 

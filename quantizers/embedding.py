@@ -30,7 +30,7 @@ LOOKUP = Rule(
         activation=TensorLimits(stored=()), weight=TABLE_LIMITS, float_activation=True
     ),
     annotate=annotate_weighted,
-    checks=(checks.constant_weight, checks.float32_only),
+    checks=(checks.constant_weight, checks.one_float_type),
     examples=(examples.LOOKUP,),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,9 +11,19 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from pt2q.errors import FlowError, LoweringError, NotExportedError, Pt2qError
+from pt2q.errors import (
+    ComputesInFloat32Warning,
+    FlowError,
+    LoweringError,
+    NotExportedError,
+    Pt2qError,
+)
+from pt2q.ir.dtypes import CAST_DTYPES
 from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage
+from pt2q.ir.qparams import quantized_nodes
 from pt2q.library_output import first_line, quiet_python
+from pt2q.passes import ComputeInFloat32, run_passes
+from pt2q.passes.transform.float32 import half_types
 
 
 def refuse_prepared(model: object) -> None:
@@ -49,6 +60,29 @@ def require_graph(model: object) -> None:
     refuse_prepared(model)
 
 
+def in_float32(
+    model: QuantGraphModule, runtime: str, keeps: tuple[torch.dtype, ...] = CAST_DTYPES
+) -> None:
+    """Let a quantized model in half precision compute in float32, and say so.
+
+    Args:
+        model: a copy, changed in place. What is not quantized at all stays as it is.
+        runtime: as people call it, for the warning.
+        keeps: the types that its inputs and outputs keep; others become float32 there too.
+    """
+    found = half_types(model) if quantized_nodes(model) else ()
+    if found:
+        run_passes(model, [ComputeInFloat32(keeps)])
+        names = " and ".join(str(dtype).removeprefix("torch.") for dtype in found)
+        warnings.warn(
+            f"the model computes in {names}, and {runtime} in float32 alone: its inputs and "
+            f"outputs {'are converted' if set(found) <= set(keeps) else 'become float32'}, and "
+            "what is not quantized is stored in float32",
+            ComputesInFloat32Warning,
+            stacklevel=5,
+        )
+
+
 def export_rewritten(
     model: nn.Module | ExportedProgram,
     rewrite: Callable[[Any], nn.Module],
@@ -70,10 +104,12 @@ def export_rewritten(
     """
     module = model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
     try:
-        with quiet_python(), torch.no_grad():
-            return torch.export.export(
-                rewrite(module), tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes
-            )
+        with torch.no_grad():
+            rewritten = rewrite(module)
+            with quiet_python():
+                return torch.export.export(
+                    rewritten, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes
+                )
     except Pt2qError:
         raise
     except Exception as error:

@@ -6,6 +6,8 @@ import torch
 
 INTEGER_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32)
 FLOAT8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+QUANTIZABLE = frozenset({torch.float32, torch.float16, torch.bfloat16})
+"""The types of real numbers that quantize operators take."""
 CAST_DTYPES = (torch.float16, torch.bfloat16)
 """Dtypes that are converted to: they have no scale."""
 

@@ -9,13 +9,12 @@ import torch
 from torch.fx import Graph, Node
 
 from pt2q.errors import AnnotationError
+from pt2q.ir.dtypes import QUANTIZABLE
 from pt2q.ir.graph import EdgeOrNode, edge_name, is_float_tensor
 from pt2q.ir.storage import StorageMap
 from pt2q.ir.torch_private import FakeTensor
 from pt2q.spec.annotation import annotation_of
 from pt2q.spec.specs import QuantizationSpec, QuantizationSpecBase
-
-QUANTIZABLE = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 @dataclass

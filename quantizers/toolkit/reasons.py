@@ -65,10 +65,17 @@ NO_QUANTIZED_SOURCE = Reason("no-quantized-source", "its inputs are computed in 
 
 OTHER_TYPE = Reason(
     "other-type",
-    "it computes in {dtype}, not float32",
+    "it computes in {dtype}, which is not quantized: only float32, bfloat16 and float16 are",
     "export the model in float32: model.float()",
 )
-VALUES_NOT_FLOAT = Reason("values-not-float32", "its values are not float32")
+MIXED_TYPES = Reason(
+    "mixed-types",
+    "it computes with {dtypes} at once",
+    "give its operands one type before export",
+)
+VALUES_NOT_FLOAT = Reason(
+    "values-not-float", "its values are not float32, bfloat16 or float16 numbers"
+)
 READS_NO_TENSOR = Reason("reads-no-tensor", "it reads no tensor")
 WEIGHT_COMPUTED = Reason(
     "weight-computed",

@@ -128,7 +128,7 @@ MEAN = Rule(
     heads=ops.MEAN,
     kernel=kernels.elementwise("XNNGlobalAvgPooling2d"),
     annotate=annotate_activations,
-    checks=(checks.float32_only, own.mean_over_image),
+    checks=(checks.one_float_type, own.mean_over_image),
     when=When.BETWEEN_QUANTIZED,
     examples=(examples.MEAN,),
 )
@@ -136,7 +136,7 @@ POOL = replace(
     MEAN,
     name="global average pool",
     heads=ops.ADAPTIVE_AVG_POOL2D,
-    checks=(checks.float32_only, own.pools_to_one),
+    checks=(checks.one_float_type, own.pools_to_one),
     examples=(examples.GLOBAL_POOL,),
 )
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of
+from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
 from pt2q.deploy.executorch.partitions import xnnpack_partitioner
 from pt2q.deploy.executorch.refusals import (
     refuse_measured_constants,
@@ -21,14 +22,18 @@ from pt2q.deploy.executorch.refusals import (
     why_not_bodies,
 )
 from pt2q.deploy.executorch.runtime import PROVENANCE, LoadedProgram, load
-from pt2q.deploy.export import export_rewritten, refuse_prepared
+from pt2q.deploy.export import export_rewritten, in_float32, refuse_prepared
 from pt2q.deploy.provenance import provenance_text
+from pt2q.deploy.signature import dynamic_shapes as dynamic_shapes_of
+from pt2q.deploy.signature import signature_of
 from pt2q.errors import LoweringError
 from pt2q.files import write_bytes
 from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.ir.qparams import quantized_nodes
 from pt2q.library_output import first_line, quiet_python
 from pt2q.optional import optional_modules
 from pt2q.passes import OwnBiases, run_passes
+from pt2q.passes.transform.float32 import half_types
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,12 @@ def packed(
     refuse_prepared(converted)
     (exir,) = optional_modules("executorch.exir", extra="executorch")
     origin, program = provenance_text(converted, "executorch"), converted
+    if isinstance(program, ExportedProgram) and _needs_rewriting(program):
+        args, kwargs = program.example_inputs or (args, kwargs)
+        dynamic_shapes = dynamic_shapes_of(program, signature_of(program))
+        program = copy_module(program.module(check_guards=False))
     if not isinstance(program, ExportedProgram):
-        program = export_rewritten(program, _with_own_biases, args, kwargs, dynamic_shapes)
+        program = export_rewritten(program, _for_xnnpack, args, kwargs, dynamic_shapes)
     refuse_uint8(program.graph)
     refuse_weight_only(program.graph)
     refuse_measured_constants(program)
@@ -150,8 +159,19 @@ def _initial_value(program: Any, buffer: str) -> torch.Tensor:
     return value
 
 
-def _with_own_biases(model: nn.Module) -> nn.Module:
-    """Trained models come with biases still tied."""
+def _needs_rewriting(program: ExportedProgram) -> bool:
+    """Whether an exported program is not in the form that XNNPACK and the runtime take."""
+    if not quantized_nodes(program.graph_module):
+        return False
+    module = program.module(check_guards=False)
+    return bool(half_types(module) or quantized_lookups(module))
+
+
+def _for_xnnpack(model: nn.Module) -> nn.Module:
+    """Trained models come with biases still tied; quantized kernels compute in float32."""
     if not isinstance(model, QuantGraphModule):
         return model
-    return run_passes(copy_module(model), [OwnBiases()])
+    copied = run_passes(copy_module(model), [OwnBiases()])
+    in_float32(copied, "XNNPACK")
+    fuse_lookups(copied)
+    return copied

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from pt2q.deploy.inductor.bfloat16 import dequantize_behind
 from pt2q.ir import ops
 from pt2q.ir.graph import is_constant
 from pt2q.ir.qparams import read_qparams
@@ -103,8 +104,7 @@ def _why_shape(node: Node) -> Reason | None:
 
 def _input_dequantize(node: Node) -> Node | None:
     name = next(n for n in ("input", "mat1", "self") if ops.has_argument(node, n))
-    source = ops.argument(node, name)
-    return source if ops.is_op(source, ops.DEQUANTIZE) else None
+    return dequantize_behind(ops.argument(node, name))
 
 
 def _why_input(dequantize: Node | None, is_conv: bool) -> Reason:
@@ -124,8 +124,8 @@ def weight_dequantize(node: Node) -> Node | None:
         node: a convolution or a matrix product.
     """
     name = next((n for n in ("weight", "mat2", "other") if ops.has_argument(node, n)), None)
-    found = ops.argument(node, name) if name is not None else None
-    if not isinstance(found, Node) or not ops.is_op(found, ops.DEQUANTIZE):
+    found = dequantize_behind(ops.argument(node, name)) if name is not None else None
+    if found is None:
         return None
     source = ops.data_input(found)
     if ops.is_op(source, ops.QUANTIZE):  # converted with fold_quantize=False

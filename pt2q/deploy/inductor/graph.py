@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 from torch.fx import GraphModule, Node
 
+from pt2q.deploy.export import in_float32
 from pt2q.deploy.inductor.additions import rewrite_additions
+from pt2q.deploy.inductor.bfloat16 import cast_beside_quantization
 from pt2q.errors import LoweringError
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
@@ -15,6 +17,7 @@ from pt2q.ir.graph import get_constant, is_constant, value_of
 from pt2q.ir.module import InputCheck, QuantGraphModule, copy_module
 from pt2q.ir.qparams import read_qparams, write_dequantize
 from pt2q.ir.torch_private import forward_pre_hooks, remove_forward_pre_hook
+from pt2q.passes.transform.float32 import half_types
 
 _WEIGHTED = ops.CONV | ops.LINEAR | ops.ADDMM | ops.MM
 _PER_TENSOR = ops.overloads(ops.qd.dequantize_per_tensor)
@@ -29,7 +32,8 @@ def for_inductor(model: GraphModule) -> QuantGraphModule:
     quantized constant that is added (a position embedding) becomes the float constant it stands
     for: fused into a convolution, the kernel would add into the constant itself. A weight that
     several operators read is stored once for each, as packed weights are anyway. Additions that its
-    patterns would take in wrongly are written another way.
+    patterns would take in wrongly are written another way. bfloat16 stays; float16, which no int8
+    kernel gives, becomes float32.
 
     Args:
         model: a converted model; it shares its tensors with the copy and is not changed.
@@ -40,6 +44,8 @@ def for_inductor(model: GraphModule) -> QuantGraphModule:
     """
     record = model.record if isinstance(model, QuantGraphModule) else None
     result = copy_module(model, record)
+    if torch.float16 in half_types(result):
+        in_float32(result, "Inductor on int8")
     emit = Emitter(result, "pt2q.for_inductor")
     seen: set[str] = set()
     for node in list(result.graph.nodes):
@@ -52,6 +58,7 @@ def for_inductor(model: GraphModule) -> QuantGraphModule:
             _refuse_int8(node)
     rewrite_additions(emit)
     _lay_out(emit)
+    cast_beside_quantization(emit)
     result.graph.eliminate_dead_code()
     result.recompile()
     return copy_module(result, record)  # leaves behind what nothing reads

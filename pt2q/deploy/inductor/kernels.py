@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from pt2q.deploy.inductor.bfloat16 import dequantize_behind
 from pt2q.deploy.inductor.float_reasons import weight_dequantize, why_float
 from pt2q.deploy.inductor.fusion import FusionReport, FusionRow
 from pt2q.ir import ops
@@ -98,9 +99,9 @@ def report_fusion(model: GraphModule, calls: tuple[KernelCall, ...]) -> FusionRe
 
 
 def _reads_dequantized(node: Node) -> bool:
-    if node.op != "call_function" or ops.is_op(node, ops.DEQUANTIZE | ops.QUANTIZE):
+    if node.op != "call_function" or ops.is_op(node, ops.DEQUANTIZE | ops.QUANTIZE | ops.CASTS):
         return False
-    return any(ops.is_op(source, ops.DEQUANTIZE) for source in node.all_input_nodes)
+    return any(dequantize_behind(source) is not None for source in node.all_input_nodes)
 
 
 def _key(scales: Tensor | None) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
+from pt2q.deploy.export import in_float32
 from pt2q.errors import LoweringError
 from pt2q.ir import ops
 from pt2q.ir.control_flow import graph_modules
@@ -38,6 +39,8 @@ def for_onnx(model: GraphModule) -> QuantGraphModule:
             if ops.is_op(node, _CHANNELWISE):
                 _fit(module, node)
         module.recompile()
+    # NumPy, through which ONNX Runtime is handed tensors, has no bfloat16.
+    in_float32(result, "ONNX Runtime", keeps=(torch.float16,))
     return copy_module(result, result.record)
 
 

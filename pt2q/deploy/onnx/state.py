@@ -97,7 +97,7 @@ class Carrier:
         """
         if len(inputs) != len(self.inputs):
             raise InputShapeError(f"the model takes {len(self.inputs)} input(s), got {len(inputs)}")
-        given = (x.detach().contiguous().numpy() for x in inputs)
+        given = (_array(x) for x in inputs)
         return {**dict(zip(self.inputs, given, strict=True)), **self.state}
 
     def take(self, inputs: Sequence[Tensor], results: Sequence[Any]) -> tuple[Tensor, ...]:
@@ -113,6 +113,13 @@ class Carrier:
             if name in self.initial.written:
                 x.detach().copy_(torch.from_numpy(found[f"{name}{NEXT}"]))
         return tuple(torch.from_numpy(found[name]) for name in self.outputs)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """A tensor as NumPy has it, which has no bfloat16: files take float32 in its place."""
+    x = x.detach().contiguous()
+    found: np.ndarray = (x.float() if x.dtype is torch.bfloat16 else x).numpy()
+    return found
 
 
 def _packed(value: np.ndarray) -> str:

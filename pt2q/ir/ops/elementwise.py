@@ -19,6 +19,7 @@ DIV = every(aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor, aten.div_.Scalar
 NEG = every(aten.neg, aten.neg_)
 multiply, multiply_ = aten.mul.Tensor, aten.mul_.Tensor
 TO_DTYPE = aten.to.dtype
+CASTS = every(aten.to, aten._to_copy, aten.type_as)
 hardtanh_backward = aten.hardtanh_backward.default
 
 # f(s x) = s f(x) for every s > 0.

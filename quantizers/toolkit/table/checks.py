@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from pt2q.ir.dtypes import QUANTIZABLE
 from pt2q.ir.graph import is_constant, is_float_tensor, value_of
 from pt2q.ir.ops import argument, has_argument, is_mutating, tensor_arguments
 from pt2q.quantizers.toolkit import reasons
@@ -13,13 +14,15 @@ from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table.rule import Match
 
 
-def float32_only(match: Match) -> Reason | None:
-    """All floating point tensors of the operator are float32."""
-    for node in (*float_activations(match.head), match.head):
-        value = value_of(node)
-        if isinstance(value, torch.Tensor) and value.dtype is not torch.float32:
-            return reasons.OTHER_TYPE.filled(dtype=str(value.dtype).removeprefix("torch."))
-    return None
+def one_float_type(match: Match) -> Reason | None:
+    """All floating point tensors of the operator are of one type that can be quantized."""
+    values = [value_of(node) for node in (*float_activations(match.head), match.head)]
+    found = dict.fromkeys(v.dtype for v in values if isinstance(v, torch.Tensor))
+    names = [str(dtype).removeprefix("torch.") for dtype in found]
+    if not found.keys() <= QUANTIZABLE:
+        other = next(n for n, dtype in zip(names, found, strict=True) if dtype not in QUANTIZABLE)
+        return reasons.OTHER_TYPE.filled(dtype=other)
+    return None if len(names) < 2 else reasons.MIXED_TYPES.filled(dtypes=" and ".join(names))
 
 
 def constant_weight(match: Match) -> Reason | None:
@@ -100,7 +103,7 @@ def float_inputs(match: Match) -> Reason | None:
         return reasons.READS_NO_TENSOR
     value = value_of(source[0])
     tensors = value if isinstance(value, list | tuple) else [value]
-    if all(isinstance(v, torch.Tensor) and v.dtype is torch.float32 for v in tensors):
+    if all(isinstance(v, torch.Tensor) and v.dtype in QUANTIZABLE for v in tensors):
         return None
     return reasons.VALUES_NOT_FLOAT
 
@@ -134,9 +137,9 @@ def _ranks_fit(match: Match, fewest: int, most: int) -> Reason | None:
     return None
 
 
-CONSTANT_WEIGHT = (constant_weight, float32_only, writes_nothing_shared)
+CONSTANT_WEIGHT = (constant_weight, one_float_type, writes_nothing_shared)
 """For operators with a weight: convolutions, linear layers."""
-TWO_TENSORS = (two_tensors, float32_only, no_alpha, no_mask, writes_nothing_shared)
+TWO_TENSORS = (two_tensors, one_float_type, no_alpha, no_mask, writes_nothing_shared)
 """For sums and products of two tensors."""
-PASSED_ON = (float_inputs, float32_only, writes_nothing_shared)
+PASSED_ON = (float_inputs, one_float_type, writes_nothing_shared)
 """For operators that move values and compute nothing."""

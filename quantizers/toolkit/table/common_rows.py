@@ -31,7 +31,7 @@ PRODUCT = Rule(
     name="matrix product",
     heads=ops.MATMUL | ops.BMM,
     annotate=annotate_inputs,
-    checks=(checks.two_tensors, checks.float32_only),
+    checks=(checks.two_tensors, checks.one_float_type),
     when=When.BETWEEN_QUANTIZED,
     examples=(examples.COMPUTED_FACTORS,),
 )
@@ -39,7 +39,7 @@ CONCATENATION = Rule(
     name="concatenation",
     heads=ops.CAT,
     annotate=annotate_sharing,
-    checks=(checks.several_tensors, checks.float32_only),
+    checks=(checks.several_tensors, checks.one_float_type),
     when=When.BETWEEN_QUANTIZED,
     examples=(examples.CONCATENATION,),
 )
@@ -47,7 +47,7 @@ AVERAGE = Rule(
     name="average",
     heads=ops.AVG_POOL | ops.ADAPTIVE_AVG_POOL | ops.MEAN,
     annotate=annotate_inputs,
-    checks=(checks.float32_only,),
+    checks=(checks.one_float_type,),
     when=When.BETWEEN_QUANTIZED,
     examples=(examples.AVERAGE_POOL, examples.GLOBAL_POOL, examples.MEAN),
 )
