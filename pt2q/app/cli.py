@@ -15,7 +15,6 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from pt2q import __version__
-from pt2q.app.calibration import TRUSTED
 from pt2q.app.commands import (
     compare,
     demo,
@@ -29,6 +28,7 @@ from pt2q.app.commands import (
     sensitivity,
 )
 from pt2q.app.console import complain, plain_warnings
+from pt2q.app.program_file import TRUSTED
 from pt2q.app.signals import Terminated, ended_by_signals
 from pt2q.errors import DisagreementError, Pt2qError, RequirementError
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch.export import ExportedProgram
 
 from pt2q.algorithms import Improvement
-from pt2q.app.conversion import Track, calibrate_and_convert, split_off
+from pt2q.app.conversion import Track, calibrate_and_convert
+from pt2q.app.data.holding_out import Data
+from pt2q.app.figures import tried
 from pt2q.app.recipe import Recipe
 from pt2q.debug import Comparison, RuntimeComparison, compare, compare_in_runtime
 from pt2q.deploy.backend import Backend, Example
 from pt2q.deploy.registry import BACKENDS
-from pt2q.deploy.signature import Batch, dynamic_shapes, signature_of
+from pt2q.deploy.signature import dynamic_shapes, signature_of
 from pt2q.errors import ComparisonError
 
 
 def run_comparison(
     program: ExportedProgram,
-    batches: Sequence[Batch],
+    data: Data,
     recipe: Recipe,
     track: Track,
     in_runtime: bool = False,
@@ -27,7 +27,7 @@ def run_comparison(
 
     Args:
         program: the float model.
-        batches: calibration data; the last tenth (at least one batch) is compared on.
+        data: to calibrate on, and to compare on.
         recipe: for which backend, and how.
         track: wraps a loop over batches to show its progress under a title.
         in_runtime: compare what the runtime computes, not what the converted model does.
@@ -38,20 +38,17 @@ def run_comparison(
     backend = BACKENDS[recipe.backend]
     if in_runtime and backend.inner_values is None:
         raise ComparisonError(_no_values(backend))
-    calibration, held_out = split_off(batches, recipe.limit)
     improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed)
     converted = calibrate_and_convert(
-        program, recipe.quantizer(), calibration, track, improvement=improvement
+        program, recipe.quantizer(), data.calibration, track, improvement=improvement
     )
     module = program.module(check_guards=False)
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
     signature = signature_of(program)
-    inputs = (
-        dict(zip(names, signature.leaves(batch), strict=True))
-        for batch in track(held_out, "comparing")
-    )
+    held_out = tried(program, track(data.held_out, "comparing"))
+    inputs = (dict(zip(names, signature.leaves(batch), strict=True)) for batch in held_out)
     if in_runtime and backend.inner_values is not None:
-        example = Example(signature, held_out[0], dynamic_shapes(program, signature))
+        example = Example(signature, data.held_out[0], dynamic_shapes(program, signature))
         values = backend.inner_values(converted, example)
         return compare_in_runtime(program, values, inputs)
     return compare(program, converted, inputs)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch.export import ExportedProgram
 
 from pt2q.algorithms import Improvement
-from pt2q.app.calibration import read_batches, read_program
 from pt2q.app.console import track
-from pt2q.app.conversion import calibrated, calls_of, split_off
+from pt2q.app.conversion import calibrated, calls_of
+from pt2q.app.data.holding_out import read_data
+from pt2q.app.data.source import Batches
+from pt2q.app.figures import tried
 from pt2q.app.options import chosen_recipe
+from pt2q.app.program_file import read_program
 from pt2q.app.recipe import Recipe
 from pt2q.debug import QuantizerSetup
 from pt2q.debug.diagnosis.changes import improved
-from pt2q.deploy.signature import Batch, signature_of
 from pt2q.files import check_outputs
 from pt2q.ir.module import QuantGraphModule
 from pt2q.quantizers import Report
@@ -31,16 +34,21 @@ class Subject:
         program: the float model.
         recipe: how it is quantized.
         calibration: what observers see.
-        measured: calls of the model to measure on; the held-out ones first among them.
+        kept: what is measured on.
     """
 
     program: ExportedProgram
     recipe: Recipe
-    calibration: Sequence[Batch]
-    measured: Sequence[Any]
+    calibration: Batches
+    kept: Batches
+
+    @cached_property
+    def measured(self) -> Sequence[Any]:
+        """The calls of the model to measure on; they are few and gone through often."""
+        return calls_of(self.program, list(tried(self.program, self.kept)))
 
     @property
-    def calls(self) -> list[Any]:
+    def calls(self) -> Sequence[Any]:
         """The calibration data as calls of the model."""
         return calls_of(self.program, self.calibration)
 
@@ -79,8 +87,8 @@ def subject(
 
     Args:
         model, calibration, backend, recipe: the options of their names.
-        batches: how many to measure on: the last of the data, held out or not; None for those
-            that are held out.
+        batches: how many to measure on, held out or, where these are too few, not; None for
+            those that are held out.
         written: the files that will be written, by the option.
     """
     chosen = chosen_recipe(backend, recipe)
@@ -88,7 +96,6 @@ def subject(
     read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
     check_outputs(written, read)
     program = read_program(model)
-    data = read_batches(calibration, signature_of(program))
-    shown, held_out = split_off(data, chosen.limit)
-    measured = held_out if batches is None else data[-batches:]
-    return Subject(program, chosen, shown, calls_of(program, measured))
+    data = read_data(program, calibration, limit=chosen.limit, seed=chosen.seed)
+    measured = data.held_out if batches is None else data.to_measure(batches)
+    return Subject(program, chosen, data.calibration, measured)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from pt2q.app.data.failing import failing
 from pt2q.deploy.backend import Run
-from pt2q.deploy.signature import Batch, Signature
+from pt2q.deploy.signature import Batch, Signature, signature_of
 from pt2q.ir.model_state import keep_state
 from pt2q.ir.module import copy_module
 from pt2q.ir.torch_private import pytree
@@ -83,8 +84,9 @@ class References:
         exact: list[Tensor] = []
         rounded: list[Tensor] = []
         places: tuple[int, ...] = ()
-        for batch in batches:
-            values = list(exact_run(own(batch)))
+        for number, batch in enumerate(batches, 1):
+            with failing("held-out data", number):
+                values = list(exact_run(own(batch)))
             places = tuple(i for i, value in enumerate(values) if _is_floating(value))
             exact += _flat(values, places)
             rounded += _flat(list(rounded_run(own(batch))), places)
@@ -111,6 +113,23 @@ class References:
 def own(batch: Batch) -> Batch:
     """A copy of a batch, which a model may write into."""
     return tuple(x.clone() for x in batch)
+
+
+def tried(program: ExportedProgram, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches that the float program has been run on, for what then looks into it.
+
+    Args:
+        program: it is not changed.
+        batches: to measure on.
+
+    Raises:
+        DataError: it fails on one of them.
+    """
+    run = in_pytorch(_with_own_state(program.module(check_guards=False)), signature_of(program))
+    for number, batch in enumerate(batches, 1):
+        with failing("data to measure on", number):
+            run(own(batch))
+        yield batch
 
 
 def _with_own_state(module: GraphModule) -> GraphModule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +14,15 @@ from torch.export import ExportedProgram
 from pt2q.algorithms import Improvement, apply_improvement, report_of
 from pt2q.algorithms import Report as Improved
 from pt2q.algorithms.task import Progress
-from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, calls_of, split_off
-from pt2q.app.data_checks import look_at
+from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, calls_of, untracked
+from pt2q.app.data.checks import Look
+from pt2q.app.data.holding_out import Data
 from pt2q.app.figures import Figures, References
 from pt2q.app.recipe import Recipe
 from pt2q.app.recipe.writing import recipe_text
 from pt2q.deploy.backend import Backend, Deployed, Example
 from pt2q.deploy.registry import BACKENDS
-from pt2q.deploy.signature import Batch, dynamic_shapes, signature_of
+from pt2q.deploy.signature import dynamic_shapes, signature_of
 from pt2q.errors import LoweringError
 from pt2q.files import replacing
 from pt2q.flow import DataDigest, provenance_of
@@ -37,8 +38,7 @@ class Outcome:
         deployed: the quantized model, written.
         report: the quantizer's account, operator by operator.
         float_size: bytes of the float model, written the same way, or of its tensors.
-        calibrated: number of batches that were calibrated on.
-        held_out: number of batches that were kept for the comparison.
+        data: what was calibrated on, and compared on.
         figures: of the file, against the float program and the converted model.
         improved: what algorithms did, layer by layer.
     """
@@ -46,98 +46,89 @@ class Outcome:
     deployed: Deployed
     report: Report
     float_size: int
-    calibrated: int
-    held_out: int
+    data: Data
     figures: Figures
     improved: Improved
 
 
 def run_job(
     program: ExportedProgram,
-    batches: Sequence[Batch],
+    data: Data,
     recipe: Recipe,
     track: Track,
     out: Path,
     show: Callable[[Report], None] | None = None,
     progress: Progress | None = None,
     resume: Path | None = None,
-    held_out: Sequence[Batch] | None = None,
 ) -> Outcome:
     """Quantize an exported program, write it for its backend and compare it with float.
 
     Args:
         program: the float model.
-        batches: calibration data; the last tenth (at least one batch) is held out.
+        data: to calibrate on, and to compare on.
         recipe: for which backend, and how.
         track: wraps a loop over batches to show its progress under a title.
         out: the file to write; an old one stays where the new one is refused.
         show: is given the quantizer's report before anything can fail that it may explain.
         progress: is told where algorithms stand.
         resume: a folder that keeps how far calibration came.
-        held_out: what is compared on, in the place of the last tenth.
 
     Raises:
         RequirementError, DisagreementError: the result is not what it has to be.
     """
     backend, quantizer = BACKENDS[recipe.backend], recipe.quantizer()
-    calibration, kept = split_off(batches, recipe.limit)
-    held_out = kept if held_out is None else held_out
     signature = signature_of(program)
-    if recipe.default.mode == "static":  # else there are no ranges to find
-        look_at(signature, calibration, held_out)
+    # Dynamic activations have no ranges that data could miss.
+    look = Look() if recipe.default.mode == "static" else None
     improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed, progress=progress)
     converted = calibrate_and_convert(
-        program, quantizer, calibration, track, show, improvement, resume
+        program, quantizer, data.calibration, track, show, improvement, resume, look
     )
-    example = Example(signature, calibration[0], dynamic_shapes(program, signature))
+    if look is not None:
+        look.warn(signature, data.held_out)
+    example = Example(signature, data.calibration[0], dynamic_shapes(program, signature))
     recipe.require.check_report(quantizer.report())
     float_size = _float_size(program, backend, example)
-    wanted = References.of(program, converted, signature, track(held_out, "running in PyTorch"))
-    _say_so(converted, recipe, calibration, wanted.converted, len(held_out))
+    shown_batches = track(data.held_out, "running in PyTorch")
+    wanted = References.of(program, converted, signature, shown_batches)
+    _say_so(converted, recipe, data, wanted.converted)
     with replacing(out) as draft:
         deployed = backend.deploy(converted, example, draft)
-        figures = wanted.figures(deployed.run, track(held_out, "comparing"))
+        figures = wanted.figures(deployed.run, track(data.held_out, "comparing"))
         recipe.require.check_figures(figures, deployed.runtime or backend.runtime)
-    counts = len(calibration), len(held_out)
     done = report_of(converted)
-    return Outcome(deployed, quantizer.report(), float_size, *counts, figures, done)
+    return Outcome(deployed, quantizer.report(), float_size, data, figures, done)
 
 
-def _say_so(
-    converted: QuantGraphModule,
-    recipe: Recipe,
-    calibration: Iterable[Batch],
-    decibels: float,
-    held_out: int,
-) -> None:
+def _say_so(converted: QuantGraphModule, recipe: Recipe, data: Data, decibels: float) -> None:
     """Have the files that are made of a model say where it comes from."""
     known = replace(
         provenance_of(converted),
-        data=DataDigest.of(calibration),
+        data=DataDigest.of(data.calibration),
         recipe=recipe_text(recipe),
         sqnr=decibels,
-        held_out=held_out,
+        held_out=len(data.held_out),
     )
     converted.record.put(known)
 
 
 def take_part(
-    program: ExportedProgram, batches: Sequence[Batch], recipe: Recipe, resume: Path | None = None
+    program: ExportedProgram, data: Data, recipe: Recipe, resume: Path | None = None
 ) -> None:
     """Do this process's share of the work, for another process that does `run_job`.
 
     Args:
         program: the float model.
-        batches: calibration data, all of it.
+        data: all of it.
         recipe: for which backend, and how.
         resume: a folder that keeps how far calibration came.
     """
-    calibration, _ = split_off(batches, recipe.limit)
+    look = Look() if recipe.default.mode == "static" else None
     found = calibrated(
-        program, recipe.quantizer(), calibration, lambda items, _: items, resume=resume
+        program, recipe.quantizer(), data.calibration, untracked, resume=resume, look=look
     )
     improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed)
-    apply_improvement(found, calls_of(program, calibration), improvement)
+    apply_improvement(found, calls_of(program, data.calibration), improvement)
 
 
 def _float_size(program: ExportedProgram, backend: Backend, example: Example) -> int:

@@ -8,7 +8,7 @@ everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from itertools import islice
 from os import PathLike
@@ -51,7 +51,7 @@ def calibrate(
     Args:
         prepared: what `prepare_pt2e` returned, not calibrated yet; changed in place.
         batches: each a tensor, a tuple or list of arguments or a dict by their names; read once.
-            A sequence is not read where it is not needed.
+            Of a sequence with slices this process reads its own share alone.
         call: runs a batch, where it is something else.
         group: the processes; None for all.
         resume: a folder that keeps how far this came; a run that was stopped goes on from there
@@ -127,14 +127,25 @@ def _collects(observer: Any) -> bool:
 
 def _shares(batches: Iterable[Any], ranks: Ranks) -> Iterator[list[Numbered]]:
     """Yield this process's batches, some at a time, until there are none for anybody."""
-    if isinstance(batches, list | tuple):
-        numbered = ((i, batches[i]) for i in range(ranks.rank, len(batches), ranks.size))
+    own = _own(batches, ranks)
+    if own is not None and isinstance(batches, Sized):
         turns = -(-len(batches) // (ranks.size * _ROUNDS))
-        yield from (list(islice(numbered, _ROUNDS)) for _ in range(turns))
+        yield from (list(islice(own, _ROUNDS)) for _ in range(turns))
         return
     every = enumerate(batches)
     while together := list(islice(every, ranks.size * _ROUNDS)):
         yield [pair for pair in together if pair[0] % ranks.size == ranks.rank]
+
+
+def _own(batches: Iterable[Any], ranks: Ranks) -> Iterator[Numbered] | None:
+    """This process's batches of a sequence that can be read in part; None of anything else."""
+    if not isinstance(batches, Sequence):
+        return None
+    try:
+        part = batches[ranks.rank :: ranks.size]
+    except TypeError:  # a sequence without slices, such as a deque
+        return None
+    return zip(range(ranks.rank, len(batches), ranks.size), part, strict=True)
 
 
 def _observe(

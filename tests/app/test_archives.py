@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from pt2q.app.archive import check_archive
-from pt2q.app.calibration import TRUSTED, read_program
+from pt2q.app.program_file import TRUSTED, read_program
 from pt2q.errors import DataError, UntrustedFileError
 
 

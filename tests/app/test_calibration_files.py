@@ -9,7 +9,8 @@ import pytest
 import torch
 from support.command_line import Run, Small, fails
 
-from pt2q.app.calibration import read_batches, read_program
+from pt2q.app.data.reading import read_batches
+from pt2q.app.program_file import read_program
 from pt2q.deploy.executorch import load
 from pt2q.deploy.signature import signature_of
 from pt2q.errors import DataError

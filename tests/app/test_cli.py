@@ -11,7 +11,7 @@ import torch
 from support.command_line import Run, fails
 
 from pt2q import __version__
-from pt2q.app.calibration import read_program
+from pt2q.app.program_file import read_program
 from pt2q.deploy.executorch import load
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from support.command_line import Run, fails
 
-from pt2q.app.calibration import read_batches, read_program
-from pt2q.deploy.signature import signature_of
+from pt2q.app.data.holding_out import read_data
+from pt2q.app.program_file import read_program
 
 
 def test_compare(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -22,11 +22,11 @@ def test_compare(run: Run, folder: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert (code, err) == (0, "")
     program = read_program(folder / "small.pt2")
-    batches = read_batches(folder / "images.npz", signature_of(program))
+    data = read_data(program, folder / "images.npz")
     prepared = prepare_pt2e(program, XNNPACKQuantizer())
-    for batch in batches[:-1]:
+    for batch in data.calibration:
         prepared(*batch)
-    expected = debug.compare(program, convert_pt2e(prepared), batches[-1:])
+    expected = debug.compare(program, convert_pt2e(prepared), data.held_out)
     assert out == f"{expected.text(80)}\n"
     assert max(map(len, out.splitlines())) <= 80
     assert (tmp_path / "report.json").read_text() == f"{expected.to_json()}\n"

@@ -13,9 +13,9 @@ from support.command_line import Run, fails
 from torch import Tensor, nn
 from torch.export import Dim
 
-from pt2q.app.calibration import read_batches
 from pt2q.app.conversion import calibrated
-from pt2q.app.data_checks import look_at
+from pt2q.app.data.checks import Look
+from pt2q.app.data.reading import read_batches
 from pt2q.deploy.signature import Batch, Signature, signature_of
 from pt2q.errors import CalibrationWarning, DataError, DataOrderWarning
 from pt2q.quantizers import XNNPACKQuantizer
@@ -51,7 +51,10 @@ def _batches(count: int, scale: float = 1.0) -> list[Batch]:
 def _said(signature: Signature, calibration: list[Batch], held_out: list[Batch]) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        look_at(signature, calibration, held_out)
+        look = Look()
+        for batch in calibration:
+            look.see(batch)
+        look.warn(signature, held_out)
     assert all(w.category is CalibrationWarning for w in caught)
     return [str(w.message) for w in caught]
 
@@ -137,13 +140,19 @@ def test_a_token_that_the_model_has_not(run: Run, tmp_path: Path) -> None:
     program = torch.export.export(model, (torch.ones(1, 3, dtype=torch.long),))
     torch.export.save(program, tmp_path / "m.pt2")
     np.savez(tmp_path / "x.npz", np.array([[1, 2, 3], [4, 5, 99], [1, 2, 3]]))
+    given = (tmp_path / "m.pt2", "--calibration", tmp_path / "x.npz")
+    # The second of three is held out.
+    message = "held-out data: the model fails on batch 1: IndexError"
+    code, text, err = run("quantize", *given, "-o", tmp_path / "m.pte")
+    assert (code, text) == (1, "") and message in err.splitlines()[-1]
+    assert not (tmp_path / "m.pte").exists()
+    for command in ("compare", "sensitivity"):
+        fails(run(command, *given), 1, r"data to measure on: the model fails on batch \d: Index")
+    np.savez(tmp_path / "x.npz", np.array([[1, 2, 3], [4, 5, 6], [99, 2, 3]]))
     fails(
-        run(
-            *("quantize", tmp_path / "m.pt2", "--calibration", tmp_path / "x.npz"),
-            *("-o", tmp_path / "m.pte"),
-        ),
+        run("quantize", *given, "-o", tmp_path / "m.pte"),
         1,
-        "the model fails on batch 2: IndexError",
+        "calibration data: the model fails on batch 2: IndexError",
     )
 
 

@@ -13,7 +13,7 @@ from support.command_line import Run
 from torch import Tensor, nn
 
 import pt2q
-from pt2q.app.calibration import read_program
+from pt2q.app.program_file import read_program
 from pt2q.app.recipe import template
 
 

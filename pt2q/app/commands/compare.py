@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from pt2q.app.calibration import read_batches, read_program
 from pt2q.app.compare_job import run_comparison
 from pt2q.app.console import console, track
+from pt2q.app.data.holding_out import read_data
 from pt2q.app.options import BackendName, CalibrationFile, ModelFile, RecipeFile, chosen_recipe
+from pt2q.app.program_file import read_program
 from pt2q.app.written import write_json
-from pt2q.deploy.signature import signature_of
 from pt2q.files import check_outputs
 
 HELP = (
@@ -48,8 +48,8 @@ def compare(
     read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
     check_outputs({"--json": json}, read)
     program = read_program(model)
-    batches = read_batches(calibration, signature_of(program))
-    report = run_comparison(program, batches, chosen, track, in_runtime)
+    data = read_data(program, calibration, limit=chosen.limit, seed=chosen.seed)
+    report = run_comparison(program, data, chosen, track, in_runtime)
     shown = report if worst is None else report.worst(worst)
     print(shown.text(console().width))
     write_json(json, report)

@@ -10,12 +10,12 @@ import typer
 from torch.export import ExportedProgram
 
 from pt2q import debug
-from pt2q.app.calibration import read_batches, read_program
 from pt2q.app.compare_job import run_comparison
 from pt2q.app.console import track
+from pt2q.app.data.holding_out import read_data
 from pt2q.app.options import BackendName, ModelFile, RecipeFile, chosen_recipe
+from pt2q.app.program_file import read_program
 from pt2q.app.recipe import Recipe
-from pt2q.deploy.signature import signature_of
 from pt2q.errors import DataError
 from pt2q.files import check_outputs, write_bytes
 from pt2q.flow import prepare_pt2e
@@ -58,5 +58,5 @@ def draw(
 
 
 def _errors(program: ExportedProgram, calibration: Path, recipe: Recipe) -> dict[str, float]:
-    batches = read_batches(calibration, signature_of(program))
-    return debug.errors_by_node(run_comparison(program, batches, recipe, track))
+    data = read_data(program, calibration, limit=recipe.limit, seed=recipe.seed)
+    return debug.errors_by_node(run_comparison(program, data, recipe, track))

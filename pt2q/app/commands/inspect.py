@@ -9,9 +9,9 @@ import typer
 
 from pt2q import debug
 from pt2q.account import Account
-from pt2q.app.calibration import read_program
 from pt2q.app.console import console
 from pt2q.app.options import BackendName, JsonFile
+from pt2q.app.program_file import read_program
 from pt2q.app.written import write_json
 from pt2q.deploy.describing import describe
 from pt2q.deploy.registry import BACKENDS

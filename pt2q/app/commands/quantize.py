@@ -12,8 +12,8 @@ from rich.table import Table
 
 from pt2q.algorithms import ALGORITHMS, algorithm_named, check_choice
 from pt2q.algorithms.effort import EFFORTS
-from pt2q.app.calibration import read_batches, read_program
 from pt2q.app.console import complain, console, steps, track
+from pt2q.app.data.holding_out import Data, read_data
 from pt2q.app.options import (
     BackendName,
     CalibrationFile,
@@ -22,11 +22,11 @@ from pt2q.app.options import (
     check_suffix,
     chosen_recipe,
 )
+from pt2q.app.program_file import read_program
 from pt2q.app.quantize_job import Outcome, run_job, take_part
 from pt2q.app.recipe import Recipe
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS
-from pt2q.deploy.signature import signature_of
 from pt2q.distributed import joined
 from pt2q.files import check_outputs
 from pt2q.quantizers import Report
@@ -36,7 +36,8 @@ HELP = (
     "Quantize an exported model and write it for a backend.\n\n"
     "Arrays of a .npz are taken by input name or else in order; a .pt holds a tensor, a tuple, a "
     "dict by input name, or a list of these. The first axis is split into batches of the exported "
-    "size. The last tenth is held out to compare with float."
+    "size. A tenth is held out to compare with float, drawn by --seed. Or FILE.py:FUNCTION gives "
+    "such things, one after the other, or a folder is one of Hugging Face datasets'."
 )
 OutFile = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
 PerTensor = Annotated[
@@ -55,7 +56,9 @@ AlgorithmNames = Annotated[
         help=f"Win accuracy back by this; may be given several times: {', '.join(ALGORITHMS)}.",
     ),
 ]
-Seed = Annotated[int | None, typer.Option(min=0, help="Of what algorithms draw at random.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Of what is held out, and of what algorithms draw.")
+]
 Resume = Annotated[
     Path | None,
     typer.Option(
@@ -65,7 +68,7 @@ Resume = Annotated[
 ]
 HeldOut = Annotated[
     Path | None,
-    typer.Option(help="Inputs to compare on, in the place of the last tenth of the others."),
+    typer.Option(help="Inputs to compare on, in the place of a tenth of the others."),
 ]
 ShowReport = Annotated[bool, typer.Option("--report", help="Print what became of each operator.")]
 
@@ -100,14 +103,13 @@ def quantize(
     check_outputs({"--out": out}, {**read, "--held-out": held_out})
     check_suffix(out, row)
     program = read_program(model)
-    batches = read_batches(calibration, signature_of(program))
-    kept = None if held_out is None else read_batches(held_out, signature_of(program))
+    data = read_data(program, calibration, held_out, chosen.limit, chosen.seed)
     show = _print_report if report else None
     with joined() as ranks, steps("improving") as progress:
         if ranks.rank > 0:  # of those that torchrun started one writes and prints
-            take_part(program, batches, chosen, resume)
+            take_part(program, data, chosen, resume)
             return
-        outcome = run_job(program, batches, chosen, track, out, show, progress, resume, kept)
+        outcome = run_job(program, data, chosen, track, out, show, progress, resume)
     if report and outcome.improved.rows:
         print(f"{outcome.improved}\n")
     console().print(_summary(f"{model.name} for {row.name}", outcome, row))
@@ -144,7 +146,7 @@ def _summary(title: str, outcome: Outcome, backend: Backend) -> Table:
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in (
         ("quantized", f"{sum(row.quantized for row in rows)} of {len(rows)} operators"),
-        ("calibrated on", f"{outcome.calibrated} batch(es), {outcome.held_out} more held out"),
+        ("calibrated on", _counts(outcome.data)),
         ("file size", _sizes(outcome.float_size, outcome.deployed.size, backend)),
         *_improvement(outcome),
         ("SQNR against float", _decibels(outcome, backend)),
@@ -152,6 +154,11 @@ def _summary(title: str, outcome: Outcome, backend: Backend) -> Table:
     ):
         table.add_row(name, value)
     return table
+
+
+def _counts(data: Data) -> str:
+    calibrated, held_out = len(data.calibration), len(data.held_out)
+    return f"{calibrated} batch(es), {held_out} more held out, {data.how}"
 
 
 def _improvement(outcome: Outcome) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from pt2q import debug
 from pt2q.app.applied_changes import with_changes
 from pt2q.app.console import complain, console, steps
 from pt2q.app.debug_job import subject
-from pt2q.app.metric_file import read_metric
+from pt2q.app.function_file import read_function
 from pt2q.app.options import (
     BackendName,
     BatchCount,
@@ -67,7 +67,7 @@ def search(
 ) -> None:
     """Find the cheapest way to quantize a model that keeps within a bound."""
     bound = Bound(min_sqnr, max_drop, max_cost)
-    judge = read_metric(metric)
+    judge = None if metric is None else read_function("metric", metric)
     given = subject(model, calibration, backend, recipe, batches, {"--json": json, "--out": out})
     with steps("measuring") as progress:
         found = debug.search(

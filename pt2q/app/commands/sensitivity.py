@@ -10,7 +10,7 @@ import typer
 from pt2q import debug
 from pt2q.app.console import console, steps
 from pt2q.app.debug_job import subject
-from pt2q.app.metric_file import read_metric
+from pt2q.app.function_file import read_function
 from pt2q.app.options import (
     BackendName,
     BatchCount,
@@ -53,7 +53,7 @@ def sensitivity(
     json: JsonFile = None,
 ) -> None:
     """Say what quantizing each group of tensors, and each layer, costs at the output."""
-    judge = read_metric(metric)
+    judge = None if metric is None else read_function("metric", metric)
     given = subject(
         model, calibration, backend, recipe, batches, {"--json": json, "--state": state}
     )

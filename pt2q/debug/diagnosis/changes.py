@@ -97,7 +97,7 @@ class QuantizerSetup:
                 args, kwargs = as_call(model, batch)
                 model(*args, **kwargs)
         added = [ALGORITHMS[c.value]() for c in changes if c.kind == ALGORITHM]
-        model = improved(model, list(data), self.improvement, added)
+        model = improved(model, data, self.improvement, added)
         return model, quantizer.report()
 
 

@@ -1,0 +1,43 @@
+"""A saved model, looked into before it is loaded."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from contextvars import ContextVar
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from pt2q.app.archive import check_archive
+from pt2q.errors import DataError
+from pt2q.library_output import first_line, quiet_python
+
+TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
+"""Whether model files are loaded without a look at what they would run."""
+
+
+def read_program(path: str | PathLike[str]) -> ExportedProgram:
+    """Load what `torch.export.save` wrote.
+
+    Raises:
+        DataError: the file is missing, truncated or something else.
+        UntrustedFileError: loading it could run code, and `TRUSTED` is not set.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):
+        raise DataError(f"model {path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            f"model {path}: truncated, or not written by torch.export.save "
+            f"({path.stat().st_size} bytes)"
+        )
+    if not TRUSTED.get():
+        check_archive(path)
+    try:
+        with quiet_python():
+            return torch.export.load(path)
+    except Exception as error:
+        raise DataError(f"model {path}: torch.export.load failed: {first_line(error)}") from error
