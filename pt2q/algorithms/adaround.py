@@ -36,7 +36,7 @@ from pt2q.algorithms.report import Report
 from pt2q.algorithms.samples import Sample
 from pt2q.algorithms.scale_search import best_scales, output_energy
 from pt2q.algorithms.second_moments import moments
-from pt2q.algorithms.task import Progress
+from pt2q.algorithms.task import Task
 
 STRETCH, SHIFT = 1.2, 0.1
 
@@ -116,11 +116,11 @@ class AdaRound(LayerAlgorithm):
     search_scales: bool = True
     block: int = 1
 
-    def run(self, walk: Walk, layers: Layers, progress: Progress | None) -> Report:
+    def run(self, walk: Walk, layers: Layers, task: Task) -> Report:
         """See `LayerAlgorithm.run`."""
         if self.block == 1:
-            return super().run(walk, layers, progress)
-        return BlockRun(self.name, walk, self.block, self.together, progress).report()
+            return super().run(walk, layers, task)
+        return BlockRun(self.name, walk, self.block, self.together, task).report()
 
     def _grid(self, work: Work) -> Grid:
         if not self.search_scales:

@@ -49,7 +49,7 @@ class AWQ(GraphAlgorithm):
         with task.walk([Lane.floating()]) as walk:
             layers = find_layers(walk.program)
             found = nearest_sites(walk.program, layers)
-            run = SiteRun(self.name, walk, task.progress)
+            run = SiteRun(self.name, walk, task)
             run.passed = [
                 *layers.passed,
                 *(

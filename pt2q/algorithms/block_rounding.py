@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,12 +23,13 @@ from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.engine.rounding import rounding_of
 from pt2q.algorithms.engine.runner import Runner, Values
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
+from pt2q.algorithms.kept import Plain
 from pt2q.algorithms.layers import Layer, Passed, find_layers
 from pt2q.algorithms.layerwise import Declined, Proposal, Work, apply
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.samples import collect
-from pt2q.algorithms.task import Progress
+from pt2q.algorithms.task import Task
 from pt2q.ir.graph import is_observer_call, value_of
 
 Learn = Callable[["Pieces", Sequence[Work]], "list[Proposal]"]
@@ -129,14 +131,14 @@ class BlockRun:
         walk: has a floating lane and a rounding one.
         most: how many layers a block has at most.
         learn: finds the weights.
-        progress: is told where the run stands.
+        task: what was asked for.
     """
 
     name: str
     walk: Walk
     most: int
     learn: Learn
-    progress: Progress | None
+    task: Task
 
     def report(self) -> Report:
         """Change the model, block after block."""
@@ -148,30 +150,36 @@ class BlockRun:
         rows: list[Row] = []
         passed = [*layers.passed, *_outside(layers.found, inside)]
         for done, block in enumerate(blocks):
-            if self.progress is not None:
-                self.progress(done, len(blocks), f"{self.name}: {block.name}")
+            if self.task.progress is not None:
+                self.task.progress(done, len(blocks), f"{self.name}: {block.name}")
             self.walk.advance(block.layers[0].uses[0].node)
-            try:
-                rows.append(self._improved(block, parting))
-            except Declined as reason:
-                passed += [Passed(layer.name, str(reason)) for layer in block.layers]
+            found = self.task.kept.recall(done, partial(self._solved, block, parting))
+            if "row" not in found:
+                passed += [Passed(layer.name, found["passed"]) for layer in block.layers]
+                continue
+            row = Row(**found["row"])
+            if row.kept:
+                for layer, change in zip(block.layers, found["changes"], strict=True):
+                    apply(self.walk, layer, Proposal.of(change))
+            rows.append(row)
         return Report(tuple(rows), tuple((self.name, item) for item in passed))
 
     @torch.no_grad()
-    def _improved(self, block: Block, parting: Parting) -> Row:
+    def _solved(self, block: Block, parting: Parting) -> Plain:
+        """A row of the report with the changes, or why the block is passed over."""
         start = time.perf_counter()
-        pieces = Pieces.of(self.walk, block, parting)
+        try:
+            pieces = Pieces.of(self.walk, block, parting)
+        except Declined as reason:
+            return {"passed": str(reason)}
         works = [Work(self.walk, layer, collect(self.walk, layer, {})) for layer in block.layers]
         before = pieces.noise(pieces.lane({}))
         found = self.learn(pieces, works)
         weights = {w.layer: p.rounded(w) for w, p in zip(works, found, strict=True)}
         after = pieces.noise(pieces.lane(weights))
-        if kept := after < before:
-            for work, proposal in zip(works, found, strict=True):
-                apply(work, proposal)
-        energy = pieces.signal
+        kept, energy = after < before, pieces.signal
         where = "held-out batches" if parting.apart else "the only batch"
-        return Row(
+        row = Row(
             self.name,
             block.name,
             block.layers[0].module,
@@ -181,6 +189,7 @@ class BlockRun:
             f"together: {'less' if kept else 'no less'} error on {where}",
             time.perf_counter() - start,
         )
+        return {"row": vars(row), "changes": [p.plain() for p in found] if kept else None}
 
 
 def _outside(layers: Sequence[Layer], inside: set[str]) -> Iterator[Passed]:

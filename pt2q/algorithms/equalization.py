@@ -14,7 +14,7 @@ makes both ``sqrt(r1_i r2_i)``. Chains are gone through until that holds of all 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pt2q.algorithms.bias_absorption import absorbed
 from pt2q.algorithms.engine import Lane, Walk
+from pt2q.algorithms.kept import NOTHING
 from pt2q.algorithms.layers import Layer, Passed, find_layers
 from pt2q.algorithms.layerwise import Declined
 from pt2q.algorithms.report import Report
@@ -48,7 +49,7 @@ class CrossLayerEqualization(GraphAlgorithm):
     def improve(self, task: Task) -> Report:
         """See `GraphAlgorithm.improve`."""
         with task.walk([Lane.floating()]) as walk:
-            run = SiteRun(self.name, walk, task.progress)
+            run = SiteRun(self.name, walk, replace(task, kept=NOTHING))
             sites, run.passed = _chains(walk)
             factors = dict(zip(map(id, sites), equalizing_factors(sites, self.rounds), strict=True))
             scaled = run.scaled(lambda site: (factors[id(site)], ""))
@@ -58,7 +59,7 @@ class CrossLayerEqualization(GraphAlgorithm):
     def _absorbed(self, task: Task) -> Report:
         """Biases are moved once all channels have their final size."""
         with task.walk([Lane.floating()]) as walk:
-            run = SiteRun("bias_absorption", walk, None)
+            run = SiteRun("bias_absorption", walk, replace(task, progress=None))
             sites, _ = _chains(walk)
             return run.run(sites, lambda site: absorbed(run, site), lambda site: 0.0)
 

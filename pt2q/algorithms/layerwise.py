@@ -13,7 +13,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,12 +25,13 @@ from pt2q.algorithms.engine.lane import Place
 from pt2q.algorithms.engine.rounding import Grid, grid_of
 from pt2q.algorithms.engine.runner import Runner, seeded
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
+from pt2q.algorithms.kept import Plain
 from pt2q.algorithms.layers import Layer, Layers, Passed, Use, find_layers, outer_node
 from pt2q.algorithms.originals import originals, replace_float
 from pt2q.algorithms.pinned import pinned, replace_observer
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.samples import Sample, Samples, calls_of, collect, noise
-from pt2q.algorithms.task import GraphAlgorithm, Progress, Task
+from pt2q.algorithms.task import GraphAlgorithm, Task
 from pt2q.distributed import Ranks
 from pt2q.ir import ops
 from pt2q.ir.emit import Emitter
@@ -53,6 +54,17 @@ class Proposal:
     grid: Grid | None = None
     bias: Tensor | None = None
     words: str = ""
+
+    def plain(self) -> Plain:
+        """As it is kept in a file."""
+        grid = None if self.grid is None else vars(self.grid)
+        return {**vars(self), "grid": grid}
+
+    @classmethod
+    def of(cls, plain: Plain) -> Proposal:
+        """From what `plain` gave."""
+        grid = None if plain["grid"] is None else Grid(**plain["grid"])
+        return cls(**{**plain, "grid": grid})
 
     def rounded(self, work: Work) -> Tensor:
         """What the layer would multiply by."""
@@ -163,17 +175,17 @@ class LayerAlgorithm(GraphAlgorithm):
         """See `GraphAlgorithm.improve`."""
         with seeded(task.seed), task.walk() as walk:
             walk.lanes[FLOAT].hold(originals(task.model))
-            return self.run(walk, find_layers(walk.program), task.progress)
+            return self.run(walk, find_layers(walk.program), task)
 
-    def run(self, walk: Walk, layers: Layers, progress: Progress | None) -> Report:
+    def run(self, walk: Walk, layers: Layers, task: Task) -> Report:
         """Go through the layers.
 
         Args:
             walk: stands at the beginning.
             layers: those of the model.
-            progress: is told where the run stands.
+            task: what was asked for.
         """
-        return _Run(self, walk, layers, progress).report()
+        return _Run(self, walk, layers, task).report()
 
 
 class Declined(Exception):
@@ -183,13 +195,11 @@ class Declined(Exception):
 class _Run:
     """One run of an algorithm over all layers."""
 
-    def __init__(
-        self, algorithm: LayerAlgorithm, walk: Walk, layers: Layers, progress: Progress | None
-    ) -> None:
+    def __init__(self, algorithm: LayerAlgorithm, walk: Walk, layers: Layers, task: Task) -> None:
         self.algorithm = algorithm
         self.walk = walk
         self.layers = layers
-        self.progress = progress
+        self.task = task
         self.seen: dict[Use, list[list[Sample]]] = {}
         self.rows: list[Row] = []
         self.done = 0
@@ -203,8 +213,8 @@ class _Run:
             if use is not layer.uses[-1]:
                 self.seen[use] = _kept(calls_of(self.walk, use))
                 continue
-            if self.progress is not None:
-                self.progress(
+            if self.task.progress is not None:
+                self.task.progress(
                     self.done, len(self.layers.found), f"{self.algorithm.name}: {layer.name}"
                 )
             self._work_on(layer)
@@ -216,33 +226,40 @@ class _Run:
 
     @torch.no_grad()
     def _work_on(self, layer: Layer) -> None:
-        start = time.perf_counter()
-        samples = collect(self.walk, layer, self.seen)
+        found = self.task.kept.recall(self.done, partial(self._solved, layer))
         for use in layer.uses:
             self.seen.pop(use, None)
+        if "row" not in found:
+            self.passed.append((self.algorithm.name, Passed(layer.name, found["passed"])))
+            return
+        row = Row(**found["row"])
+        if row.kept:
+            apply(self.walk, layer, Proposal.of(found["change"]))
+        self.rows.append(row)
+
+    def _solved(self, layer: Layer) -> Plain:
+        """A row of the report with the change, or why the layer is passed over."""
+        start = time.perf_counter()
+        samples = collect(self.walk, layer, self.seen)
         try:
             if not samples.enough:
                 raise Declined("too few batches reach it")
             work = Work(self.walk, layer, samples)
             best, before, after = _best(work, self.algorithm.propose(work))
         except Declined as reason:
-            self.passed.append((self.algorithm.name, Passed(layer.name, str(reason))))
-            return
+            return {"passed": str(reason)}
         kept = best is not None and after < before
-        if kept and best is not None:
-            apply(work, best)
-        self.rows.append(
-            Row(
-                self.algorithm.name,
-                layer.name,
-                layer.module,
-                decibels(work.signal, before),
-                decibels(work.signal, after),
-                kept,
-                _reason(best, kept, samples),
-                time.perf_counter() - start,
-            )
+        row = Row(
+            self.algorithm.name,
+            layer.name,
+            layer.module,
+            decibels(work.signal, before),
+            decibels(work.signal, after),
+            kept,
+            _reason(best, kept, samples),
+            time.perf_counter() - start,
         )
+        return {"row": vars(row), "change": best.plain() if kept and best is not None else None}
 
 
 def _computed(ranks: Ranks, proposed: Iterable[Proposed]) -> Iterator[Proposal]:
@@ -279,7 +296,7 @@ def _best(work: Work, proposed: Iterable[Proposed]) -> tuple[Proposal | None, fl
         bias = work.rounded_bias if proposal.bias is None else proposal.bias
         found = work.noise(proposal.rounded(work), bias)
         if found < least:
-            best, least = proposal, found
+            best, least = replace(proposal, grid=proposal.grid or work.grid), found
     return best, before, least
 
 
@@ -299,23 +316,23 @@ def _kept(batches: Sequence[list[Sample]]) -> list[list[Sample]]:
     ]
 
 
-def apply(work: Work, proposal: Proposal) -> None:
+def apply(walk: Walk, layer: Layer, proposal: Proposal) -> None:
     """Make a change, in the model and in what the walk goes on with.
 
     Args:
-        work: the layer.
-        proposal: what becomes of it.
+        walk: stands before the layer.
+        layer: the layer.
+        proposal: what becomes of it, its grid with its weight.
     """
-    model, layer = work.walk.model, work.layer
+    model, grid = walk.model, proposal.grid
     assert isinstance(model, QuantGraphModule)
-    if proposal.weight is not None:
-        grid = work.grid if proposal.grid is None else proposal.grid
+    if proposal.weight is not None and grid is not None:
         replace_float(model, layer.places, grid.round(proposal.weight))
         for old in layer.observers:
             replace_observer(model, old, pinned(old, grid))
     if proposal.bias is not None:
         for use in layer.uses:
-            set_bias(work.walk, use, proposal.bias)
+            set_bias(walk, use, proposal.bias)
 
 
 def set_bias(walk: Walk, use: Use, value: Tensor) -> None:

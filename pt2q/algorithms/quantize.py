@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from pt2q.algorithms.batches import Batches
 from pt2q.algorithms.effort import EFFORTS, algorithms_for
 from pt2q.algorithms.model_error import ModelError
 from pt2q.algorithms.report import Report, decibels
-from pt2q.algorithms.task import Progress
+from pt2q.algorithms.task import GraphAlgorithm, Progress
 from pt2q.distributed import Ranks, calibrate
 from pt2q.errors import SpecError
 from pt2q.flow import DataDigest, convert_pt2e, prepare_pt2e, provenance_of
@@ -61,6 +62,7 @@ def quantize_pt2e(
     spill: bool | str | Path = False,
     progress: Progress | None = None,
     group: dist.ProcessGroup | None = None,
+    resume: str | PathLike[str] | None = None,
 ) -> QuantGraphModule:
     """Quantize an exported model, and win accuracy back.
 
@@ -82,6 +84,8 @@ def quantize_pt2e(
         progress: is told where an algorithm stands.
         group: the processes that do it together; None for all of ``torch.distributed``, or for this
             one where that is not initialised.
+        resume: a folder that keeps how far this came: what observers saw, what algorithms found for
+            each layer. A run that was stopped goes on from there and ends with the same model.
 
     Returns:
         The converted model; ``report_of(model)`` says what was done to it, layer by layer.
@@ -97,9 +101,9 @@ def quantize_pt2e(
     data = Batches(batches, seed)
     prepared = prepare_pt2e(model, quantizer)
     digest = DataDigest()
-    calibrate(prepared, digest.watching(data), group=group)
+    calibrate(prepared, digest.watching(data), group=group, resume=resume)
     prepared.record.put(replace(provenance_of(prepared), data=digest.result()))
-    improvement = Improvement(tuple(algorithms), effort, seed, spill, progress, group)
+    improvement = Improvement(tuple(algorithms), effort, seed, spill, progress, group, resume)
     return improve_and_convert(
         prepared,
         data,
@@ -119,6 +123,7 @@ class Improvement:
     spill: bool | str | Path = False
     progress: Progress | None = None
     group: dist.ProcessGroup | None = None
+    resume: str | PathLike[str] | None = None
 
 
 def improve_and_convert(
@@ -165,7 +170,8 @@ def apply_improvement(
     check_choice(improvement.algorithms, effort)
     chosen = improvement.algorithms if effort is None else algorithms_for(prepared, effort)
     settings = {"seed": seed, "spill": improvement.spill, "progress": improvement.progress}
-    improved, report = improve(prepared, batches, chosen, group=improvement.group, **settings)
+    shared = {"group": improvement.group, "resume": improvement.resume}
+    improved, report = improve(prepared, batches, chosen, **shared, **settings)
     return improved, Applied.of(chosen, report, seed) if chosen else None
 
 
@@ -190,6 +196,7 @@ def improve(
     algorithms: Sequence[Algorithm],
     *,
     group: dist.ProcessGroup | None = None,
+    resume: str | PathLike[str] | None = None,
     **options: Any,
 ) -> tuple[QuantGraphModule, Report]:
     """Apply algorithms one after the other, as far as the whole model gets better.
@@ -202,6 +209,7 @@ def improve(
         batches: see `quantize_pt2e`.
         algorithms: in order.
         group: the processes that do it together, see `quantize_pt2e`.
+        resume: a folder that keeps what was found, a folder in it for each algorithm.
         **options: for each of them.
 
     Returns:
@@ -210,12 +218,14 @@ def improve(
     if not algorithms:
         return model, Report()
     judge = ModelError(model, batches, Ranks.of(group))
-    if group is not None:  # where it is, each algorithm takes one; one of a user's need not
-        options["group"] = group
     states, errors, reports = [model], [judge.of(model)], []
-    for algorithm in algorithms:
+    for place, algorithm in enumerate(algorithms):
         tried = fork(states[-1])
-        found = algorithm(tried, batches, **options)
+        more: dict[str, Any] = {}
+        if isinstance(algorithm, GraphAlgorithm):  # a user's need not take these
+            folder = None if resume is None else Path(resume) / f"{place}-{algorithm.name}"
+            more = {"group": group, "resume": folder}
+        found = algorithm(tried, batches, **options, **more)
         states.append(tried)
         errors.append(judge.of(tried) if any(row.kept for row in found.rows) else errors[-1])
         reports.append(found)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.engine.walk import FLOAT
+from pt2q.algorithms.kept import Plain
 from pt2q.algorithms.layers import Passed
 from pt2q.algorithms.layerwise import Declined
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
-from pt2q.algorithms.task import Progress
+from pt2q.algorithms.task import Task
 from pt2q.algorithms.transfer import Site, trial_of
 from pt2q.algorithms.trial import Trial, energy, noise, outputs
 
@@ -28,7 +31,7 @@ class SiteRun:
     Args:
         name: the algorithm's.
         walk: has a floating lane.
-        progress: is told where the run stands.
+        task: what was asked for.
 
     Attributes:
         rounding: the lane of the quantized model.
@@ -36,10 +39,11 @@ class SiteRun:
         parting: what changes are computed from, and what they are judged by.
     """
 
-    def __init__(self, name: str, walk: Walk, progress: Progress | None) -> None:
+    def __init__(self, name: str, walk: Walk, task: Task) -> None:
         self.name = name
         self.walk = walk
-        self.progress = progress
+        self.task = task
+        self.steps = count()
         self.rounding = Lane.rounding()
         self.rows: list[Row] = []
         self.passed: list[Passed] = []
@@ -48,9 +52,18 @@ class SiteRun:
     def scaled(self, factor: Callable[[Site], tuple[Tensor, str]]) -> Propose:
         """Propose to scale the channels of a site by what a function says."""
 
+        def search(site: Site) -> Plain:
+            try:
+                found, words = factor(site)
+            except Declined as reason:
+                return {"passed": str(reason)}
+            return {"factor": found, "words": words}
+
         def propose(site: Site) -> tuple[Trial, str]:
-            found, words = factor(site)
-            return trial_of(self.walk, self.rounding, site, found), words
+            found = self.task.kept.recall(next(self.steps), partial(search, site))
+            if "passed" in found:
+                raise Declined(found["passed"])
+            return trial_of(self.walk, self.rounding, site, found["factor"]), found["words"]
 
         return propose
 
@@ -67,8 +80,8 @@ class SiteRun:
                 is not made.
         """
         for done, site in enumerate(sites):
-            if self.progress is not None:
-                self.progress(done, len(sites), f"{self.name}: {site.name}")
+            if self.task.progress is not None:
+                self.task.progress(done, len(sites), f"{self.name}: {site.name}")
             self.walk.advance(site.source.node)
             start = time.perf_counter()
             try:

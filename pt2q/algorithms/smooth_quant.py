@@ -38,7 +38,7 @@ from pt2q.algorithms.strength_search import (
     over_inputs,
     readers_of,
 )
-from pt2q.algorithms.task import GraphAlgorithm, Progress, Task
+from pt2q.algorithms.task import GraphAlgorithm, Task
 from pt2q.algorithms.transfer import Site, Source
 from pt2q.ir.graph import get_constant
 from pt2q.ir.module import QuantGraphModule
@@ -65,19 +65,17 @@ class SmoothQuant(GraphAlgorithm):
         insertions = self._places(task.model) if self.insert else []
         try:
             with task.walk([Lane.floating()]) as walk:
-                return self._run(walk, insertions, task.progress)
+                return self._run(walk, insertions, task)
         finally:
             for insertion in insertions:
                 if bool((get_constant(task.model, insertion.constant) == 1).all()):
                     undo(task.model, insertion)
 
-    def _run(
-        self, walk: Walk, insertions: Sequence[Insertion], progress: Progress | None
-    ) -> Report:
+    def _run(self, walk: Walk, insertions: Sequence[Insertion], task: Task) -> Report:
         layers = find_layers(walk.program)
         places = [_source(walk, insertion) for insertion in insertions]
         found = nearest_sites(walk.program, layers, places)
-        run = SiteRun(self.name, walk, progress)
+        run = SiteRun(self.name, walk, task)
         run.passed = [*layers.passed, *_passed_over(layers, found)]
         inserted = frozenset(insertion.product for insertion in insertions)
         cost = 1 - 10 ** (-self.insert_from / 10)
@@ -130,10 +128,10 @@ def family(run: SiteRun, site: Site) -> Family:
         inputs = [over_inputs(r.use, run.parting.to_fit(row[r.use.x])) for r in readers]
         return [x.abs().amax(0) for x in inputs]
 
-    rows = run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.parting.fit)
-    for row in run.walk.shared(map(sizes, rows), run.parting.fit):
-        for reader, found in zip(readers, row, strict=True):
-            _raise_to(of_inputs, reader.labels, found)
+    found = run.walk.replay(wanted, run.walk.lanes[FLOAT], batches=run.parting.fit)
+    for row in run.walk.shared(map(sizes, found), run.parting.fit):
+        for reader, largest in zip(readers, row, strict=True):
+            _raise_to(of_inputs, reader.labels, largest)
     for reader in readers:
         rows = reader.layer.form.rows(reader.layer.weight).abs().amax(1)
         channels = rows.reshape(reader.labels.shape[0], -1).amax(1)

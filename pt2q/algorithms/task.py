@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.distributed as dist
 
 from pt2q.algorithms.engine import Lane, Walk
+from pt2q.algorithms.kept import NOTHING, Kept
 from pt2q.algorithms.report import Report
 from pt2q.distributed import ALONE, Ranks
 from pt2q.ir.module import QuantGraphModule
@@ -29,6 +31,7 @@ class Task:
     spill: bool | str | Path = False
     progress: Progress | None = None
     ranks: Ranks = ALONE
+    kept: Kept = NOTHING
 
     def walk(self, lanes: Sequence[Lane] | None = None) -> Walk:
         """A run of the model from its beginning.
@@ -36,8 +39,9 @@ class Task:
         Args:
             lanes: what runs; the floating and the rounding one if not given.
         """
-        options = {"spill": self.spill, "seed": self.seed, "ranks": self.ranks}
-        return Walk(self.model, self.batches, lanes, **options)
+        return Walk(
+            self.model, self.batches, lanes, spill=self.spill, seed=self.seed, ranks=self.ranks
+        )
 
 
 class GraphAlgorithm(ABC):
@@ -54,6 +58,7 @@ class GraphAlgorithm(ABC):
         spill: bool | str | Path = False,
         progress: Progress | None = None,
         group: dist.ProcessGroup | None = None,
+        resume: str | PathLike[str] | None = None,
     ) -> Report:
         """Improve a prepared and calibrated model.
 
@@ -65,11 +70,18 @@ class GraphAlgorithm(ABC):
             progress: is told where the run stands.
             group: the processes that do it together, as in `pt2q.distributed.calibrate`; None for
                 all, or for this one where ``torch.distributed`` is not initialised.
+            resume: a folder that keeps what was found, layer by layer; a run that was stopped goes
+                on from there and ends with the same model.
 
         Returns:
             What was done, layer by layer.
+
+        Raises:
+            DistributedError: another process failed, or ``resume`` is of another run.
         """
-        return self.improve(Task(model, batches, seed, spill, progress, Ranks.of(group)))
+        ranks = Ranks.of(group)
+        kept = Kept.of(resume, ranks, model, f"{self} seed={seed}")
+        return self.improve(Task(model, batches, seed, spill, progress, ranks, kept))
 
     @abstractmethod
     def improve(self, task: Task) -> Report:

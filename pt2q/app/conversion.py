@@ -115,7 +115,7 @@ def calibrate_and_convert(
         track: shows the progress.
         show: is given the quantizer's report before anything can fail that it may explain.
         improvement: how accuracy is won back.
-        resume: a folder that keeps how far calibration came.
+        resume: a folder that keeps how far this came.
         look: is shown the data, too.
     """
     report = None if show is None else lambda: show(quantizer.report())

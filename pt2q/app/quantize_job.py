@@ -71,7 +71,7 @@ def run_job(
         out: the file to write; an old one stays where the new one is refused.
         show: is given the quantizer's report before anything can fail that it may explain.
         progress: is told where algorithms stand.
-        resume: a folder that keeps how far calibration came.
+        resume: a folder that keeps how far this came.
 
     Raises:
         RequirementError, DisagreementError: the result is not what it has to be.
@@ -80,7 +80,9 @@ def run_job(
     signature = signature_of(program)
     # Dynamic activations have no ranges that data could miss.
     look = Look() if recipe.default.mode == "static" else None
-    improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed, progress=progress)
+    improvement = Improvement(
+        recipe.algorithms, recipe.effort, recipe.seed, progress=progress, resume=resume
+    )
     converted = calibrate_and_convert(
         program, quantizer, data.calibration, track, show, improvement, resume, look
     )
@@ -121,13 +123,13 @@ def take_part(
         program: the float model.
         data: all of it.
         recipe: for which backend, and how.
-        resume: a folder that keeps how far calibration came.
+        resume: a folder that keeps how far this came.
     """
     look = Look() if recipe.default.mode == "static" else None
     found = calibrated(
         program, recipe.quantizer(), data.calibration, untracked, resume=resume, look=look
     )
-    improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed)
+    improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed, resume=resume)
     apply_improvement(found, calls_of(program, data.calibration), improvement)
 
 

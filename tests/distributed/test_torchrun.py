@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,11 @@ def run(folder: Path, processes: int, out: str, *options: str) -> subprocess.Com
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     command += ["pt2q", "quantize", "small.pt2", "--calibration", "images.npz", "-o", out, *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    # As many threads in each process as torchrun gives it.
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, env=settings, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.mark.slow
@@ -36,6 +41,18 @@ def test_the_same_file_byte_for_byte(job: Path, backend: str, suffix: str) -> No
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("written:") == 1
     assert (job / f"1{suffix}").read_bytes() == (job / f"3{suffix}").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend, suffix", [("xnnpack", ".pte"), ("onnxruntime", ".onnx")])
+def test_the_same_file_with_an_algorithm(job: Path, backend: str, suffix: str) -> None:
+    for processes in (1, 2, 3, 4):
+        out = f"{processes}{suffix}"
+        done = run(job, processes, out, "--backend", backend, "--algorithm", "gptq")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("written:") == done.stdout.count("layers changed by") == 1
+    first, *others = ((job / f"{n}{suffix}").read_bytes() for n in (1, 2, 3, 4))
+    assert all(other == first for other in others)
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from pt2q.algorithms import (
 )
 from pt2q.algorithms.layerwise import Proposed, Work
 from pt2q.distributed import calibrate
+from pt2q.errors import DistributedError
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.ir.module import QuantGraphModule
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
@@ -120,9 +123,34 @@ def improve_in_groups(rank: int, folder: str) -> None:
 class Dying(GPTQ):
     """The second process is killed when it comes to a layer."""
 
-    def propose(self, work: Work) -> Any:
+    def propose(self, work: Work) -> Iterator[Proposed]:
         """See `GPTQ.propose`."""
         if dist.get_rank() == 1 and work.layer.name == "linear":
-            os.kill(os.getpid(), 9)
-        found: list[Proposed] = list(super().propose(work))
-        return found
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().propose(work)
+
+    def __repr__(self) -> str:
+        return repr(GPTQ())
+
+
+def killed_at(stop: int, rank: int) -> Iterator[tuple[Tensor]]:
+    """Batches; the second process is killed where it wants one of them."""
+    for index in range(COUNT):
+        if rank == 1 and index == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch_of(index)
+
+
+def quantize_among(rank: int, folder: str, size: int, dies: str) -> None:
+    """Quantize as one of several; leave what came of it, or what was said instead."""
+    join(rank, folder, size, f"store-{size}-{dies}")
+    batches = killed_at(8 if dies == "calibrating" else COUNT, rank)
+    algorithms = [SmoothQuant(), Dying() if dies == "improving" else GPTQ()]
+    kept = f"{folder}/kept"
+    try:
+        made = quantize_pt2e(program(), four_bits(), batches, algorithms=algorithms, resume=kept)
+    except DistributedError as error:
+        torch.save(str(error), f"{folder}/said-{rank}.pt")
+        return
+    torch.save(state_of(made), f"{folder}/made-{rank}.pt")
+    dist.destroy_process_group()

@@ -63,7 +63,7 @@ Resume = Annotated[
     Path | None,
     typer.Option(
         "--resume",
-        help="A folder that keeps how far calibration came; a run that was stopped goes on there.",
+        help="A folder that keeps how far this came; a run that was stopped goes on from there.",
     ),
 ]
 HeldOut = Annotated[
