@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from torch.export import ExportedProgram
 
 from pt2q.algorithms import Improvement
@@ -14,15 +17,12 @@ from pt2q.deploy.backend import Backend, Example
 from pt2q.deploy.registry import BACKENDS
 from pt2q.deploy.signature import dynamic_shapes, signature_of
 from pt2q.errors import ComparisonError
+from pt2q.ir.module import QuantGraphModule
 
 
 def run_comparison(
-    program: ExportedProgram,
-    data: Data,
-    recipe: Recipe,
-    track: Track,
-    in_runtime: bool = False,
-) -> Comparison | RuntimeComparison:
+    program: ExportedProgram, data: Data, recipe: Recipe, track: Track
+) -> Comparison:
     """Quantize an exported program and say, operator by operator, where it departs from float.
 
     Args:
@@ -30,28 +30,48 @@ def run_comparison(
         data: to calibrate on, and to compare on.
         recipe: for which backend, and how.
         track: wraps a loop over batches to show its progress under a title.
-        in_runtime: compare what the runtime computes, not what the converted model does.
+    """
+    converted = _converted(program, data, recipe, track)
+    return compare(program, converted, _inputs(program, data, track))
+
+
+def run_in_runtime(
+    program: ExportedProgram, data: Data, recipe: Recipe, track: Track
+) -> RuntimeComparison:
+    """Quantize and lower an exported program and compare the values inside the runtime.
+
+    Args:
+        program, data, recipe, track: as for `run_comparison`.
 
     Raises:
         ComparisonError: the values inside the runtime cannot be had.
     """
-    backend = BACKENDS[recipe.backend]
-    if in_runtime and backend.inner_values is None:
-        raise ComparisonError(_no_values(backend))
+    show = BACKENDS[recipe.backend].inner_values
+    if show is None:
+        raise ComparisonError(_no_values(BACKENDS[recipe.backend]))
+    converted = _converted(program, data, recipe, track)
+    signature = signature_of(program)
+    example = Example(signature, data.held_out[0], dynamic_shapes(program, signature))
+    inputs = _inputs(program, data, track)
+    return compare_in_runtime(program, show(converted, example), inputs)
+
+
+def _converted(
+    program: ExportedProgram, data: Data, recipe: Recipe, track: Track
+) -> QuantGraphModule:
     improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed)
-    converted = calibrate_and_convert(
+    return calibrate_and_convert(
         program, recipe.quantizer(), data.calibration, track, improvement=improvement
     )
+
+
+def _inputs(program: ExportedProgram, data: Data, track: Track) -> Iterator[dict[str, Any]]:
+    """What is held out, by the names of the inputs."""
     module = program.module(check_guards=False)
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
     signature = signature_of(program)
-    held_out = tried(program, track(data.held_out, "comparing"))
-    inputs = (dict(zip(names, signature.leaves(batch), strict=True)) for batch in held_out)
-    if in_runtime and backend.inner_values is not None:
-        example = Example(signature, data.held_out[0], dynamic_shapes(program, signature))
-        values = backend.inner_values(converted, example)
-        return compare_in_runtime(program, values, inputs)
-    return compare(program, converted, inputs)
+    for batch in tried(program, track(data.held_out, "comparing")):
+        yield dict(zip(names, signature.leaves(batch), strict=True))
 
 
 def _no_values(backend: Backend) -> str:

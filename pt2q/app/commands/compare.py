@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pt2q.app.compare_job import run_comparison
+from pt2q.app.compare_job import run_comparison, run_in_runtime
 from pt2q.app.console import console, track
 from pt2q.app.data.holding_out import read_data
 from pt2q.app.options import BackendName, CalibrationFile, ModelFile, RecipeFile, chosen_recipe
 from pt2q.app.program_file import read_program
 from pt2q.app.written import write_json
+from pt2q.debug import Comparison, RuntimeComparison
 from pt2q.files import check_outputs
 
 HELP = (
@@ -49,7 +50,10 @@ def compare(
     check_outputs({"--json": json}, read)
     program = read_program(model)
     data = read_data(program, calibration, limit=chosen.limit, seed=chosen.seed)
-    report = run_comparison(program, data, chosen, track, in_runtime)
+    given = program, data, chosen, track
+    report: Comparison | RuntimeComparison = (
+        run_in_runtime(*given) if in_runtime else run_comparison(*given)
+    )
     shown = report if worst is None else report.worst(worst)
     print(shown.text(console().width))
     write_json(json, report)

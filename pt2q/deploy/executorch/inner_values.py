@@ -44,10 +44,10 @@ class InnerValues:
         dynamic_shapes: Any = None,
     ) -> None:
         require_graph(converted)
-        is_program = isinstance(converted, ExportedProgram)
-        shown, self._names = showing(
-            converted.module(check_guards=False) if is_program else converted
-        )
+        model: Any = converted
+        if isinstance(converted, ExportedProgram):
+            model = converted.module(check_guards=False)
+        shown, self._names = showing(model)
         program, manager = packed(shown, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
         lowered = manager.exported_program()
         if lowered.graph_signature.buffers_to_mutate:

@@ -33,7 +33,8 @@ def showing(model: GraphModule) -> tuple[QuantGraphModule, tuple[str, ...]]:
     """
     result = copy_module(model)
     output = next(node for node in reversed(result.graph.nodes) if node.op == "output")
-    emit, found = Emitter(result, PASS), {}
+    emit = Emitter(result, PASS)
+    found: dict[str, Node] = {}
     for node in _rounded(result):
         source = node.all_input_nodes[0]
         found.setdefault(origin_name(source), _shown(emit, node, source))
