@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from pt2q.algorithms.task import Progress
 from pt2q.debug.diagnosis.changes import FLOAT, FORM, Change, Setup
 from pt2q.debug.inspection.macs import macs
 from pt2q.debug.recipe_search.table import Assignment, Unit
+from pt2q.debug.sensitivities.result import Sensitivity
 from pt2q.debug.sensitivities.sensitivity import sensitivity
-from pt2q.debug.sensitivities.subjects import LAYER, Rounded, layers, rounded_tensors
+from pt2q.debug.sensitivities.subjects import Rounded, layers, rounded_tensors
 from pt2q.errors import AnnotationError
 from pt2q.ir.module import QuantGraphModule
 
@@ -72,9 +74,35 @@ def _noise(
     except AnnotationError:
         return None
     names = {unit.name for unit in units}
-    rows = sensitivity(model, batches, nodes=names, passes=passes, progress=progress)
-    layer = [row for row in rows if row.kind == LAYER]
-    return {row.nodes[0]: min(10 ** (-row.alone / 10), LOST) for row in layer}
+    found = sensitivity(
+        model, batches, by_group=False, nodes=names, passes=passes, progress=progress
+    )
+    return shares(found)
+
+
+def shares(found: Sensitivity) -> dict[str, float]:
+    """What each layer has to do with the noise of all, so that they add up to it.
+
+    The noise of a layer alone leaves out what the others' makes of it; how much less there is
+    without the layer leaves out that others may lose the same. The mean of the two is the Shapley
+    value of two layers, and near that of more. Where the signal is lost in the noise of all, the
+    first alone says something.
+
+    Args:
+        found: the sensitivity of all layers.
+    """
+    whole = _noise_of(found.whole)
+    alone = {row.nodes[0]: _noise_of(row.alone) for row in found}
+    if whole >= 1:
+        return alone
+    relief = {row.nodes[0]: whole - _noise_of(row.without) for row in found}
+    means = {name: max((noise + relief[name]) / 2, 0.0) for name, noise in alone.items()}
+    total = sum(means.values())
+    return {name: mean * whole / total for name, mean in means.items()} if total else alone
+
+
+def _noise_of(decibels: float) -> float:
+    return min(10 ** (-decibels / 10), LOST) if not math.isnan(decibels) else LOST
 
 
 def changes_of(units: Iterable[Unit], assignment: Assignment) -> tuple[Change, ...]:

@@ -35,6 +35,7 @@ def sensitivity(
     *,
     metric: Metric | None = None,
     by_layer: bool = True,
+    by_group: bool = True,
     nodes: Container[str] | None = None,
     passes: float | None = PASSES,
     state: str | Path | None = None,
@@ -53,6 +54,7 @@ def sensitivity(
             model's results, batch by batch, and the positions of these batches, it returns a
             number, larger for better. It is averaged over batches.
         by_layer: also measure layers: an operator with its weight, its inputs and its output.
+        by_group: measure groups of tensors that share quantization.
         nodes: measure only what these have a part in, by the names of `SensitivityRow.nodes`.
         passes: how many runs of the float model it may take for each batch. One batch is always
             measured on, whatever it takes. None: no bound.
@@ -81,7 +83,7 @@ def sensitivity(
     work = Work(Program(prepared))
     work.done += work.whole * len(given) * (metric is None)
     rounded = rounded_tensors(work.program)
-    subjects = [*groups(rounded), *(layers(rounded) if by_layer else ())]
+    subjects = [*(groups(rounded) if by_group else ()), *(layers(rounded) if by_layer else ())]
     if nodes is not None:
         subjects = [s for s in subjects if any(name in nodes for name in s.nodes)]
     key = fingerprint(prepared, given, judge.name)
