@@ -52,6 +52,14 @@ BatchCount = Annotated[
 ]
 
 
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes", min=1, help="Measure in so many processes; figures are those of one."
+    ),
+]
+
+
 def chosen_recipe(backend: str | None, path: Path | None) -> Recipe:
     """What is to be done, from the options that say so.
 

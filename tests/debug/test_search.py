@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import joblib
 import pytest
 import torch
 from support import minilm
@@ -18,8 +19,17 @@ from torch.utils._pytree import tree_leaves
 
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
-from pt2q.debug import Bound, Change, QuantizerSetup, SearchResult, search
-from pt2q.debug.recipe_search.measuring import changes_of
+from pt2q.debug import (
+    Bound,
+    Change,
+    QuantizerSetup,
+    SearchResult,
+    Sensitivity,
+    SensitivityRow,
+    search,
+    sensitivity,
+)
+from pt2q.debug.recipe_search.measuring import changes_of, shares
 from pt2q.debug.recipe_search.table import Unit, best, cheapest, cost_of, noise_of
 from pt2q.demo.digits import load_digits
 from pt2q.demo.net import load_checkpoint
@@ -223,3 +233,39 @@ def test_minilm_with_less_in_float_than_first_and_last_layer() -> None:
     setup = QuantizerSetup(program, everywhere(), texts[:12])
     found, usual = against_first_and_last(setup, texts[12:16], "macs")
     assert found.met and found.chosen.cost < usual
+
+
+def test_shares_of_a_ranking_are_put_together(
+    setup: QuantizerSetup, batches: list[tuple[Tensor]], found: SearchResult
+) -> None:
+    with joblib.parallel_config(backend="sequential"):
+        shared = search(setup, batches, Bound(min_sqnr=30.0), processes=3)
+    assert shared.to_json() == found.to_json()
+
+
+@pytest.mark.slow
+def test_several_processes_find_what_one_finds(
+    setup: QuantizerSetup, batches: list[tuple[Tensor]]
+) -> None:
+    prepared, _ = setup.prepared()
+    one = sensitivity(prepared, batches, passes=None)
+    told: list[tuple[int, int]] = []
+    several = sensitivity(
+        prepared, batches, passes=None, processes=3, progress=lambda *at: told.append(at[:2])
+    )
+    assert several.to_json() == one.to_json()
+    assert [done for done, _ in told][-1] == len(one) and len(told) == 3
+
+
+def test_layers_share_the_noise_of_all() -> None:
+    figures = [("a", 20.0, 30.0), ("b", 30.0, 20.0), ("c", 40.0, 17.0)]
+    rows = [SensitivityRow((n,), (), "layer", one, other, 1) for n, one, other in figures]
+    found = shares(Sensitivity(tuple(rows), 18.0, "SQNR in dB", 1, 1.0))
+    assert sum(found.values()) == pytest.approx(10**-1.8)
+    # Of a: the mean of 0.01 and 0.01585 - 0.001; c only makes it better.
+    assert found["a"] / found["b"] == pytest.approx(
+        (0.01 + 0.014849) / (0.001 + 0.005849), rel=1e-3
+    )
+    assert found["c"] == 0
+    lost = Sensitivity(tuple(rows), -1.0, "SQNR in dB", 1, 1.0)
+    assert shares(lost) == pytest.approx({"a": 0.01, "b": 0.001, "c": 0.0001})

@@ -19,6 +19,7 @@ from pt2q.app.options import (
     JsonFile,
     MetricFunction,
     ModelFile,
+    Processes,
     RecipeFile,
 )
 from pt2q.app.written import write_json, write_recipe
@@ -63,6 +64,7 @@ def search(
     backend: BackendName = None,
     recipe: RecipeFile = None,
     batches: BatchCount = 8,
+    processes: Processes = 1,
     json: JsonFile = None,
 ) -> None:
     """Find the cheapest way to quantize a model that keeps within a bound."""
@@ -79,6 +81,7 @@ def search(
             cost=cost,
             evaluations=evaluations,
             minutes=minutes,
+            processes=processes,
             progress=progress,
         )
     print(found.text(console().width))

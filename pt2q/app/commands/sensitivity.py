@@ -18,6 +18,7 @@ from pt2q.app.options import (
     JsonFile,
     MetricFunction,
     ModelFile,
+    Processes,
     RecipeFile,
 )
 from pt2q.app.written import write_json
@@ -50,6 +51,7 @@ def sensitivity(
     passes: Passes = 25.0,
     state: State = None,
     worst: Worst = None,
+    processes: Processes = 1,
     json: JsonFile = None,
 ) -> None:
     """Say what quantizing each group of tensors, and each layer, costs at the output."""
@@ -65,6 +67,7 @@ def sensitivity(
             metric=judge,
             passes=passes,
             state=state,
+            processes=processes,
             progress=progress,
         )
     print((found if worst is None else found.worst(worst)).text(console().width))

@@ -28,6 +28,7 @@ def measured_units(
     forms: Sequence[str],
     batches: Sequence[Any],
     passes: float,
+    processes: int,
     progress: Progress | None,
 ) -> tuple[tuple[Unit, ...], tuple[str, ...]]:
     """The units of a model with what they lose in each form.
@@ -37,6 +38,7 @@ def measured_units(
         forms: those to choose from; forms that the backend does not run are passed over.
         batches: to measure on.
         passes: bounds each pass, see `sensitivity`.
+        processes: how many share a pass.
         progress: is told where it stands.
 
     Returns:
@@ -47,7 +49,7 @@ def measured_units(
     noise: dict[str, dict[str, float]] = {unit.name: {} for unit in found}
     kept = []
     for form in forms:
-        lost = _noise(setup, form, found, batches, passes, progress)
+        lost = _noise(setup, form, found, batches, passes, processes, progress)
         if lost is None:
             continue
         kept.append(form)
@@ -63,6 +65,7 @@ def _noise(
     units: Sequence[Unit],
     batches: Sequence[Any],
     passes: float,
+    processes: int,
     progress: Progress | None,
 ) -> dict[str, float] | None:
     """What each unit loses in one form; None if the backend does not run it."""
@@ -75,7 +78,13 @@ def _noise(
         return None
     names = {unit.name for unit in units}
     found = sensitivity(
-        model, batches, by_group=False, nodes=names, passes=passes, progress=progress
+        model,
+        batches,
+        by_group=False,
+        nodes=names,
+        passes=passes,
+        processes=processes,
+        progress=progress,
     )
     return shares(found)
 

@@ -66,6 +66,7 @@ def search(
     minutes: float | None = None,
     passes: float = 25.0,
     units: Sequence[Unit] | None = None,
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Find the cheapest choice of a form for each layer that keeps within a bound.
@@ -82,6 +83,7 @@ def search(
         minutes: when to stop measuring the whole model.
         passes: bounds the ranking of each form, see `sensitivity`.
         units: what an earlier search has measured, ``result.units``: nothing is ranked again.
+        processes: how many to share the ranking out to; the result is that of one, to the bit.
         progress: is told where the ranking stands.
 
     Returns:
@@ -94,7 +96,7 @@ def search(
     _check(candidates, cost, bound, metric, batches)
     forms = tuple(candidates)
     if units is None:
-        units, forms = measured_units(setup, candidates, batches, passes, progress)
+        units, forms = measured_units(setup, candidates, batches, passes, processes, progress)
     if not units or not forms:
         raise SearchError("no layer is quantized in any of the candidates: nothing to choose from")
     run = _Search(setup, batches, bound, metric, tuple(units), cost)

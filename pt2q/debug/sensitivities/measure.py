@@ -34,6 +34,10 @@ def operators(nodes: Iterable[Node]) -> int:
     return sum(node.op == "call_function" for node in nodes)
 
 
+Batch = tuple[int, Any]
+"""One batch, behind its position among all."""
+
+
 class Work:
     """What measuring costs, in operators run on one batch.
 
@@ -80,7 +84,7 @@ class Measurement:
     @torch.no_grad()
     def rows(
         self,
-        batches: Sequence[tuple[int, Any]],
+        batches: Sequence[Batch],
         subjects: Sequence[Subject],
         saved: Saved,
         stage: str,

@@ -16,9 +16,10 @@ from pt2q.algorithms.engine.walk import FLOAT
 from pt2q.algorithms.originals import originals
 from pt2q.algorithms.task import Progress
 from pt2q.debug.sensitivities.judging import Judge, Metric, MetricJudge, SqnrJudge, Tally, added
-from pt2q.debug.sensitivities.measure import Measurement, Work
+from pt2q.debug.sensitivities.measure import Batch, Measurement, Work
 from pt2q.debug.sensitivities.result import Sensitivity, SensitivityRow
 from pt2q.debug.sensitivities.saved import Saved, fingerprint
+from pt2q.debug.sensitivities.several import measure_in
 from pt2q.debug.sensitivities.subjects import Subject, groups, layers, rounded_tensors
 from pt2q.errors import DataError, NotExportedError
 from pt2q.ir.module import QuantGraphModule
@@ -41,6 +42,7 @@ def sensitivity(
     state: str | Path | None = None,
     seed: int = 0,
     spill: bool | str | Path = False,
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Say what each group of tensors, and each layer, has to do with the output.
@@ -61,6 +63,7 @@ def sensitivity(
         state: a file to keep what was measured in; a run that was interrupted goes on from there.
         seed: of operators that draw random numbers.
         spill: keep values in files: True, or the folder in which to make a temporary one.
+        processes: how many to share the rows out to; figures are those of one, to the bit.
         progress: is told where the measurement stands.
 
     Returns:
@@ -89,7 +92,9 @@ def sensitivity(
     key = fingerprint(prepared, given, judge.name)
     saved = Saved(None if state is None else Path(state), key)
     measurement = Measurement(prepared, judge, work, seed, spill)
-    return _Race(measurement, given, subjects, saved, passes, progress).run()
+    race = _Race(measurement, given, subjects, saved, passes, progress)
+    race.processes = processes
+    return race.run()
 
 
 def float_results(model: QuantGraphModule, batches: Sequence[Any], seed: int = 0) -> list[Any]:
@@ -122,6 +127,7 @@ class _Race:
         self.work = measurement.work
         self.batches = list(enumerate(batches))
         self.subjects, self.saved, self.progress = subjects, saved, progress
+        self.processes = 1
         self.bound = float("inf") if passes is None else passes * self.work.whole * len(batches)
 
     def run(self) -> Sensitivity:
@@ -139,9 +145,12 @@ class _Race:
         spent = self.work.done / (self.work.whole * count) if self.work.whole else 0.0
         return Sensitivity(tuple(rows), self.judge.value(whole), self.judge.name, count, spent)
 
-    def _measure(
-        self, batches: Sequence[tuple[int, Any]], subjects: Sequence[Subject], stage: str
-    ) -> Tally:
+    def _measure(self, batches: Sequence[Batch], subjects: Sequence[Subject], stage: str) -> Tally:
+        left = [s for s in subjects if self.saved.get(stage, s.name) is None]
+        if self.processes > 1 and len(left) > 1:
+            shared = measure_in(self.processes, self.measurement, batches, left, self.progress)
+            for name, pair in shared:
+                self.saved.put(stage, name, pair)
         return self.measurement.rows(batches, subjects, self.saved, stage, self.progress)
 
     def _first(self) -> int:
