@@ -48,10 +48,11 @@ class Use:
     form: MatrixForm
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The call with other operands."""
-        given: dict[Node, Any] = {self.x: x, self.weight: weight}
+        """The call with other operands; of several types, in the widest of them."""
+        dtype = torch.promote_types(x.dtype, weight.dtype)
+        given: dict[Node, Any] = {self.x: x.to(dtype), self.weight: weight.to(dtype)}
         if self.bias is not None:
-            given[self.bias] = bias
+            given[self.bias] = None if bias is None else bias.to(dtype)
         args, kwargs = map_arg((self.node.args, self.node.kwargs), given.__getitem__)
         y: Tensor = self.node.target(*args, **kwargs)  # type: ignore[operator]
         if self.bias is None and bias is not None:
@@ -313,11 +314,12 @@ def set_tensor(places: tuple[Place, ...], value: Tensor) -> None:
 
     Args:
         places: where the module holds the old one.
-        value: of the same shape and dtype.
+        value: of the same shape; it becomes of the same dtype.
     """
     owner, target = places[0]
     assert isinstance(owner, GraphModule)
     old = get_constant(owner, target)
+    value = value.to(old.dtype)
     new = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
     for owner, target in places:
         replace_tensor(owner, target, new)

@@ -45,7 +45,7 @@ def output_energy(seen: Moments, form: MatrixForm, grid: Grid) -> Energy:
 
     def energy(error: Tensor) -> Tensor:
         rows = form.rows(error)
-        return form.weight((rows @ hessian) * rows, error)
+        return form.weight((rows.float() @ hessian) * rows, error)
 
     return energy
 

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.decoder import Decoder, DecoderConfig
 from support.half_precision import HALVES, sentence, word_model
 from support.nodes import nodes_of
+from support.seeds import seeded
 
-from pt2q import QuantGraphModule, Quantizer, convert_pt2e, prepare_pt2e, sqnr
+from pt2q import QuantGraphModule, Quantizer, convert_pt2e, prepare_pt2e, quantize_pt2e, sqnr
+from pt2q.algorithms import AWQ, GPTQ, AdaRound
+from pt2q.algorithms.quantize import Algorithm
 from pt2q.deploy import inductor, onnx
 from pt2q.deploy.executorch import lower
 from pt2q.errors import ComputesInFloat32Warning
@@ -29,6 +33,7 @@ from pt2q.quantizers import (
     get_dynamic_activation_4bit_weight_config,
     get_int16_activation_config,
     get_symmetric_quantization_config,
+    get_weight_only_quantization_config,
 )
 
 
@@ -144,3 +149,37 @@ def test_onnx_files_compute_in_float32(dtype: torch.dtype, tmp_path: Path) -> No
     # NumPy has no bfloat16.
     assert found.dtype == (torch.float32 if dtype is torch.bfloat16 else dtype)
     assert sqnr(expected.float(), found.float()) > 27
+
+
+ALGORITHMS = {"gptq": GPTQ(), "awq": AWQ(), "adaround": AdaRound(steps=30)}
+
+
+@functools.cache
+def small_decoder(dtype: torch.dtype) -> torch.export.ExportedProgram:
+    """With the same numbers in every type."""
+    with seeded(0):
+        model = Decoder(DecoderConfig(64, 32, 1, hidden=64, length=16)).eval()
+    model.to(torch.bfloat16).to(dtype)
+    return torch.export.export(model, (sentence(9), torch.arange(8)))
+
+
+def error_of(dtype: torch.dtype, algorithm: Algorithm) -> tuple[QuantGraphModule, float]:
+    program, at = small_decoder(dtype), torch.arange(8)
+    batches = [(sentence(seed), at) for seed in range(8)]
+    quantizer = WeightQuantizer(get_weight_only_quantization_config(4, 32))
+    done = quantize_pt2e(program, quantizer, batches, algorithms=[algorithm])
+    with torch.no_grad():
+        expected, found = (
+            torch.cat([run(sentence(100 + seed), at).float() for seed in range(16)])
+            for run in (program.module(), done)
+        )
+    return done, float(sqnr(expected, found))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms_compute_in_float32_and_leave_weights_in_their_type(name: str) -> None:
+    half, of_half = error_of(torch.bfloat16, ALGORITHMS[name])
+    single, of_single = error_of(torch.float32, ALGORITHMS[name])
+    assert shape_of(half) == shape_of(single)
+    assert abs(of_half - of_single) < 1
+    assert half.state_dict()["norm.weight"].dtype is torch.bfloat16

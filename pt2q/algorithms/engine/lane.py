@@ -70,8 +70,9 @@ class Lane:
         self._instead.update({id(old): (old, new) for old, new in pairs})
 
     def hold(self, tensors: Mapping[Place, Tensor]) -> None:
-        """Read these tensors from now on, whatever becomes of the module's."""
-        self.own.update(tensors)
+        """Read these tensors, in the types of the module's, whatever becomes of those."""
+        for (owner, target), tensor in tensors.items():
+            self.own[owner, target] = tensor.to(get_constant(owner, target).dtype)
 
     def tensor(self, owner: GraphModule, target: str) -> Any:
         """What a ``get_attr`` node reads: a tensor, or a body of control flow."""
@@ -102,7 +103,7 @@ class Lane:
             return value
         if id(observer) not in self._roundings:
             self._roundings[id(observer)] = (observer, _rounding(observer, value, constant))
-        return self._roundings[id(observer)][1](value)
+        return self._roundings[id(observer)][1](value).to(value.dtype)
 
     def round_by(self, observer: Any, rounding: Rounding) -> None:
         """Let a function do what an observer's quantize and dequantize do."""
