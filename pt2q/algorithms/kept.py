@@ -119,5 +119,5 @@ def _digest(model: QuantGraphModule) -> str:
             continue
         flat = value.detach().cpu().contiguous().reshape(-1)
         found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        found.update(memoryview(flat.view(torch.uint8).numpy()))
+        found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()

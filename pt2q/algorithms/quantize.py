@@ -169,9 +169,16 @@ def apply_improvement(
     effort, seed = improvement.effort, improvement.seed
     check_choice(improvement.algorithms, effort)
     chosen = improvement.algorithms if effort is None else algorithms_for(prepared, effort)
-    settings = {"seed": seed, "spill": improvement.spill, "progress": improvement.progress}
-    shared = {"group": improvement.group, "resume": improvement.resume}
-    improved, report = improve(prepared, batches, chosen, **shared, **settings)
+    improved, report = improve(
+        prepared,
+        batches,
+        chosen,
+        group=improvement.group,
+        resume=improvement.resume,
+        seed=seed,
+        spill=improvement.spill,
+        progress=improvement.progress,
+    )
     return improved, Applied.of(chosen, report, seed) if chosen else None
 
 

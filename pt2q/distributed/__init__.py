@@ -2,5 +2,6 @@
 
 from pt2q.distributed.calibrating import calibrate
 from pt2q.distributed.ranks import ALONE, Ranks, joined, together
+from pt2q.distributed.training import whole_state
 
-__all__ = ["ALONE", "Ranks", "calibrate", "joined", "together"]
+__all__ = ["ALONE", "Ranks", "calibrate", "joined", "together", "whole_state"]

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pt2q.distributed.checkpoint import Checkpoint
+from pt2q.distributed.checkpoint import Checkpoint, can_tell
 from pt2q.distributed.ranks import Ranks, together
 from pt2q.errors import FlowError, MergeError
 from pt2q.ir.model_state import KeptState
@@ -110,14 +110,15 @@ def _refusal(
             "buffers), so batches cannot be shared out; calibrate in one process"
         )
     for name, observer in observers.items():
-        if rounds(observer) or not isinstance(observer, ObserverBase):
+        inner = getattr(observer, "activation_post_process", observer)
+        if rounds(observer) or not (can_tell(observer) and isinstance(inner, ObserverBase)):
             return MergeError(
                 f"calibrate: '{name}' is a {type(observer).__name__}, which cannot be calibrated "
-                "on several processes; calibrate in one, or train with DistributedDataParallel "
-                "and synchronize_observers"
+                "on several processes while it rounds; calibrate in one, switch it off with "
+                "disable_fake_quant, or train with DistributedDataParallel and whole_state"
             )
-        if not (observer.stateless or observer.merges):
-            return observer.no_merge_error()
+        if not (inner.stateless or inner.merges):
+            return inner.no_merge_error()
     return None
 
 
@@ -177,7 +178,7 @@ def _observe(
 
 def _at_batch(observers: dict[str, Any], index: int | None) -> None:
     for observer in observers.values():
-        if isinstance(observer, ObserverBase):
+        if can_tell(observer):
             observer.at_batch(index)
 
 
@@ -186,15 +187,15 @@ def _exchange(observers: dict[str, Any], ranks: Ranks) -> None:
     merging = {
         name: observer
         for name, observer in observers.items()
-        if isinstance(observer, ObserverBase)
-        and observer.merges
-        and (ranks.size > 1 or observer.deferred)
+        if can_tell(observer) and observer.merges and (ranks.size > 1 or observer.deferred)
     }
     found = ranks.gather({name: o.statistics() for name, o in merging.items()})
     for name, observer in merging.items():
         parts = [one[name] for one in found]
-        # Everybody sees the same weights: what one knows is all there is to know.
-        observer.merge([_first_with_data(parts)] if observer.constant_input else parts)
+        # Everybody sees the same weights: what one knows is all there is to know. Fake quantizers
+        # say of any input that it might be one.
+        weight = isinstance(observer, ObserverBase) and observer.constant_input
+        observer.merge([_first_with_data(parts)] if weight else parts)
 
 
 def _first_with_data(parts: list[dict[str, Any]]) -> dict[str, Any]:

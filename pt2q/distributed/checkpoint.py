@@ -14,6 +14,20 @@ from pt2q.distributed.ranks import Ranks
 from pt2q.errors import DistributedError
 from pt2q.files import replacing
 from pt2q.observers.base.observer_base import ObserverBase
+from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
+from pt2q.observers.protocol import rounds
+
+
+def can_tell(observer: Any) -> bool:
+    """Whether an observer says what it has seen, and takes what others have.
+
+    Args:
+        observer: of ours, of another library or a user's; a fake quantizer only as long as it lets
+            pass what comes.
+    """
+    if isinstance(observer, FakeQuantize):
+        return not rounds(observer)
+    return isinstance(observer, ObserverBase)
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Checkpoint:
         statistics = {
             name: observer.statistics()
             for name, observer in observers.items()
-            if isinstance(observer, ObserverBase)
+            if can_tell(observer)
         }
         content = {"names": list(self.names), "batches": batches, "statistics": statistics}
         with replacing(self.path) as draft:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from support.ranks import (
     COUNT,
+    Layers,
     batch_of,
     calibrate_in_groups,
     converted_state,
@@ -17,8 +19,11 @@ from support.ranks import (
     prepared,
 )
 
+from pt2q import disable_fake_quant, prepare_qat_pt2e
 from pt2q.distributed import Ranks, calibrate
-from pt2q.errors import DataError, DistributedError, FlowError
+from pt2q.errors import DataError, DistributedError, FlowError, MergeError
+from pt2q.observers import FakeQuantize, MovingAverageMinMaxObserver
+from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 
 
 def alone() -> dict[str, Any]:
@@ -132,3 +137,63 @@ def test_a_source_of_data_that_fails_is_said_to_all() -> None:
         with pytest.raises(OSError, match="no such file"):
             calibrate(prepared(), source())
     assert isinstance(told[-1], OSError)
+
+
+def observed(ranks: Ranks | None, make: Any) -> dict[str, Any]:
+    """What fake quantizers come to that only watch: in a plain loop where there are no ranks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        exported = torch.export.export(Layers().eval(), batch_of(0))
+    module = prepare_qat_pt2e(exported, make()).eval().apply(disable_fake_quant)
+    batches = [batch_of(i) for i in range(COUNT)]
+    if ranks is None:
+        for batch in batches:
+            module(*batch)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Ranks, "of", staticmethod(lambda group=None: ranks))
+            calibrate(module, batches)
+    return converted_state(module)
+
+
+def fused() -> XNNPACKQuantizer:
+    return XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_qat=True))
+
+
+def averaged() -> XNNPACKQuantizer:
+    config = get_symmetric_quantization_config(is_qat=True)
+    assert config.input_activation is not None
+    plain = FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, averaging_constant=0.1)
+    activation = replace(config.input_activation, observer_or_fake_quant_ctr=plain)
+    config = replace(config, input_activation=activation, output_activation=activation)
+    return XNNPACKQuantizer().set_global(config)
+
+
+@pytest.mark.parametrize("make", [fused, averaged])
+def test_fake_quantizers_that_only_watch(make: Any) -> None:
+    """Two that each see every second batch, one after the other: the first waits for no other."""
+    plain = observed(None, make)
+    assert same(observed(Ranks(), make), plain)
+
+    class Half(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            said.setdefault(self.rank, []).append(value)
+            place = len(said[self.rank]) - 1
+            other = heard[place] if place < len(heard) else value
+            return [value, other] if self.rank == 0 else [other, value]
+
+    said: dict[int, list[Any]] = {}
+    heard: list[Any] = []
+    observed(Half(0, 2), make)
+    heard = said.pop(0)
+    assert same(observed(Half(1, 2), make), plain)
+
+
+def test_fake_quantizers_that_round_are_not_shared_out() -> None:
+    exported = torch.export.export(Layers().eval(), batch_of(0))
+    module = prepare_qat_pt2e(exported, fused()).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ranks, "of", staticmethod(lambda group=None: Ranks(0, 2)))
+        patch.setattr(Ranks, "gather", lambda self, value: [value, None])
+        with pytest.raises(MergeError, match="while it rounds"):
+            calibrate(module, [batch_of(0)])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from support.qat_quantizer import prepare
+from support.qat_quantizer import QATQuantizer, prepare
 from support.replicas import train_replica
 from support.training import batches, network
+from support.training_ranks import train_in_groups
 
+from pt2q import prepare_qat_pt2e
+from pt2q.ir.module import QuantGraphModule
 from pt2q.observers import HistogramObserver
 
 
@@ -28,6 +32,35 @@ def test_several_processes(tmp_path: Path) -> None:
     union(torch.linspace(-1, 2, 8000))
     union(torch.linspace(-2, 6, 8000))
     torch.testing.assert_close(first[0], union.calculate_qparams()[0], rtol=0.02, atol=0)
+
+
+@pytest.mark.slow
+def test_all_processes_end_with_one_model(tmp_path: Path) -> None:
+    """Sharded or not, each of any number converts the same one, to the bit; it has learned."""
+    module = prepare_for_any_size()
+    mp.spawn(train_in_groups, (str(tmp_path), module), nprocs=4)
+    ends = {}
+    for size in (1, 2, 3, 4):
+        first, *others = (torch.load(tmp_path / f"{size}-{rank}.pt") for rank in range(size))
+        for kind in ("ddp", "fsdp"):
+            assert all(_same(other[kind], first[kind]) for other in others), (size, kind)
+            ends[size, kind] = first[kind]
+    # In one process sharding changes nothing; in several, sums of gradients are rounded otherwise.
+    assert _same(ends[1, "ddp"], ends[1, "fsdp"])
+    assert not torch.equal(ends[4, "ddp"]["8.bias"], module.get_parameter("8.bias"))
+
+
+def prepare_for_any_size() -> QuantGraphModule:
+    sizes = {0: torch.export.Dim.AUTO}
+    exported = torch.export.export(network().train(), (batches(1)[0],), dynamic_shapes=(sizes,))
+    return prepare_qat_pt2e(exported, QATQuantizer()).train()
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(v, other[k]) if isinstance(v, torch.Tensor) else v == other[k]
+        for k, v in one.items()
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

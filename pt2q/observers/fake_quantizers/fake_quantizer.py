@@ -5,6 +5,7 @@ The parameters in use are in buffers, so that a checkpoint says what the model c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,7 +123,43 @@ class FakeQuantize(FakeQuantizeBase):
         if self.is_dynamic:
             observer.reset()
         observer(x)
-        self.take_parameters()
+        if not self.deferred:
+            self.take_parameters()
+
+    def at_batch(self, index: int | None) -> None:
+        """See `ObserverBase.at_batch`; of use while nothing is rounded."""
+        found = getattr(self.activation_post_process, "at_batch", None)
+        if found is not None:
+            found(index)
+
+    def statistics(self) -> dict[str, Any]:
+        """See `ObserverBase.statistics`: those of its observer."""
+        found: dict[str, Any] = self.activation_post_process.statistics()
+        return found
+
+    def restore(self, statistics: dict[str, Any]) -> None:
+        """See `ObserverBase.restore`."""
+        self.activation_post_process.restore(statistics)
+        self._ready = None
+        if self.has_data:
+            self.take_parameters()
+
+    def merge(self, found: Sequence[dict[str, Any]]) -> None:
+        """See `ObserverBase.merge`."""
+        self.activation_post_process.merge(found)
+        self._ready = None
+        if self.has_data:
+            self.take_parameters()
+
+    @property
+    def merges(self) -> bool:
+        """See `ObserverBase.merges`."""
+        return bool(getattr(self.activation_post_process, "merges", False))
+
+    @property
+    def deferred(self) -> bool:
+        """See `ObserverBase.deferred`."""
+        return bool(getattr(self.activation_post_process, "deferred", False))
 
     def take_parameters(self) -> None:
         """Take the parameters from the observer's range as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
 from pt2q.observers.min_max.moving_average import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
+    in_order,
 )
 
 
@@ -58,7 +60,20 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         extremes = torch.stack(self._extremes(x), -1)
         if self.is_dynamic:
             self.activation_post_process.reset()
-        self._follow(extremes)
+        if not self.activation_post_process.keep(*extremes.unbind(-1)):
+            self._follow(extremes)
+
+    @torch.no_grad()
+    def merge(self, found: Sequence[dict[str, Any]]) -> None:
+        """See `ObserverBase.merge`: the batches in their order, with the operator's numbers."""
+        entries = in_order(found)
+        if not entries:
+            super().merge(found)
+            return
+        self.at_batch(None)
+        device = self.scale.device
+        for _, low, high in entries:
+            self._follow(torch.stack((low, high), -1).to(device))
 
     @torch.no_grad()
     def take_parameters(self) -> None:

@@ -10,6 +10,18 @@ from torch import Tensor
 
 from pt2q.observers.min_max.range_observer import RangeObserver
 
+Entry = tuple[int, Tensor, Tensor]
+"""A batch, with the smallest and the largest value of one call in it."""
+
+
+def in_order(found: Sequence[dict[str, Any]]) -> list[Entry]:
+    """The calls that several have kept for later, in the order of the batches.
+
+    Args:
+        found: `statistics` of each.
+    """
+    return sorted((e for one in found for e in one["journal"]), key=lambda entry: int(entry[0]))
+
 
 class MovingAverageObserver(RangeObserver):
     """Running range ``r += c * (batch - r)``; the first batch is taken as it is.
@@ -28,7 +40,7 @@ class MovingAverageObserver(RangeObserver):
         self.averaging_constant = averaging_constant
         # Where others see other batches: (batch, smallest, largest) of each call, averaged later.
         self._batch: int | None = None
-        self._journal: list[tuple[int, Tensor, Tensor]] = []
+        self._journal: list[Entry] = []
 
     def at_batch(self, index: int | None) -> None:
         """See :meth:`ObserverBase.at_batch`: an average depends on the order of all batches."""
@@ -42,10 +54,19 @@ class MovingAverageObserver(RangeObserver):
         return bool(self._journal)
 
     def _take_range(self, low: Tensor, high: Tensor) -> None:
-        if self._batch is None:
+        if not self.keep(low, high):
             super()._take_range(low, high)
-        else:
-            self._journal.append((self._batch, low.clone(), high.clone()))
+
+    def keep(self, low: Tensor, high: Tensor) -> bool:
+        """Keep a range for later, if what comes belongs to a batch; says whether it does.
+
+        Args:
+            low, high: the smallest and the largest value.
+        """
+        if self._batch is None:
+            return False
+        self._journal.append((self._batch, low.clone(), high.clone()))
+        return True
 
     def statistics(self) -> dict[str, Any]:
         """See :meth:`ObserverBase.statistics`."""
@@ -62,7 +83,7 @@ class MovingAverageObserver(RangeObserver):
 
         Of averages that are formed already, the smallest and the largest count.
         """
-        entries = sorted((e for one in found for e in one["journal"]), key=lambda e: int(e[0]))
+        entries = in_order(found)
         self._batch, self._journal = None, []
         if not entries:
             super().merge(found)
