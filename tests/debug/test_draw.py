@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,16 @@ def test_nodes_for_model_explorer_of_any_program(case: Case) -> None:
 
 
 def test_the_extension_opens_what_was_saved(case: Case, tmp_path: Path) -> None:
-    explorer = pytest.importorskip("model_explorer", reason="Model Explorer is not installed")
-    from pt2q.debug.drawing.model_explorer import ProgramAdapter
-
-    assert issubclass(ProgramAdapter, explorer.Adapter)
-    torch.export.save(torch.export.export(case[2], (case[3][0],)), tmp_path / "int8.pt2")
-    (graph,) = ProgramAdapter().convert(str(tmp_path / "int8.pt2"), {})["graphs"]
-    assert graph.id == "graph" and len(graph.nodes) > 10
+    name = "pt2q.debug.drawing.model_explorer"
+    assert find_spec(f"{name}.main") is not None  # the module that Model Explorer asks for
+    managing = pytest.importorskip(
+        "model_explorer.extension_manager", reason="Model Explorer is not installed"
+    )
+    path = tmp_path / "int8.pt2"
+    program = torch.export.export(case[2], (case[3][0],))
+    torch.export.save(program, path)
+    manager = managing.ExtensionManager([name])
+    manager.load_extensions()
+    asked = {"cmdId": "convert", "extensionId": "pt2q", "modelPath": str(path), "settings": {}}
+    (graph,) = manager.run_cmd(asked)["graphs"]
+    assert [node["id"] for node in graph["nodes"]] == [node.name for node in program.graph.nodes]

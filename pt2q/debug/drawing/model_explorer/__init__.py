@@ -1,0 +1,1 @@
+"""An extension for Model Explorer, which looks for a package with a module `main`."""
