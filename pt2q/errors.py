@@ -41,8 +41,7 @@ class IntegerRangeError(SpecError, AssertionError):
     Elsewhere in PyTorch's quantization world an assertion fails here, so this is an
     ``AssertionError`` too.
 
-    Way out: Give integers of the dtype, as the message names them, or leave both out for all of
-    them.
+    Way out: Give integers of the dtype, as the message names them, or leave both out for all.
     """
 
 
@@ -82,8 +81,7 @@ class FlowError(Pt2qError, RuntimeError):
     """The main calls were made in an order that makes no sense.
 
     Cause: A model is prepared twice, converted before it is prepared or after it is converted,
-    deployed before it is converted, or given a class where the instance of a quantizer is
-    wanted.
+    deployed before it is converted, or given a class in place of a quantizer's instance.
 
     Way out: The order is ``torch.export.export``, `prepare_pt2e` or `prepare_qat_pt2e`,
     calibration or training, `convert_pt2e`, deployment. Keep the exported program to begin
@@ -406,6 +404,15 @@ class SmallestScaleWarning(Pt2qWarning):
 
     Way out: Give the observer a smaller ``eps``. A backend's own configuration has the smallest
     that its kernels compute with; there, scale the layer that the message names.
+    """
+
+
+class UnboundedSizeWarning(Pt2qWarning):
+    """A deployed program takes sizes up to those of its example, as export bounds none.
+
+    Cause: ExecuTorch plans memory for the largest inputs; ``Dim("batch")``, ``Dim.AUTO`` say none.
+
+    Way out: Bound it: ``Dim("batch", max=64)``. ``pt2q quantize`` takes the data's largest sizes.
     """
 
 

@@ -46,12 +46,14 @@ def run_in_runtime(
     Raises:
         ComparisonError: the values inside the runtime cannot be had.
     """
-    show = BACKENDS[recipe.backend].inner_values
+    backend = BACKENDS[recipe.backend]
+    show = backend.inner_values
     if show is None:
-        raise ComparisonError(_no_values(BACKENDS[recipe.backend]))
+        raise ComparisonError(_no_values(backend))
     converted = _converted(program, data, recipe, track)
     signature = signature_of(program)
-    example = Example(signature, data.held_out[0], dynamic_shapes(program, signature))
+    shapes = dynamic_shapes(program, signature, data.held_out if backend.bounds_sizes else ())
+    example = Example(signature, data.held_out[0], shapes)
     inputs = _inputs(program, data, track)
     return compare_in_runtime(program, show(converted, example), inputs)
 

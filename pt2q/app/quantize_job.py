@@ -6,7 +6,9 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -23,7 +25,7 @@ from pt2q.app.recipe.writing import recipe_text
 from pt2q.deploy.backend import Backend, Deployed, Example
 from pt2q.deploy.registry import BACKENDS
 from pt2q.deploy.signature import dynamic_shapes, signature_of
-from pt2q.errors import LoweringError
+from pt2q.errors import LoweringError, UnboundedSizeWarning
 from pt2q.files import replacing
 from pt2q.flow import DataDigest, provenance_of
 from pt2q.ir.module import QuantGraphModule
@@ -88,7 +90,9 @@ def run_job(
     )
     if look is not None:
         look.warn(signature, data.held_out)
-    example = Example(signature, data.calibration[0], dynamic_shapes(program, signature))
+    batches = chain(data.calibration, data.held_out) if backend.bounds_sizes else ()
+    shapes = dynamic_shapes(program, signature, batches)
+    example = Example(signature, data.calibration[0], shapes)
     recipe.require.check_report(quantizer.report())
     float_size = _float_size(program, backend, example)
     shown_batches = track(data.held_out, "running in PyTorch")
@@ -136,7 +140,8 @@ def take_part(
 def _float_size(program: ExportedProgram, backend: Backend, example: Example) -> int:
     """Bytes of the float model, written the same way where that takes little time."""
     if backend.deploys_float:
-        with tempfile.TemporaryDirectory() as folder, suppress(LoweringError):
+        with tempfile.TemporaryDirectory() as folder, suppress(LoweringError), catch_warnings():
+            simplefilter("ignore", UnboundedSizeWarning)
             return backend.deploy(program, example, Path(folder) / f"float{backend.suffix}").size
     tensors = [*program.state_dict.values(), *program.constants.values()]
     return sum(t.nbytes for t in tensors if isinstance(t, Tensor))

@@ -88,6 +88,7 @@ class Backend:
         scales: what its weights may have a scale for.
         deploys_float: a float model can be written in the same form in little time.
         runtime: what runs the file, as people call it; "" takes the name.
+        bounds_sizes: its files take no size without an upper bound: the data's largest is taken.
         inner_values: gives what shows the values inside the runtime; None where none can be had.
     """
 
@@ -101,6 +102,7 @@ class Backend:
     scales: tuple[WeightScale, ...] = ("channel", "tensor")
     deploys_float: bool = True
     runtime: str = ""
+    bounds_sizes: bool = False
     inner_values: Callable[[Model, Example], Values] | None = None
 
     def __post_init__(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -85,8 +86,15 @@ def signature_of(program: ExportedProgram) -> Signature:
     return Signature(tuple(inputs), batch, tuple(constants), program.call_spec.in_spec)
 
 
-def dynamic_shapes(program: ExportedProgram, signature: Signature) -> Any:
+def dynamic_shapes(
+    program: ExportedProgram, signature: Signature, batches: Iterable[Batch] = ()
+) -> Any:
     """The dynamic dimensions of a program, in the form in which export takes them.
+
+    Args:
+        program: whose they are.
+        signature: what it takes.
+        batches: their largest sizes bound what has no bound.
 
     Returns:
         One entry per positional and keyword argument, or None if everything is static.
@@ -94,11 +102,54 @@ def dynamic_shapes(program: ExportedProgram, signature: Signature) -> Any:
     if all(None not in item.shape for item in signature.inputs):
         return None
     values = _placeholders(program)
-    leaves = [leaf_shape(values[item.name], program) for item in signature.inputs]
+    names = [item.name for item in signature.inputs]
+    largest = _largest(batches) if any(unbounded_sizes(program).values()) else ()
+    leaves = [
+        leaf_shape(values[name], program, sizes)
+        for name, sizes in zip_longest(names, largest, fillvalue=())
+    ]
     for position, _ in signature.constants:
         leaves.insert(position, None)
     args, kwargs = pytree.tree_unflatten(leaves, signature.spec)
     return (*args, *kwargs.values())
+
+
+def unbounded_sizes(program: ExportedProgram) -> dict[str, tuple[int, ...]]:
+    """The dynamic dimensions of each input that have no upper bound, by the input's name."""
+    given = {
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
+    }
+    found = {name: value for name, value in _placeholders(program).items() if name in given}
+    return {
+        name: tuple(
+            dim
+            for dim, size in enumerate(value.shape)
+            if exported_size(size) is None and _upper(size, program) is None
+        )
+        for name, value in found.items()
+    }
+
+
+def _upper(size: Any, program: ExportedProgram) -> int | None:
+    """The largest number that a symbolic size may be; None if there is none."""
+    bounds = program.range_constraints.get(size.node.expr)
+    finite = bounds is not None and bounds.is_int and bounds.upper < 2**31
+    return int(bounds.upper) if finite else None
+
+
+def _largest(batches: Iterable[Batch]) -> tuple[tuple[int, ...], ...]:
+    """The largest sizes of each input among some batches."""
+    found: tuple[tuple[int, ...], ...] = ()
+    for batch in batches:
+        shapes = tuple(tuple(x.shape) for x in batch)
+        found = shapes if not found else tuple(map(_larger, found, shapes))
+    return found
+
+
+def _larger(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(max, one, other))
 
 
 def _placeholders(program: ExportedProgram) -> dict[str, Any]:
@@ -119,19 +170,23 @@ def _example_size(size: Any) -> int:
     return size if isinstance(size, int) else int(size.node.hint)
 
 
-def leaf_shape(value: Tensor, program: ExportedProgram) -> dict[int, Any] | None:
+def leaf_shape(
+    value: Tensor, program: ExportedProgram, largest: Sequence[int] = ()
+) -> dict[int, Any] | None:
     """The dynamic dimensions of one input, in the form in which export takes them.
 
     Args:
         value: what its placeholder stands for.
         program: whose it is.
+        largest: a bound for each dimension that has none.
     """
     shape: dict[int, Any] = {}
     sizes: tuple[Any, ...] = tuple(value.shape)
     for dim, size in enumerate(sizes):
         if exported_size(size) is not None:
             continue
-        bounds = program.range_constraints.get(size.node.expr)
-        finite = bounds is not None and bounds.is_int and bounds.upper < 2**31
-        shape[dim] = Dim.AUTO(min=None, max=int(bounds.upper)) if finite else Dim.AUTO
+        upper = _upper(size, program)
+        if upper is None and largest:
+            upper = largest[dim]
+        shape[dim] = Dim.AUTO if upper is None else Dim.AUTO(min=None, max=upper)
     return shape or None

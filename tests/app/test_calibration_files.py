@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from support.command_line import Run, Small, fails
+from torch import Tensor, nn
 
+from pt2q import sqnr
 from pt2q.app.data.reading import read_batches
 from pt2q.app.program_file import read_program
 from pt2q.deploy.executorch import load
-from pt2q.deploy.signature import signature_of
+from pt2q.deploy.signature import dynamic_shapes, signature_of, unbounded_sizes
 from pt2q.errors import DataError
 
 IMAGES = np.zeros((8, 3, 8, 8), np.float32)
@@ -123,3 +125,39 @@ def test_a_dynamic_batch(run: Run, folder: Path, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     loaded = load(out)
     assert [loaded(torch.randn(n, 3, 8, 8))[0].shape[0] for n in (1, 4, 8)] == [1, 4, 8]
+
+
+class Sums(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        found: Tensor = self.layer(x) + y.sum()
+        return found
+
+
+def test_sizes_without_a_bound_are_those_of_the_data(run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shapes = {"x": {0: torch.export.Dim.AUTO}, "y": {0: torch.export.Dim.AUTO}}
+    args = (torch.randn(2, 6), torch.randn(3))
+    exported = torch.export.export(Sums().eval(), args, dynamic_shapes=shapes)
+    torch.export.save(exported, tmp_path / "any.pt2")
+    batches = [(torch.randn(n, 6), torch.randn(n + 1)) for n in (2, 5, 9, 3)]
+    (tmp_path / "data").mkdir()
+    for number, batch in enumerate(batches):
+        torch.save({"x": batch[0], "y": batch[1]}, tmp_path / "data" / f"{number}.pt")
+    program = read_program(tmp_path / "any.pt2")
+    assert unbounded_sizes(program) == {"x": (0,), "y": (0,)}
+    bounded = dynamic_shapes(program, signature_of(program), batches)
+    assert [shape[0].max for shape in bounded] == [9, 10]
+    out = tmp_path / "any.pte"
+    code, text, err = run(
+        *("quantize", tmp_path / "any.pt2", "--calibration", tmp_path / "data", "-o", out),
+        *("--held-out", tmp_path / "data"),
+    )
+    assert (code, err) == (0, "")
+    assert "x (9, 6)" in text and "y (10,)" in text
+    loaded = load(out)
+    for x, y in batches:
+        assert sqnr(exported.module()(x, y), loaded(x, y)[0]) > 25

@@ -26,6 +26,8 @@ MISTAKES = [
     ("[default]\nweight_range = [-7.0, 8]", "two whole numbers"),
     ("[default]\nweight_range = [1, 7]", "line 2.*a range that holds 0"),
     ("backend='tensorrt'\n[default]\nactivation_range = [10, 90]", "a range that holds 0"),
+    ("backend='tensorrt'\n[default]\nactivation_range = [0, 127]", "line 3.*both signs"),
+    ("[default]\nweight_range = [-127, 0]", "line 2.*both signs"),
     ("backend='x86'\n[default]\nweight_scales = 'tensor'", 'expected one of "channel"; found'),
     (
         "[default]\nmode = 'float'\n[[override]]\nmodule = 'a'\nweight_range = [-8, 7]",

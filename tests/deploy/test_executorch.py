@@ -14,7 +14,12 @@ from torch.nn import functional as F
 from pt2q import convert_pt2e, prepare_pt2e, sqnr
 from pt2q.deploy.executorch import load, lower
 from pt2q.deploy.executorch.delegation import delegation_of
-from pt2q.errors import InputShapeError, LoweringError, MissingDependencyError
+from pt2q.errors import (
+    InputShapeError,
+    LoweringError,
+    MissingDependencyError,
+    UnboundedSizeWarning,
+)
 from pt2q.optional import optional_modules
 
 
@@ -162,6 +167,15 @@ def test_what_executorch_cannot_lower_is_named() -> None:
 
     with pytest.raises(LoweringError, match=r"mismatched dtypes: .*aten.abs.*complex64"):
         lower(Spectrum(), (torch.randn(2, 8),))
+
+
+def test_a_size_without_a_bound_is_said_to_be_the_example_s() -> None:
+    shapes = ({0: torch.export.Dim("batch")},)
+    with pytest.warns(UnboundedSizeWarning, match=r"input input no upper bound|dimension\(s\) 0:"):
+        loaded = lower(nn.ReLU(), (torch.randn(4, 2),), dynamic_shapes=shapes).load()
+    assert loaded(torch.ones(3, 2))[0].tolist() == torch.ones(3, 2).tolist()
+    with pytest.raises(InputShapeError, match=r"takes shapes up to \(4, 2\), got \(5, 2\)"):
+        loaded(torch.ones(5, 2))
 
 
 @pytest.mark.parametrize("module", ["executorch", "executorch.runtime"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ def test_no_addition_is_left_that_a_pattern_takes_in_wrongly(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_gradients")
-def test_attention_of_any_batch_compiles() -> None:
+def test_attention_of_any_batch_compiles(tmp_path: Path) -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -113,3 +114,15 @@ def test_attention_of_any_batch_compiles() -> None:
         other = torch.randn(size, 6, 32)
         assert sqnr(module(other), compiled(other)) > 35
     assert len(compiled.fusion.fused) == 2
+
+    both = ({0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=64)},)
+    ready = prepare_pt2e(
+        torch.export.export(model, (x,), dynamic_shapes=both), X86InductorQuantizer()
+    )
+    ready(x)
+    module = convert_pt2e(ready)
+    path = inductor.package(module, (x,), tmp_path / "any.pt2", dynamic_shapes=both)
+    packaged = inductor.load_package(path)
+    for size, length in ((4, 6), (9, 3), (1, 20)):
+        other = torch.randn(size, length, 32)
+        assert sqnr(module(other), packaged(other)) > 35

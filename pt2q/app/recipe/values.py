@@ -92,8 +92,9 @@ def _range(value: Any, info: ValidationInfo) -> Range:
     if not whole or not bounds.min <= value[0] < value[1] <= bounds.max:
         inside = f"[{bounds.min}, {bounds.max}]"
         raise _expected(f"two whole numbers [low, high] within {inside}, low first")
-    if spec.qscheme in _SYMMETRIC and not value[0] <= 0 <= value[1]:
-        raise _expected("a range that holds 0, where the zero point is")
+    below_0 = value[0] < 0 or bounds.min == 0  # unsigned integers begin at their zero point
+    if spec.qscheme in _SYMMETRIC and not (below_0 and value[1] > 0):
+        raise _expected("a range that holds 0, where the zero point is, and both signs")
     return value[0], value[1]
 
 

@@ -67,6 +67,11 @@ class LoadedMethod:
         meta = self._method.metadata
         self._inputs = tuple(_method_input(meta, i) for i in range(meta.num_inputs()))
 
+    @property
+    def bounds(self) -> tuple[tuple[int, ...], ...]:
+        """The largest sizes of each input; none for one that is no tensor."""
+        return tuple(item.bounds for item in self._inputs)
+
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
         """Run the method.
 

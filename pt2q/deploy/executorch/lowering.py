@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -25,8 +26,8 @@ from pt2q.deploy.executorch.runtime import PROVENANCE, LoadedProgram, load
 from pt2q.deploy.export import export_rewritten, in_float32, refuse_prepared
 from pt2q.deploy.provenance import provenance_text
 from pt2q.deploy.signature import dynamic_shapes as dynamic_shapes_of
-from pt2q.deploy.signature import signature_of
-from pt2q.errors import LoweringError
+from pt2q.deploy.signature import signature_of, unbounded_sizes
+from pt2q.errors import LoweringError, UnboundedSizeWarning
 from pt2q.files import write_bytes
 from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.ir.qparams import quantized_nodes
@@ -76,7 +77,9 @@ def lower(
             that is exported already (then the other arguments are not used).
         args: example inputs.
         kwargs: example keyword inputs.
-        dynamic_shapes: as for `torch.export.export`. A model with convolutions that is exported
+        dynamic_shapes: as for `torch.export.export`. Memory is planned for the largest sizes: a
+            dimension without an upper bound is bounded by the example, and an
+            `UnboundedSizeWarning` says so. A model with convolutions that is exported
             with an example batch below 16 runs up to batch 15 only; give 16 or more.
 
     Returns:
@@ -110,6 +113,7 @@ def packed(
     refuse_uint8(program.graph)
     refuse_weight_only(program.graph)
     refuse_measured_constants(program)
+    _warn_of_unbounded_sizes(program)
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
         with quiet_python(), torch.no_grad():
@@ -119,6 +123,20 @@ def packed(
             f"ExecuTorch could not lower the model: {first_line(error).rstrip('.')}"
             f"{why_not_bodies(program)}"
         ) from error
+
+
+def _warn_of_unbounded_sizes(program: ExportedProgram) -> None:
+    """ExecuTorch plans memory for the largest inputs, and takes the example's if nothing says."""
+    for name, dims in unbounded_sizes(program).items():
+        if dims:
+            numbers = ", ".join(map(str, dims))
+            warnings.warn(
+                f"input {name} has no upper bound for dimension(s) {numbers}: the program takes "
+                "sizes up to those of the example. Export with a bound, such as "
+                'torch.export.Dim("batch", max=64)',
+                UnboundedSizeWarning,
+                stacklevel=4,
+            )
 
 
 def _packed(

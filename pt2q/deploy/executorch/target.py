@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 from pt2q.deploy.backend import ActivationMode, Backend, Deployed, Example, Model
 from pt2q.deploy.executorch.delegation import Delegation
 from pt2q.deploy.executorch.inner_values import InnerValues
+from pt2q.deploy.executorch.loaded_method import LoadedMethod
 from pt2q.deploy.executorch.lowering import lower
 from pt2q.quantizers import (
     QuantizationConfig,
@@ -34,7 +35,7 @@ def _deploy(model: Model, example: Example, path: Path) -> Deployed:
     return Deployed(
         len(program.buffer),
         lambda batch: loaded(*example.signature.leaves(batch)),
-        _rows(program.delegation),
+        (*_rows(program.delegation), *_sizes(loaded.method(), example)),
         tuple(f"{name} is quantized but XNNPACK does not run it" for name in left),
     )
 
@@ -50,6 +51,18 @@ def _rows(found: Delegation) -> tuple[tuple[str, str], ...]:
     return ("runs on XNNPACK", share), ("portable", portable)
 
 
+def _sizes(method: LoadedMethod, example: Example) -> tuple[tuple[str, str], ...]:
+    """The largest sizes that the program takes, where they vary."""
+    if example.dynamic_shapes is None:
+        return ()
+    bounds = method.bounds
+    for position, _ in reversed(example.signature.constants):
+        bounds = bounds[:position] + bounds[position + 1 :]
+    inputs = zip(example.signature.inputs, bounds, strict=True)
+    lines = [f"{x.name} {tuple(sizes)}" for x, sizes in inputs if None in x.shape]
+    return (("sizes up to", "\n".join(lines)),)
+
+
 XNNPACK = Backend(
     name="xnnpack",
     title="ExecuTorch with XNNPACK, a .pte program",
@@ -58,5 +71,6 @@ XNNPACK = Backend(
     quantizer=XNNPACKQuantizer,
     config=_config,
     deploy=_deploy,
+    bounds_sizes=True,
     inner_values=_inner_values,
 )
