@@ -206,15 +206,20 @@ class _Data:
         self.bias = work.rounded_bias
         self.activation = activation_behind(work.use)
         pairs = work.samples.fitted(lambda sample: _rows(sample, work))
-        self.inputs = torch.cat([x for x, _ in pairs])
-        self.outputs = torch.cat([self.activation(y) for _, y in pairs])
-        self.count = min(samples * (16 if self.inputs.dim() == 2 else 1), len(self.inputs))
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for x, y in pairs:
+            alike.setdefault(x.shape[1:], []).append((x, self.activation(y)))
+        self.groups = [tuple(map(torch.cat, zip(*group, strict=True))) for group in alike.values()]
+        self.sizes = torch.tensor([float(len(x)) for x, _ in self.groups])
+        self.count = samples * (16 if pairs[0][0].dim() == 2 else 1)
 
     def draw(self, weight: Tensor) -> Tensor:
-        """The mean squared error on some inputs drawn at random."""
-        chosen = torch.randperm(len(self.inputs))[: self.count]
-        y = self.activation(self.use.run(self.inputs[chosen], weight, self.bias))
-        return (y - self.outputs[chosen]).square().mean()
+        """The mean squared error on some inputs drawn at random, of one size."""
+        group = int(torch.multinomial(self.sizes, 1)) if len(self.groups) > 1 else 0
+        inputs, outputs = self.groups[group]
+        chosen = torch.randperm(len(inputs))[: self.count]
+        y = self.activation(self.use.run(inputs[chosen], weight, self.bias))
+        return (y - outputs[chosen]).square().mean()
 
 
 def _rows(sample: Sample, work: Work) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,15 @@ which is the best that the columns not yet rounded can do. Columns go in blocks,
 lies behind a block is changed in one product. Sweeps of coordinate descent over the rounded columns
 lower the error further (`sweep`).
 
-Inputs are those that the quantized layers before give. That they differ from the float ones is made
-up for before anything is rounded: ``sum |f W^T - x V^T|^2`` is smallest at
+Inputs are those that the quantized layers before give. That they differ from the float ones can be
+made up for before anything is rounded: ``sum |f W^T - x V^T|^2`` is smallest at
 
     W* = W + W (sum (f - x) x^T) (H + damping mean(diag H) I)^-1
 
 (Li et al. 2025, "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", section
-3, derives the same target), and GPTQ for ``W*`` minimises what is left. Without and with it are two
-proposals.
+3, derives the same target), and GPTQ for ``W*`` minimises what is left. ``W*`` damps what is noise
+to it, in the same way at every position: where outputs are averaged over positions, that stays and
+errors at random go, so a layer's own error does not say which is better. See `GPTQ.aligned`.
 """
 
 from __future__ import annotations
@@ -167,7 +168,9 @@ class GPTQ(LayerAlgorithm):
         block: how many columns are rounded before those behind them are changed.
         by_activation: begin with the columns whose inputs are largest.
         search_scales: also try scales found by the layer's output, see `ScaleSearch`.
-        sweeps: how often the rounded columns are gone through again.
+        sweeps: how often the rounded columns are gone through again: lowers the error on the inputs
+            seen, and on others where these are many more than a row has elements.
+        aligned: also try the weight that makes up for errors of the layers before; needs as many.
     """
 
     name: ClassVar[str] = "gptq"
@@ -176,15 +179,16 @@ class GPTQ(LayerAlgorithm):
     block: int = 128
     by_activation: bool = True
     search_scales: bool = True
-    sweeps: int = 2
+    sweeps: int = 0
+    aligned: bool = False
 
     def propose(self, work: Work) -> Iterator[Proposed]:
-        """For the float weight and for what makes up for quantized inputs, on both grids."""
+        """For the float weight, and for what makes up for quantized inputs, on both grids."""
         form, weight = work.use.form, work.weight
         seen = moments(work.samples)
         rows = form.rows(weight).float()
         targets = [(rows, "")]
-        if bool(seen.across.any()):
+        if self.aligned and bool(seen.across.any()):
             targets.append((best_target(rows, seen, self.damping), "made up for inputs"))
         for target, words in targets:
             for grid in self._grids(work, seen, target):

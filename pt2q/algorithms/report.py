@@ -78,7 +78,7 @@ def _finite(value: Any) -> Any:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)``; infinite without noise."""
+    """``10 log10(signal / noise)``; infinite without noise, minus infinite if that is boundless."""
     if noise <= 0:
         return math.inf
-    return 10.0 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10.0 * math.log10(signal / noise) if signal > 0 and noise < math.inf else -math.inf

@@ -133,29 +133,30 @@ def _cases(run: SiteRun, readers: Sequence[Reader]) -> list[_Case]:
     rows = run.walk.shared(([cut(row[x]) for x in wanted] for row in found), batches)
     use_of = {reader.use.x: reader.use for reader in readers}
     inputs = {
-        x: _few(torch.cat(values), use_of[x])
+        x: _few(values, is_convolution(use_of[x]))
         for x, values in zip(wanted, zip(*rows, strict=True), strict=True)
     }
-    return [_Case.of(reader, inputs[reader.use.x]) for reader in readers]
+    return [_Case.of(reader, part) for reader in readers for part in inputs[reader.use.x]]
 
 
 def _error(cases: Sequence[_Case], factor: Tensor) -> float:
     """The summed error of calls; what several read is rounded once."""
-    rounded: dict[Node, Tensor] = {}
+    rounded: dict[int, Tensor] = {}
     total = 0.0
     for case in cases:
-        x = case.reader.use.x
-        if x not in rounded:
-            rounded[x] = case.divided(factor)
-        total += case.error(factor, rounded[x])
+        key = id(case.inputs)
+        if key not in rounded:
+            rounded[key] = case.divided(factor)
+        total += case.error(factor, rounded[key])
     return total
 
 
 def _rounded(observer: Any, value: Tensor) -> Tensor:
     """A value on the grid that an observer finds for it alone.
 
-    What a search over a histogram would clip is left in: a search per strength costs more than all
-    else, and which strength is best seldom depends on it.
+    What a search over a histogram would clip is left in: a strength that is good because large
+    values are clipped lowers the error of the layer and raises that of the model, for what is far
+    larger than all else is seldom noise.
     """
     if observer is None:
         return value
@@ -193,8 +194,7 @@ def is_quantized(use: Use) -> bool:
 
 def input_axis(use: Use) -> int:
     """The dimension of the input that has the channels, counted from the last."""
-    convolution = ops.is_op(use.node, ops.CONV | ops.CONV_GENERIC)
-    spatial = value_of(ops.argument(use.node, "weight")).dim() - 2 if convolution else 0
+    spatial = value_of(ops.argument(use.node, "weight")).dim() - 2 if is_convolution(use) else 0
     return -1 - int(spatial)
 
 
@@ -209,8 +209,19 @@ def over_inputs(use: Use, x: Tensor) -> Tensor:
     return x.movedim(axis, -1).reshape(-1, x.shape[axis])
 
 
-def _few(x: Tensor, use: Use) -> Tensor:
-    if ops.is_op(use.node, ops.CONV | ops.CONV_GENERIC):
-        return x[:: max(1, x.shape[0] // IMAGES)]
-    rows = x.reshape(-1, x.shape[-1])
-    return rows[:: max(1, rows.shape[0] // ROWS)]
+def is_convolution(use: Use) -> bool:
+    """Whether a call is a convolution of any kind."""
+    return ops.is_op(use.node, ops.CONV | ops.CONV_GENERIC)
+
+
+def _few(parts: Sequence[Tensor], images: bool) -> list[Tensor]:
+    """Some of the inputs of several batches: rows, or images of each size that there is."""
+    if not images:
+        rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in parts])
+        return [rows[:: max(1, rows.shape[0] // ROWS)]]
+    by_size: dict[torch.Size, list[Tensor]] = {}
+    for x in parts:
+        by_size.setdefault(x.shape[1:], []).append(x)
+    joined = [torch.cat(alike) for alike in by_size.values()]
+    step = max(1, sum(len(x) for x in joined) // IMAGES)
+    return [x[::step] for x in joined]

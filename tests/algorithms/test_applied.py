@@ -51,11 +51,11 @@ def improved(quantizer: Quantizer, **options: Any) -> QuantGraphModule:
     [
         (XNNPACKQuantizer, "fast", ["smooth_quant"]),
         (XNNPACKQuantizer, "balanced", ["smooth_quant", "bias_correction"]),
-        (XNNPACKQuantizer, "best", ["smooth_quant", "gptq", "bias_correction"]),
+        (XNNPACKQuantizer, "best", ["smooth_quant", "gptq", "gptq", "bias_correction"]),
         (per_tensor, "fast", ["equalization", "smooth_quant"]),
         (lambda: bits(4), "fast", ["scale_search"]),
         (lambda: bits(4), "balanced", ["awq", "gptq"]),
-        (lambda: weights_alone(few_bits(3)), "best", ["awq", "gptq", "adaround"]),
+        (lambda: weights_alone(few_bits(3)), "best", ["awq", "gptq", "gptq", "adaround"]),
         (lambda: bits(8), "balanced", []),
     ],
 )

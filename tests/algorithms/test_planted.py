@@ -11,10 +11,12 @@ from torch import nn
 
 from pt2q import Quantizer, sqnr
 from pt2q.algorithms import (
+    AWQ,
     GPTQ,
     AdaRound,
     BiasCorrection,
     CrossLayerEqualization,
+    ScaleSearch,
     SmoothQuant,
     quantize_pt2e,
     report_of,
@@ -27,6 +29,16 @@ from pt2q.quantizers import (
     get_symmetric_quantization_config,
     get_weight_only_quantization_config,
 )
+
+EVERY = [
+    CrossLayerEqualization(),
+    SmoothQuant(),
+    AWQ(),
+    ScaleSearch(),
+    GPTQ(aligned=True, sweeps=1),
+    AdaRound(steps=10),
+    BiasCorrection(),
+]
 
 
 def decibels(
@@ -108,3 +120,20 @@ def test_batches_may_be_tensors_tuples_and_dicts_read_once() -> None:
         converted = quantize_pt2e(program, XNNPACKQuantizer(), batches, algorithms=[SmoothQuant()])
         codes.append(converted(data[0]))
     assert all(torch.equal(codes[0], other) for other in codes[1:])
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_batches_of_several_sizes(kind: str) -> None:
+    """Sequences of several lengths, as sentences have that nobody has filled up."""
+    conv = nn.Sequential(nn.Conv1d(32, 16, 3), nn.ReLU(), nn.Conv1d(16, 8, 3))
+    dense = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16))
+    model, axis = (conv.eval(), 2) if kind == "conv" else (dense.eval(), 1)
+    sizes = [9, 13, 9, 11, 16, 9, 10, 16]
+    batches = [(torch.randn(2, 32, n) if axis == 2 else torch.randn(2, n, 32),) for n in sizes]
+    length = torch.export.Dim("n", min=6, max=64)
+    program = torch.export.export(model, batches[0], dynamic_shapes=({axis: length},))
+    converted = quantize_pt2e(program, XNNPACKQuantizer(), batches, algorithms=EVERY)
+    assert any(row.kept for row in report_of(converted).rows)
+    with torch.no_grad():
+        for batch in batches:
+            assert sqnr(model(*batch), converted(*batch)) > 15

@@ -43,7 +43,8 @@ def real_readers(model: GraphModule, node: Node) -> set[Node]:
         model: the module that owns the graph.
         node: any node of it.
     """
-    found, calls = set(), [node]
+    found: set[Node] = set()
+    calls = [node]
     while calls:
         for user in calls.pop().users:
             (calls.append if is_observer_call(model, user) else found.add)(user)
