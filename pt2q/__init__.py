@@ -1,74 +1,15 @@
 """pt2q: quantization of models captured with ``torch.export``.
 
 The main calls are `prepare_pt2e` and `convert_pt2e`; a `Quantizer` says what a backend wants.
+
+Importing this loads nothing of torch: names are looked up when they are first asked for, so that
+``pt2q --help`` answers at once.
 """
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pt2q.errors import Pt2qError, Pt2qWarning
-from pt2q.flow import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
-from pt2q.ir.modes import (
-    allow_exported_model_train_eval,
-    move_exported_model_to_eval,
-    move_exported_model_to_train,
-)
-from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.verify import VerifyReport, Violation, verify
-from pt2q.numerics.sqnr import sqnr
-from pt2q.observers import (
-    AffineQuantizedObserverBase,
-    DerivedObserverOrFakeQuantize,
-    FakeQuantize,
-    FakeQuantizeBase,
-    FixedQParamsFakeQuantize,
-    FixedQParamsObserver,
-    FusedMovingAvgObsFakeQuantize,
-    GroupFakeQuantize,
-    HistogramObserver,
-    LearnableFakeQuantize,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-    NoopObserver,
-    ObserverBase,
-    ObserverOrFakeQuantize,
-    PerChannelMinMaxObserver,
-    PlaceholderObserver,
-    RecordingObserver,
-    ReuseInputObserver,
-    UniformQuantizationObserverBase,
-    default_dynamic_fake_quant,
-    default_fake_quant,
-    disable_fake_quant,
-    disable_observer,
-    disable_range_learning,
-    enable_fake_quant,
-    enable_observer,
-    enable_range_learning,
-)
-from pt2q.spec import (
-    DerivedQuantizationSpec,
-    EdgeOrNode,
-    FixedQParamsQuantizationSpec,
-    Granularity,
-    MappingType,
-    ObserverOrFakeQuantizeConstructor,
-    PartialWrapper,
-    PerAxis,
-    PerBlock,
-    PerGroup,
-    PerRow,
-    PerTensor,
-    PerToken,
-    QuantizationAnnotation,
-    QuantizationSpec,
-    QuantizationSpecBase,
-    Quantizer,
-    SharedQuantizationSpec,
-    ZeroPointDomain,
-    get_block_size,
-)
 
 if TYPE_CHECKING:
     from pt2q.algorithms import quantize_pt2e
@@ -78,32 +19,171 @@ if TYPE_CHECKING:
         generate_numeric_debug_handle,
         prepare_for_propagation_comparison,
     )
+    from pt2q.flow import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+    from pt2q.ir.modes import (
+        allow_exported_model_train_eval,
+        move_exported_model_to_eval,
+        move_exported_model_to_train,
+    )
+    from pt2q.ir.module import QuantGraphModule
+    from pt2q.ir.verify import VerifyReport, Violation, verify
+    from pt2q.numerics.sqnr import sqnr
+    from pt2q.observers import (
+        AffineQuantizedObserverBase,
+        DerivedObserverOrFakeQuantize,
+        FakeQuantize,
+        FakeQuantizeBase,
+        FixedQParamsFakeQuantize,
+        FixedQParamsObserver,
+        FusedMovingAvgObsFakeQuantize,
+        GroupFakeQuantize,
+        HistogramObserver,
+        LearnableFakeQuantize,
+        MinMaxObserver,
+        MovingAverageMinMaxObserver,
+        MovingAveragePerChannelMinMaxObserver,
+        NoopObserver,
+        ObserverBase,
+        ObserverOrFakeQuantize,
+        PerChannelMinMaxObserver,
+        PlaceholderObserver,
+        RecordingObserver,
+        ReuseInputObserver,
+        UniformQuantizationObserverBase,
+        default_dynamic_fake_quant,
+        default_fake_quant,
+        disable_fake_quant,
+        disable_observer,
+        disable_range_learning,
+        enable_fake_quant,
+        enable_observer,
+        enable_range_learning,
+    )
+    from pt2q.spec import (
+        DerivedQuantizationSpec,
+        EdgeOrNode,
+        FixedQParamsQuantizationSpec,
+        Granularity,
+        MappingType,
+        ObserverOrFakeQuantizeConstructor,
+        PartialWrapper,
+        PerAxis,
+        PerBlock,
+        PerGroup,
+        PerRow,
+        PerTensor,
+        PerToken,
+        QuantizationAnnotation,
+        QuantizationSpec,
+        QuantizationSpecBase,
+        Quantizer,
+        SharedQuantizationSpec,
+        ZeroPointDomain,
+        get_block_size,
+    )
 
 __version__ = "0.1.0"
 
-# Rooms that prepare and convert do without: they are loaded when first asked for.
-_LATER = {
-    "quantize_pt2e": "pt2q.algorithms",
-    "compare_results": "pt2q.debug",
-    "extract_results_from_loggers": "pt2q.debug",
-    "generate_numeric_debug_handle": "pt2q.debug",
-    "prepare_for_propagation_comparison": "pt2q.debug",
+# Where names are; type checkers read the same above.
+_ROOMS: dict[str, tuple[str, ...]] = {
+    "pt2q.algorithms": ("quantize_pt2e",),
+    "pt2q.debug": (
+        "compare_results",
+        "extract_results_from_loggers",
+        "generate_numeric_debug_handle",
+        "prepare_for_propagation_comparison",
+    ),
+    "pt2q.flow": (
+        "convert_pt2e",
+        "prepare_pt2e",
+        "prepare_qat_pt2e",
+    ),
+    "pt2q.ir.modes": (
+        "allow_exported_model_train_eval",
+        "move_exported_model_to_eval",
+        "move_exported_model_to_train",
+    ),
+    "pt2q.ir.module": ("QuantGraphModule",),
+    "pt2q.ir.verify": (
+        "VerifyReport",
+        "Violation",
+        "verify",
+    ),
+    "pt2q.numerics.sqnr": ("sqnr",),
+    "pt2q.observers": (
+        "AffineQuantizedObserverBase",
+        "DerivedObserverOrFakeQuantize",
+        "FakeQuantize",
+        "FakeQuantizeBase",
+        "FixedQParamsFakeQuantize",
+        "FixedQParamsObserver",
+        "FusedMovingAvgObsFakeQuantize",
+        "GroupFakeQuantize",
+        "HistogramObserver",
+        "LearnableFakeQuantize",
+        "MinMaxObserver",
+        "MovingAverageMinMaxObserver",
+        "MovingAveragePerChannelMinMaxObserver",
+        "NoopObserver",
+        "ObserverBase",
+        "ObserverOrFakeQuantize",
+        "PerChannelMinMaxObserver",
+        "PlaceholderObserver",
+        "RecordingObserver",
+        "ReuseInputObserver",
+        "UniformQuantizationObserverBase",
+        "default_dynamic_fake_quant",
+        "default_fake_quant",
+        "disable_fake_quant",
+        "disable_observer",
+        "disable_range_learning",
+        "enable_fake_quant",
+        "enable_observer",
+        "enable_range_learning",
+    ),
+    "pt2q.spec": (
+        "DerivedQuantizationSpec",
+        "EdgeOrNode",
+        "FixedQParamsQuantizationSpec",
+        "Granularity",
+        "MappingType",
+        "ObserverOrFakeQuantizeConstructor",
+        "PartialWrapper",
+        "PerAxis",
+        "PerBlock",
+        "PerGroup",
+        "PerRow",
+        "PerTensor",
+        "PerToken",
+        "QuantizationAnnotation",
+        "QuantizationSpec",
+        "QuantizationSpecBase",
+        "Quantizer",
+        "SharedQuantizationSpec",
+        "ZeroPointDomain",
+        "get_block_size",
+    ),
 }
+_WHERE = {name: room for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name of a room that is loaded when it is first asked for."""
-    if name in _LATER:
-        found = getattr(importlib.import_module(_LATER[name]), name)
+    """Return a name of a room, or a room, that is loaded when it is first asked for."""
+    if name in _WHERE:
+        found = getattr(import_module(_WHERE[name]), name)
         globals()[name] = found
         return found
-    if f"pt2q.{name}" in _LATER.values():
-        return importlib.import_module(f"pt2q.{name}")
+    if not name.startswith("_"):
+        try:
+            return import_module(f"pt2q.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"pt2q.{name}":
+                raise
     raise AttributeError(f"module 'pt2q' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_WHERE})
 
 
 # Some of these names are those of a room: a list of names is no logic.

@@ -34,9 +34,9 @@ from pt2q.algorithms.smooth_quant import SmoothQuant
 from pt2q.errors import SpecError
 from pt2q.ir import ops
 from pt2q.ir.module import QuantGraphModule
+from pt2q.offers import EFFORTS
 from pt2q.spec import PerTensor, PerToken, granularity_of
 
-EFFORTS = ("fast", "balanced", "best")
 FEW, VERY_FEW = 4, 3
 """So many bits are few enough for what takes its time."""
 

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from pt2q.algorithms.applied import Applied
 from pt2q.algorithms.batches import Batches
-from pt2q.algorithms.effort import EFFORTS, algorithms_for
+from pt2q.algorithms.effort import algorithms_for
 from pt2q.algorithms.model_error import ModelError
 from pt2q.algorithms.report import Report, decibels
 from pt2q.algorithms.task import GraphAlgorithm, Progress
@@ -25,6 +25,7 @@ from pt2q.errors import SpecError
 from pt2q.flow import DataDigest, convert_pt2e, prepare_pt2e, provenance_of
 from pt2q.ir.graph import named_tensors
 from pt2q.ir.module import QuantGraphModule
+from pt2q.offers import EFFORTS
 from pt2q.spec.quantizer import Quantizer
 
 

@@ -28,8 +28,9 @@ from pt2q.app.commands import (
     sensitivity,
 )
 from pt2q.app.console import complain, plain_warnings
-from pt2q.app.program_file import TRUSTED
+from pt2q.app.options import asking
 from pt2q.app.signals import Terminated, ended_by_signals
+from pt2q.app.trust import TRUSTED
 from pt2q.errors import DisagreementError, Pt2qError, RequirementError
 
 app = typer.Typer(
@@ -40,14 +41,14 @@ app = typer.Typer(
 )
 recipes = typer.Typer(no_args_is_help=True, help=recipe.HELP)
 
-app.command(help=quantize.HELP)(quantize.quantize)
+app.command(help=quantize.HELP)(asking(quantize.quantize))
 app.command(help=inspect.HELP)(inspect.inspect)
-app.command(help=compare.HELP)(compare.compare)
-app.command(help=sensitivity.HELP)(sensitivity.sensitivity)
-app.command(help=doctor.HELP)(doctor.doctor)
-app.command(help=search.HELP)(search.search)
-app.command(help=report.HELP)(report.report)
-app.command(help=draw.HELP)(draw.draw)
+app.command(help=compare.HELP)(asking(compare.compare))
+app.command(help=sensitivity.HELP)(asking(sensitivity.sensitivity))
+app.command(help=doctor.HELP)(asking(doctor.doctor))
+app.command(help=search.HELP)(asking(search.search))
+app.command(help=report.HELP)(asking(report.report))
+app.command(help=draw.HELP)(asking(draw.draw))
 app.command()(demo.demo)
 recipes.command()(recipe.init)
 app.add_typer(recipes, name="recipe")

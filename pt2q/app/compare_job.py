@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from torch.export import ExportedProgram
 
@@ -11,6 +12,7 @@ from pt2q.algorithms import Improvement
 from pt2q.app.conversion import Track, calibrate_and_convert
 from pt2q.app.data.holding_out import Data
 from pt2q.app.figures import tried
+from pt2q.app.metrics import Measured, Metric, measure
 from pt2q.app.recipe import Recipe
 from pt2q.debug import Comparison, RuntimeComparison, compare, compare_in_runtime
 from pt2q.deploy.backend import Backend, Example
@@ -19,10 +21,29 @@ from pt2q.deploy.signature import dynamic_shapes, signature_of
 from pt2q.errors import ComparisonError
 from pt2q.ir.module import QuantGraphModule
 
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Compared(Generic[R]):
+    """What came out.
+
+    Args:
+        report: operator by operator.
+        metric: what it says, where there is one.
+    """
+
+    report: R
+    metric: Measured | None = None
+
 
 def run_comparison(
-    program: ExportedProgram, data: Data, recipe: Recipe, track: Track
-) -> Comparison:
+    program: ExportedProgram,
+    data: Data,
+    recipe: Recipe,
+    track: Track,
+    metric: Metric | None = None,
+) -> Compared[Comparison]:
     """Quantize an exported program and say, operator by operator, where it departs from float.
 
     Args:
@@ -30,18 +51,24 @@ def run_comparison(
         data: to calibrate on, and to compare on.
         recipe: for which backend, and how.
         track: wraps a loop over batches to show its progress under a title.
+        metric: judges the results, too.
     """
     converted = _converted(program, data, recipe, track)
-    return compare(program, converted, _inputs(program, data, track))
+    judged = measure(metric, program, converted, data.held_out)
+    return Compared(compare(program, converted, _inputs(program, data, track)), judged)
 
 
 def run_in_runtime(
-    program: ExportedProgram, data: Data, recipe: Recipe, track: Track
-) -> RuntimeComparison:
+    program: ExportedProgram,
+    data: Data,
+    recipe: Recipe,
+    track: Track,
+    metric: Metric | None = None,
+) -> Compared[RuntimeComparison]:
     """Quantize and lower an exported program and compare the values inside the runtime.
 
     Args:
-        program, data, recipe, track: as for `run_comparison`.
+        program, data, recipe, track, metric: as for `run_comparison`.
 
     Raises:
         ComparisonError: the values inside the runtime cannot be had.
@@ -54,8 +81,9 @@ def run_in_runtime(
     signature = signature_of(program)
     shapes = dynamic_shapes(program, signature, data.held_out if backend.bounds_sizes else ())
     example = Example(signature, data.held_out[0], shapes)
+    judged = measure(metric, program, converted, data.held_out)
     inputs = _inputs(program, data, track)
-    return compare_in_runtime(program, show(converted, example), inputs)
+    return Compared(compare_in_runtime(program, show(converted, example), inputs), judged)
 
 
 def _converted(

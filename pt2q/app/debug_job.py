@@ -11,17 +11,17 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from pt2q.algorithms import Improvement
+from pt2q.app.chosen import chosen_recipe, data_of
 from pt2q.app.console import track
 from pt2q.app.conversion import calibrated, calls_of
-from pt2q.app.data.holding_out import read_data
 from pt2q.app.data.source import Batches
 from pt2q.app.figures import tried
-from pt2q.app.options import chosen_recipe
+from pt2q.app.metrics import Metric, read_metric
+from pt2q.app.options import Asked
 from pt2q.app.program_file import read_program
 from pt2q.app.recipe import Recipe
 from pt2q.debug import QuantizerSetup
 from pt2q.debug.diagnosis.changes import improved
-from pt2q.files import check_outputs
 from pt2q.ir.module import QuantGraphModule
 from pt2q.quantizers import Report
 
@@ -35,12 +35,14 @@ class Subject:
         recipe: how it is quantized.
         calibration: what observers see.
         kept: what is measured on.
+        metric: judges.
     """
 
     program: ExportedProgram
     recipe: Recipe
     calibration: Batches
     kept: Batches
+    metric: Metric | None = None
 
     @cached_property
     def measured(self) -> Sequence[Any]:
@@ -76,26 +78,22 @@ class Subject:
 
 
 def subject(
-    model: Path,
-    calibration: Path,
-    backend: str | None,
-    recipe: Path | None,
+    asked: Asked,
     batches: int | None,
     written: Mapping[str, Path | None],
+    metric: str | None = None,
 ) -> Subject:
     """Read what a command was given; what cannot be asked for is found before the work.
 
     Args:
-        model, calibration, backend, recipe: the options of their names.
+        asked: the options that commands share.
         batches: how many to measure on, held out or, where these are too few, not; None for
             those that are held out.
         written: the files that will be written, by the option.
+        metric: ``FILE.py:FUNCTION`` that judges.
     """
-    chosen = chosen_recipe(backend, recipe)
-    chosen.quantizer()
-    read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
-    check_outputs(written, read)
-    program = read_program(model)
-    data = read_data(program, calibration, limit=chosen.limit, seed=chosen.seed)
-    measured = data.held_out if batches is None else data.to_measure(batches)
-    return Subject(program, chosen, data.calibration, measured)
+    chosen = chosen_recipe(asked, written, metric)
+    program = read_program(asked.model)
+    data = data_of(program, asked, chosen)
+    kept = data.held_out if batches is None else data.to_measure(batches)
+    return Subject(program, chosen, data.calibration, kept, read_metric(metric, kept.numbers))

@@ -78,7 +78,7 @@ class References:
             batches: held out.
         """
         exact_run, rounded_run = (
-            in_pytorch(_with_own_state(module), signature)
+            in_pytorch(with_own_state(module), signature)
             for module in (program.module(check_guards=False), converted)
         )
         exact: list[Tensor] = []
@@ -125,14 +125,15 @@ def tried(program: ExportedProgram, batches: Iterable[Batch]) -> Iterator[Batch]
     Raises:
         DataError: it fails on one of them.
     """
-    run = in_pytorch(_with_own_state(program.module(check_guards=False)), signature_of(program))
+    run = in_pytorch(with_own_state(program.module(check_guards=False)), signature_of(program))
     for number, batch in enumerate(batches, 1):
         with failing("data to measure on", number):
             run(own(batch))
         yield batch
 
 
-def _with_own_state(module: GraphModule) -> GraphModule:
+def with_own_state(module: GraphModule) -> GraphModule:
+    """A copy of a module whose state may move on."""
     copied = copy_module(module)
     keep_state(copied)
     return copied

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
 
@@ -12,11 +11,9 @@ import torch
 from torch.export import ExportedProgram
 
 from pt2q.app.archive import check_archive
+from pt2q.app.trust import TRUSTED
 from pt2q.errors import DataError
 from pt2q.library_output import first_line, quiet_python
-
-TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
-"""Whether model files are loaded without a look at what they would run."""
 
 
 def read_program(path: str | PathLike[str]) -> ExportedProgram:

@@ -20,6 +20,7 @@ from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, calls_
 from pt2q.app.data.checks import Look
 from pt2q.app.data.holding_out import Data
 from pt2q.app.figures import Figures, References
+from pt2q.app.metrics import Measured, Metric, Recorded, measure
 from pt2q.app.recipe import Recipe
 from pt2q.app.recipe.writing import recipe_text
 from pt2q.deploy.backend import Backend, Deployed, Example
@@ -43,6 +44,7 @@ class Outcome:
         data: what was calibrated on, and compared on.
         figures: of the file, against the float program and the converted model.
         improved: what algorithms did, layer by layer.
+        metric: what it says, where there is one.
     """
 
     deployed: Deployed
@@ -51,6 +53,7 @@ class Outcome:
     data: Data
     figures: Figures
     improved: Improved
+    metric: Measured | None = None
 
 
 def run_job(
@@ -62,6 +65,7 @@ def run_job(
     show: Callable[[Report], None] | None = None,
     progress: Progress | None = None,
     resume: Path | None = None,
+    metric: Metric | None = None,
 ) -> Outcome:
     """Quantize an exported program, write it for its backend and compare it with float.
 
@@ -74,6 +78,7 @@ def run_job(
         show: is given the quantizer's report before anything can fail that it may explain.
         progress: is told where algorithms stand.
         resume: a folder that keeps how far this came.
+        metric: judges the results, too.
 
     Raises:
         RequirementError, DisagreementError: the result is not what it has to be.
@@ -100,10 +105,12 @@ def run_job(
     _say_so(converted, recipe, data, wanted.converted)
     with replacing(out) as draft:
         deployed = backend.deploy(converted, example, draft)
-        figures = wanted.figures(deployed.run, track(data.held_out, "comparing"))
+        ran = Recorded(deployed.run, program, keeps=metric is not None)
+        figures = wanted.figures(ran, track(data.held_out, "comparing"))
         recipe.require.check_figures(figures, deployed.runtime or backend.runtime)
+        judged = measure(metric, program, converted, data.held_out, ran.results)
     done = report_of(converted)
-    return Outcome(deployed, quantizer.report(), float_size, data, figures, done)
+    return Outcome(deployed, quantizer.report(), float_size, data, figures, done, judged)
 
 
 def _say_so(converted: QuantGraphModule, recipe: Recipe, data: Data, decibels: float) -> None:

@@ -9,6 +9,8 @@ A package adds one by an entry point of the group ``pt2q.backends`` that names a
 from __future__ import annotations
 
 from pt2q.deploy.backend import Backend
+from pt2q.offers import BACKEND_GROUP, DEFAULT_BACKEND
+from pt2q.offers import BACKENDS as OURS
 from pt2q.registry import Registry
 
 
@@ -22,16 +24,10 @@ def _backend(name: str, found: object) -> Backend:
 
 BACKENDS: Registry[Backend] = Registry(
     "backend",
-    "pt2q.backends",
-    {
-        "xnnpack": "pt2q.deploy.executorch.target:XNNPACK",
-        "x86": "pt2q.deploy.inductor.target:X86",
-        "onnxruntime": "pt2q.deploy.onnx.targets:ONNXRUNTIME",
-        "openvino": "pt2q.deploy.onnx.targets:OPENVINO",
-        "tensorrt": "pt2q.deploy.onnx.targets:TENSORRT",
-    },
+    BACKEND_GROUP,
+    OURS,
     _backend,
 )
 """What the command line and recipes choose from."""
 
-DEFAULT = "xnnpack"
+DEFAULT = DEFAULT_BACKEND

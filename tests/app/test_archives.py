@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from pt2q.app.archive import check_archive
-from pt2q.app.program_file import TRUSTED, read_program
+from pt2q.app.program_file import read_program
+from pt2q.app.trust import TRUSTED
 from pt2q.errors import DataError, UntrustedFileError
 
 

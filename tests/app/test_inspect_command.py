@@ -58,10 +58,10 @@ def test_an_onnx_file(run: Run, folder: Path, tmp_path: Path) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """By hand: nine batches of two images; the tenth is held out and the last image is left out."""
+    """By hand: of ten batches of two images the seventh is held out; the last image is left."""
     images = np.load(folder / "images.npz")["arr_0"]
     found = hashlib.sha256()
-    for start in range(0, 18, 2):
+    for start in (0, 2, 4, 6, 8, 10, 14, 16, 18):
         found.update(b"torch.float32(2, 3, 8, 8);")
         found.update(images[start : start + 2].tobytes())
     return found.hexdigest()

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pt2q.app.compare_job import run_comparison, run_in_runtime
 from pt2q.app.console import console, track
-from pt2q.app.data.holding_out import read_data
-from pt2q.app.options import BackendName, CalibrationFile, ModelFile, RecipeFile, chosen_recipe
-from pt2q.app.program_file import read_program
-from pt2q.app.written import write_json
-from pt2q.debug import Comparison, RuntimeComparison
-from pt2q.files import check_outputs
+from pt2q.app.options import Asked, JsonFile, MetricFunction, Worst
 
 HELP = (
     "Say, operator by operator, where a quantized model departs from float.\n\n"
@@ -22,38 +15,36 @@ HELP = (
     "with --in-runtime. Local: what an operator adds by itself. Total: with all that comes before "
     "it."
 )
-Worst = Annotated[
-    int | None, typer.Option(min=1, help="Print the operators with the largest local errors.")
-]
 InRuntime = Annotated[
     bool,
     typer.Option(
         "--in-runtime", help="Lower it, and compare the values inside the runtime instead."
     ),
 ]
-JsonFile = Annotated[Path | None, typer.Option(help="Write the whole report here, too.")]
 
 
 def compare(
-    model: ModelFile,
-    calibration: CalibrationFile,
-    backend: BackendName = None,
-    recipe: RecipeFile = None,
+    asked: Asked,
     worst: Worst = None,
+    metric: MetricFunction = None,
     in_runtime: InRuntime = False,
     json: JsonFile = None,
 ) -> None:
     """Say, operator by operator, where a quantized model departs from float."""
-    chosen = chosen_recipe(backend, recipe)
-    chosen.quantizer()  # what cannot be asked for is found before the work
-    read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
-    check_outputs({"--json": json}, read)
-    program = read_program(model)
-    data = read_data(program, calibration, limit=chosen.limit, seed=chosen.seed)
-    given = program, data, chosen, track
-    report: Comparison | RuntimeComparison = (
-        run_in_runtime(*given) if in_runtime else run_comparison(*given)
-    )
-    shown = report if worst is None else report.worst(worst)
+    from pt2q.app.chosen import chosen_recipe, data_of
+    from pt2q.app.compare_job import Compared, run_comparison, run_in_runtime
+    from pt2q.app.metrics import read_metric
+    from pt2q.app.program_file import read_program
+    from pt2q.app.written import write_json
+
+    chosen = chosen_recipe(asked, {"--json": json}, metric)
+    program = read_program(asked.model)
+    data = data_of(program, asked, chosen)
+    judge = read_metric(metric, data.held_out.numbers)
+    given = program, data, chosen, track, judge
+    found: Compared[Any] = run_in_runtime(*given) if in_runtime else run_comparison(*given)
+    shown = found.report if worst is None else found.report.worst(worst)
     print(shown.text(console().width))
-    write_json(json, report)
+    if found.metric is not None:
+        print(f"metric: {found.metric}")
+    write_json(json, found.report, metric=found.metric and found.metric.to_dict())

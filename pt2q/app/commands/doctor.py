@@ -7,12 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pt2q import debug
-from pt2q.app.applied_changes import with_changes
 from pt2q.app.console import console, steps
-from pt2q.app.debug_job import subject
-from pt2q.app.options import BackendName, CalibrationFile, JsonFile, ModelFile, RecipeFile
-from pt2q.app.written import write_json, write_recipe
+from pt2q.app.options import Asked, JsonFile
 
 HELP = (
     "Say why accuracy is lost, and what wins it back.\n\n"
@@ -27,15 +23,17 @@ OutFile = Annotated[
 
 
 def doctor(
-    model: ModelFile,
-    calibration: CalibrationFile,
+    asked: Asked,
     out: OutFile = None,
-    backend: BackendName = None,
-    recipe: RecipeFile = None,
     json: JsonFile = None,
 ) -> None:
     """Say why accuracy is lost, and what wins it back."""
-    given = subject(model, calibration, backend, recipe, None, {"--json": json, "--out": out})
+    from pt2q import debug
+    from pt2q.app.applied_changes import with_changes
+    from pt2q.app.debug_job import subject
+    from pt2q.app.written import write_json, write_recipe
+
+    given = subject(asked, None, {"--json": json, "--out": out})
     with steps("examining") as progress:
         found = debug.doctor(
             given.setup(), given.measured, calibration=given.calls, progress=progress
@@ -44,5 +42,5 @@ def doctor(
     write_json(json, found)
     if out is not None:
         made = with_changes(given.recipe, given.program, found.changes)
-        notes = [f"{model.name}: {found.before:.1f} dB, with these changes {found.after:.1f} dB"]
-        write_recipe(out, made, [*notes, *map(str, found.changes)])
+        done = f"{asked.model.name}: {found.before:.1f} dB, with these changes {found.after:.1f} dB"
+        write_recipe(out, made, [done, *map(str, found.changes)])

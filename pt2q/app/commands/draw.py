@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from torch.export import ExportedProgram
 
-from pt2q import debug
-from pt2q.app.compare_job import run_comparison
 from pt2q.app.console import track
-from pt2q.app.data.holding_out import read_data
-from pt2q.app.options import BackendName, ModelFile, RecipeFile, chosen_recipe
-from pt2q.app.program_file import read_program
-from pt2q.app.recipe import Recipe
+from pt2q.app.options import Asked
 from pt2q.errors import DataError
-from pt2q.files import check_outputs, write_bytes
-from pt2q.flow import prepare_pt2e
+from pt2q.files import write_bytes
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from pt2q.app.recipe import Recipe
 
 HELP = (
     "Draw a model's graph, grouped by module, with what would be quantized.\n\n"
@@ -32,22 +31,19 @@ Calibration = Annotated[
 OutFile = Annotated[Path, typer.Option("--out", "-o", help=f"One of {', '.join(FORMS)}.")]
 
 
-def draw(
-    model: ModelFile,
-    out: OutFile,
-    calibration: Calibration = None,
-    backend: BackendName = None,
-    recipe: RecipeFile = None,
-) -> None:
+def draw(asked: Asked, out: OutFile, calibration: Calibration = None) -> None:
     """Draw a model's graph, grouped by module, with what would be quantized."""
+    from pt2q import debug
+    from pt2q.app.chosen import chosen_recipe
+    from pt2q.app.program_file import read_program
+    from pt2q.flow import prepare_pt2e
+
     if out.suffix not in FORMS:
         raise DataError(f"{out}: write one of {', '.join(FORMS)}")
-    chosen = chosen_recipe(backend, recipe)
-    chosen.quantizer()
-    read = {"the model": model, "--calibration": calibration, "--recipe": recipe}
-    check_outputs({"--out": out}, read)
-    program = read_program(model)
-    errors = {} if calibration is None else _errors(program, calibration, chosen)
+    asked = replace(asked, calibration=calibration)
+    chosen = chosen_recipe(asked, {"--out": out})
+    program = read_program(asked.model)
+    errors = {} if calibration is None else _errors(program, asked, chosen)
     if out.suffix != ".json":
         debug.save_drawing(prepare_pt2e(program, chosen.quantizer()), out, errors)
     elif calibration is None:
@@ -57,6 +53,11 @@ def draw(
     print(f"written: {out}")
 
 
-def _errors(program: ExportedProgram, calibration: Path, recipe: Recipe) -> dict[str, float]:
-    data = read_data(program, calibration, limit=recipe.limit, seed=recipe.seed)
-    return debug.errors_by_node(run_comparison(program, data, recipe, track))
+def _errors(program: ExportedProgram, asked: Asked, recipe: Recipe) -> dict[str, float]:
+    from pt2q import debug
+    from pt2q.app.chosen import data_of
+    from pt2q.app.compare_job import run_comparison
+
+    found = run_comparison(program, data_of(program, asked, recipe), recipe, track).report
+    assert isinstance(found, debug.Comparison)
+    return debug.errors_by_node(found)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pt2q import debug
-from pt2q.account import Account
 from pt2q.app.console import console
-from pt2q.app.options import BackendName, JsonFile
-from pt2q.app.program_file import read_program
-from pt2q.app.written import write_json
-from pt2q.deploy.describing import describe
-from pt2q.deploy.registry import BACKENDS
-from pt2q.errors import DataError
-from pt2q.files import check_outputs
+from pt2q.app.options import Asked, BackendName, Dynamic, JsonFile, PerTensor, RecipeFile
+from pt2q.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from pt2q.quantizers import TableQuantizer
 
 HELP = (
     "Say what a model is made of, and what each backend would quantize of it.\n\n"
@@ -33,15 +31,45 @@ AnyFile = Annotated[
 ]
 
 
-def inspect(model: AnyFile, backend: BackendName = None, json: JsonFile = None) -> None:
+def inspect(
+    model: AnyFile,
+    backend: BackendName = None,
+    recipe: RecipeFile = None,
+    per_tensor: PerTensor = False,
+    dynamic: Dynamic = False,
+    json: JsonFile = None,
+) -> None:
     """Say what a model is made of, and what each backend would quantize of it."""
-    names = tuple(BACKENDS) if backend is None else (backend,)
-    quantizers = {name: BACKENDS[name].quantizer() for name in names}
-    check_outputs({"--json": json}, {"the model": model})
+    from pt2q import debug
+    from pt2q.account import Account
+    from pt2q.app.program_file import read_program
+    from pt2q.app.written import write_json
+    from pt2q.deploy.describing import describe
+
+    asked = Asked(
+        model=model, backend=backend, recipe=recipe, per_tensor=per_tensor, dynamic=dynamic
+    )
+    quantizers = _quantizers(asked, json)
     found: Account | None = describe(model) if model.is_file() else None
-    if found is not None and backend is not None:
+    if found is not None and (backend, recipe) != (None, None):
         raise DataError(f"{model} is finished: nothing is quantized of it, leave --backend out")
     if found is None:
         found = debug.inspect(read_program(model), quantizers)
     print(found.text(console().width))
     write_json(json, found)
+
+
+def _quantizers(asked: Asked, json: Path | None) -> dict[str, TableQuantizer]:
+    """That of the backend asked for, or of all that do what is asked."""
+    from pt2q.app.chosen import chosen_recipe
+    from pt2q.deploy.registry import BACKENDS
+
+    written = {"--json": json}
+    if asked.backend is not None or asked.recipe is not None:
+        chosen = chosen_recipe(asked, written)
+        return {chosen.backend: chosen.quantizer()}
+    found = {}
+    for name in BACKENDS:
+        with suppress(RecipeError):  # it has no such mode
+            found[name] = chosen_recipe(replace(asked, backend=name), written).quantizer()
+    return found

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pt2q import debug
 from pt2q.app.console import steps
-from pt2q.app.debug_job import subject
-from pt2q.app.options import BackendName, BatchCount, CalibrationFile, ModelFile, RecipeFile
+from pt2q.app.options import Asked, BatchCount
 from pt2q.errors import DataError
 from pt2q.files import write_bytes
 
@@ -24,17 +22,17 @@ OutFile = Annotated[Path, typer.Option("--out", "-o", help="The .html file to wr
 
 
 def report(
-    model: ModelFile,
-    calibration: CalibrationFile,
+    asked: Asked,
     out: OutFile,
-    backend: BackendName = None,
-    recipe: RecipeFile = None,
     batches: BatchCount = 8,
 ) -> None:
     """Write all that is known of a quantized model's accuracy, as one page."""
+    from pt2q import debug
+    from pt2q.app.debug_job import subject
+
     if out.suffix != ".html":
         raise DataError(f"{out}: the report is a page, write {out.with_suffix('.html')}")
-    given = subject(model, calibration, backend, recipe, batches, {"--out": out})
+    given = subject(asked, batches, {"--out": out})
     prepared, decisions = given.prepared()
     with steps("measuring") as progress:
         page = debug.report_page(
@@ -42,7 +40,7 @@ def report(
             prepared,
             given.measured,
             decisions=decisions,
-            title=model.name,
+            title=asked.model.name,
             progress=progress,
         )
     write_bytes(out, page.encode())

@@ -7,23 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pt2q import debug
-from pt2q.app.applied_changes import with_changes
 from pt2q.app.console import complain, console, steps
-from pt2q.app.debug_job import subject
-from pt2q.app.function_file import read_function
-from pt2q.app.options import (
-    BackendName,
-    BatchCount,
-    CalibrationFile,
-    JsonFile,
-    MetricFunction,
-    ModelFile,
-    Processes,
-    RecipeFile,
-)
-from pt2q.app.written import write_json, write_recipe
-from pt2q.debug import Bound
+from pt2q.app.options import Asked, BatchCount, JsonFile, MetricFunction, Processes
 
 HELP = (
     "Find the cheapest way to quantize a model that keeps within a bound.\n\n"
@@ -50,8 +35,7 @@ Minutes = Annotated[float | None, typer.Option(min=0, help="Stop measuring after
 
 
 def search(
-    model: ModelFile,
-    calibration: CalibrationFile,
+    asked: Asked,
     out: OutFile = None,
     min_sqnr: MinSqnr = None,
     metric: MetricFunction = None,
@@ -61,22 +45,24 @@ def search(
     cost: Cost = "macs",
     evaluations: Evaluations = None,
     minutes: Minutes = None,
-    backend: BackendName = None,
-    recipe: RecipeFile = None,
     batches: BatchCount = 8,
     processes: Processes = 1,
     json: JsonFile = None,
 ) -> None:
     """Find the cheapest way to quantize a model that keeps within a bound."""
-    bound = Bound(min_sqnr, max_drop, max_cost)
-    judge = None if metric is None else read_function("metric", metric)
-    given = subject(model, calibration, backend, recipe, batches, {"--json": json, "--out": out})
+    from pt2q import debug
+    from pt2q.app.applied_changes import with_changes
+    from pt2q.app.debug_job import subject
+    from pt2q.app.written import write_json, write_recipe
+
+    bound = debug.Bound(min_sqnr, max_drop, max_cost)
+    given = subject(asked, batches, {"--json": json, "--out": out}, metric)
     with steps("measuring") as progress:
         found = debug.search(
             given.setup(),
             given.measured,
             bound,
-            metric=judge,
+            metric=given.metric,
             candidates=tuple(candidates.split(",")),
             cost=cost,
             evaluations=evaluations,
@@ -91,5 +77,5 @@ def search(
         raise typer.Exit(NOT_MET)
     if out is not None:
         made = with_changes(given.recipe, given.program, found.changes)
-        note = f"{model.name}: {found.measure} {found.chosen.value:.4g}"
+        note = f"{asked.model.name}: {found.measure} {found.chosen.value:.4g}"
         write_recipe(out, made, [note])

@@ -7,28 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pt2q import debug
 from pt2q.app.console import console, steps
-from pt2q.app.debug_job import subject
-from pt2q.app.function_file import read_function
-from pt2q.app.options import (
-    BackendName,
-    BatchCount,
-    CalibrationFile,
-    JsonFile,
-    MetricFunction,
-    ModelFile,
-    Processes,
-    RecipeFile,
-)
-from pt2q.app.written import write_json
+from pt2q.app.options import Asked, BatchCount, JsonFile, MetricFunction, Processes, Worst
 
 HELP = (
     "Say what quantizing each group of tensors, and each layer, costs at the output.\n\n"
     "Alone: nothing else is quantized. Without: all else is. The worst come first. A model is "
     "quantized as by 'pt2q quantize', which see for the files; nothing is lowered."
 )
-Worst = Annotated[int | None, typer.Option(min=1, help="Print so many rows.")]
 Passes = Annotated[
     float,
     typer.Option(
@@ -42,10 +28,7 @@ State = Annotated[
 
 
 def sensitivity(
-    model: ModelFile,
-    calibration: CalibrationFile,
-    backend: BackendName = None,
-    recipe: RecipeFile = None,
+    asked: Asked,
     metric: MetricFunction = None,
     batches: BatchCount = 8,
     passes: Passes = 25.0,
@@ -55,16 +38,17 @@ def sensitivity(
     json: JsonFile = None,
 ) -> None:
     """Say what quantizing each group of tensors, and each layer, costs at the output."""
-    judge = None if metric is None else read_function("metric", metric)
-    given = subject(
-        model, calibration, backend, recipe, batches, {"--json": json, "--state": state}
-    )
+    from pt2q import debug
+    from pt2q.app.debug_job import subject
+    from pt2q.app.written import write_json
+
+    given = subject(asked, batches, {"--json": json, "--state": state}, metric)
     prepared, _ = given.prepared()
     with steps("measuring") as progress:
         found = debug.sensitivity(
             prepared,
             given.measured,
-            metric=judge,
+            metric=given.metric,
             passes=passes,
             state=state,
             processes=processes,

@@ -14,11 +14,11 @@ from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from pt2q.algorithms import ALGORITHMS
-from pt2q.algorithms.effort import EFFORTS
 from pt2q.app.recipe.config import FLOAT, Range, activation_observers, dtype_name
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS
 from pt2q.ir import ops
+from pt2q.offers import EFFORTS
 from pt2q.spec import QuantizationSpec
 
 EXPECTED = "expected"
