@@ -29,6 +29,7 @@ from pt2q.passes.reference import RewriteToReference
 from pt2q.passes.transform.attention import DecomposeAttention
 from pt2q.passes.transform.compose_linear import ComposeLinear
 from pt2q.passes.transform.computed_weights import FoldComputedWeights
+from pt2q.passes.transform.einsum import DecomposeEinsum
 from pt2q.passes.transform.float32 import ComputeInFloat32
 from pt2q.passes.transform.own_biases import OwnBiases
 from pt2q.passes.transform.recurrent import DecomposeRecurrent
@@ -38,6 +39,7 @@ __all__ = [
     "ComposeLinear",
     "ComputeInFloat32",
     "DecomposeAttention",
+    "DecomposeEinsum",
     "DecomposeRecurrent",
     "DuplicateDQPass",
     "FoldComputedWeights",

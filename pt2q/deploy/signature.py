@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -104,9 +103,9 @@ def dynamic_shapes(
     values = _placeholders(program)
     names = [item.name for item in signature.inputs]
     largest = _largest(batches) if any(unbounded_sizes(program).values()) else ()
+    bounds = largest or ((),) * len(names)
     leaves = [
-        leaf_shape(values[name], program, sizes)
-        for name, sizes in zip_longest(names, largest, fillvalue=())
+        leaf_shape(values[name], program, sizes) for name, sizes in zip(names, bounds, strict=True)
     ]
     for position, _ in signature.constants:
         leaves.insert(position, None)

@@ -57,6 +57,18 @@ class Case:
 # ------------------------------------------------------------------------------- the models
 
 
+class Heads(nn.Module):
+    """Einstein sums with a constant and of two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(4, 2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = torch.einsum("bh,hnd->bnd", x, self.weight)
+        return torch.einsum("bnd,cnd->nbc", heads, heads)
+
+
 class Linear(nn.Module):
     """A layer, and a weight that nobody reads."""
 
@@ -224,6 +236,7 @@ HEADS = (exact_input(1, 1, 2, 4), exact_input(1, 1, 3, 4), MASK)
 
 CASES: dict[type, Case] = {
     p.DecomposeAttention: Case(Attention, HEADS, imported, always(p.DecomposeAttention()), 1e-6),
+    p.DecomposeEinsum: Case(Heads, VECTOR, imported, always(p.DecomposeEinsum()), 1e-6),
     p.DecomposeRecurrent: Case(
         lambda: nn.RNN(2, 2), STEPS, imported, always(p.DecomposeRecurrent()), 1e-6
     ),

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from pt2q.errors import SpecError
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.ops import ADDMM
-from pt2q.passes import ComposeLinear, FoldComputedWeights
+from pt2q.passes import ComposeLinear, DecomposeEinsum, FoldComputedWeights
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.engine.annotation_run import AnnotationRun
 from pt2q.quantizers.toolkit.engine.decompositions import Decompositions
@@ -175,7 +175,8 @@ class TableQuantizer(Quantizer):
         steps = self.decompositions.passes()
         is_qat = any(getattr(c, "is_qat", False) for c in self.selection.configs())
         turn = not is_qat and not any(rule.heads & ADDMM for rule in self.table.rules)
-        steps.append(ComposeLinear(self.selection.stated_operators(), turn))
+        stated = self.selection.stated_operators()
+        steps += [DecomposeEinsum(stated), ComposeLinear(stated, turn)]
         if not is_qat:
             steps.append(FoldComputedWeights())
         if any([step(model) for step in steps]):
