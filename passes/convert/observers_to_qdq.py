@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Node
@@ -30,6 +31,50 @@ def observer_nodes(model: QuantGraphModule) -> list[tuple[Node, Any]]:
     return found
 
 
+@dataclass(frozen=True)
+class KnownParameters:
+    """What the observers of one or several programs found.
+
+    Args:
+        parameters: scale and zero point by the identity of the observer.
+        blind: observers without data.
+        idle: bodies of control flow that calibration never took.
+    """
+
+    parameters: ObservedParameters
+    blind: frozenset[int]
+    idle: tuple[QuantGraphModule, ...]
+
+
+def parameters_of(
+    models: Mapping[str, QuantGraphModule], on_no_data: OnNoData = "error"
+) -> KnownParameters:
+    """Ask the observers of several programs, each once.
+
+    Args:
+        models: prepared, by name; "" for one alone.
+        on_no_data: as of `ObserversToQDQ`.
+
+    Raises:
+        NoDataError: as `ObserversToQDQ` does.
+    """
+    asked: list[tuple[str, QuantGraphModule, list[tuple[Node, Any]]]] = []
+    idle: list[QuantGraphModule] = []
+    for name, model in models.items():
+        found = _places(model)
+        not_run = bodies_not_run(found, on_no_data)
+        idle += (module for path, module, _ in found if path in not_run)
+        lead = f"{name}." if name else ""
+        asked += ((lead + path, m, calls) for path, m, calls in found if path not in not_run)
+    return KnownParameters(*found_parameters(asked, on_no_data), tuple(idle))
+
+
+def _places(model: QuantGraphModule) -> list[tuple[str, QuantGraphModule, list[tuple[Node, Any]]]]:
+    """Of each graph of a model its path, its module, and its calls of observers."""
+    modules = [(p, m) for p, m in named_graph_modules(model) if isinstance(m, QuantGraphModule)]
+    return [(path, module, observer_nodes(module)) for path, module in modules]
+
+
 def _leave_out(node: Node) -> None:
     """Let the readers of an observer read what it watched."""
     watched = node.args[0]
@@ -48,9 +93,11 @@ class ObserversToQDQ:
     Args:
         on_no_data: what to do about a static activation observer that never saw data: ``error``,
             or ``warn`` and leave its tensor in float.
+        known: what `parameters_of` found for several programs; None asks this model's observers.
     """
 
     on_no_data: OnNoData = "error"
+    known: KnownParameters | None = field(default=None, repr=False)
 
     whole_model = True
 
@@ -61,15 +108,13 @@ class ObserversToQDQ:
             NoDataError: a static activation observer never saw data, or a body of control flow
                 never ran, and that is an error.
         """
-        modules = [(p, m) for p, m in named_graph_modules(model) if isinstance(m, QuantGraphModule)]
-        found = [(path, module, observer_nodes(module)) for path, module in modules]
-        idle = bodies_not_run(found, self.on_no_data)
-        qparams, blind = found_parameters(
-            [place for place in found if place[0] not in idle], self.on_no_data
-        )
-        for path, module, calls in found:
-            unseen = frozenset(id(observer) for _, observer in calls) if path in idle else blind
-            _replace_all(module, calls, qparams, unseen)
+        known = self.known or parameters_of({"": model}, self.on_no_data)
+        found = _places(model)
+        for _, module, calls in found:
+            unseen = known.blind
+            if any(module is body for body in known.idle):
+                unseen = frozenset(id(observer) for _, observer in calls)
+            _replace_all(module, calls, known.parameters, unseen)
         return any(calls for _, _, calls in found)
 
 

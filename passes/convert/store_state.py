@@ -37,20 +37,39 @@ class StoreStateQuantized:
     dequantized value gives back its integers, the function stays the same to the last bit. For
     each buffer that stays in float ``record.notes`` says why, and of each that does not, how it is
     stored.
+
+    Args:
+        in_float: buffers to leave in float, with the reason, by name.
     """
+
+    in_float: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, model: QuantGraphModule) -> bool:
         """Store what qualifies; returns whether there was any."""
         storage = StorageMap.of(model.graph)
-        changed = False
+        changed, left = False, dict(self.in_float)
         for root, aliases in _written_buffers(model, storage).items():
-            found = _examine(root, aliases, storage)
+            found = left.get(str(root.target)) or _examine(root, aliases, storage)
             if isinstance(found, str):
                 model.record.note(ORIGIN, str(root.target), f"stays in float: {found}")
                 continue
             _rewrite(model, found, storage)
             changed = True
         return changed
+
+
+def kept_in_float(model: QuantGraphModule) -> dict[str, str]:
+    """The written buffers that do not qualify, with the reason.
+
+    Args:
+        model: converted; it is not changed.
+    """
+    storage = StorageMap.of(model.graph)
+    found = {
+        str(root.target): _examine(root, aliases, storage)
+        for root, aliases in _written_buffers(model, storage).items()
+    }
+    return {target: why for target, why in found.items() if isinstance(why, str)}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -33,6 +33,7 @@ class InsertObservers:
         plan: what is quantized.
         callback: sees the observers by edge and node before insertion and may replace them.
         is_qat: insert fake quantizers.
+        made: the plan's observers, for a plan of several programs; None makes them.
     """
 
     whole_model = True
@@ -40,10 +41,14 @@ class InsertObservers:
     plan: Plan
     callback: Callable[[QuantGraphModule, Observers], None] | None = None
     is_qat: bool = False
+    made: Observers | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, model: QuantGraphModule) -> bool:
         """Insert; see the class."""
-        observers = make_observers(self.plan, is_qat=self.is_qat)
+        if self.made is None:
+            observers = make_observers(self.plan, is_qat=self.is_qat)
+        else:
+            observers = _of_model(self.made, model)
         if self.callback is not None:
             self.callback(model, observers)
         for edge_or_node, observer in observers.items():
@@ -56,6 +61,16 @@ class InsertObservers:
             assert isinstance(module, QuantGraphModule)
             _Inserter(module, observers, self.is_qat).run()
         return bool(observers)
+
+
+def _of_model(observers: Observers, model: QuantGraphModule) -> Observers:
+    """Those of the values in the graphs of one program."""
+    graphs = {module.graph for module in graph_modules(model)}
+    return {
+        key: observer
+        for key, observer in observers.items()
+        if (key if isinstance(key, Node) else key[0]).graph in graphs
+    }
 
 
 class _Inserter:

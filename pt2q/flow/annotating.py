@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.fx import GraphModule
@@ -10,6 +11,7 @@ from pt2q.errors import FlowError
 from pt2q.flow.integer_scalars import constants_read, restore_integer_scalars
 from pt2q.ir.control_flow import boundary_links, graph_modules
 from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.ir.shared_tensors import one_value
 from pt2q.observers.foreign import replacement_for
 from pt2q.spec import Quantizer, annotated_apart
 from pt2q.spec.foreign import adopt_annotations
@@ -41,6 +43,20 @@ def resolve(model: QuantGraphModule) -> Plan:
     """
     graphs = [module.graph for module in graph_modules(model)]
     return build_plan(*graphs, links=boundary_links(model))
+
+
+def resolve_together(models: Mapping[str, QuantGraphModule]) -> Plan:
+    """The plan for several programs, in which a tensor that they have in common is one value.
+
+    Args:
+        models: annotated, by name; they are not changed.
+
+    Raises:
+        AnnotationError, SharingError: as `resolve` does.
+    """
+    graphs = [m.graph for model in models.values() for m in graph_modules(model)]
+    links = [link for model in models.values() for link in boundary_links(model)]
+    return build_plan(*graphs, links=[*links, *one_value(models)])
 
 
 def ask(model: QuantGraphModule, quantizer: Quantizer) -> None:

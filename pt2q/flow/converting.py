@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import get_args
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import get_args, overload
 
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -16,6 +18,7 @@ from pt2q.ir.model_state import restore_state
 from pt2q.ir.modes import switch_dropouts_off, switch_mode
 from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage, copy_module, deferred_code
 from pt2q.ir.record import stage_of
+from pt2q.ir.shared_tensors import unite_tensors
 from pt2q.ir.storage import storage_of
 from pt2q.listing import listed
 from pt2q.passes import (
@@ -35,9 +38,12 @@ from pt2q.passes import (
     run_passes,
 )
 from pt2q.passes.convert.observed_parameters import OnNoData
+from pt2q.passes.convert.observers_to_qdq import parameters_of
+from pt2q.passes.convert.store_state import kept_in_float
 from pt2q.passes.reference import ReferenceReport
 
 
+@overload
 def convert_pt2e(
     model: GraphModule,
     use_reference_representation: bool = False,
@@ -45,7 +51,28 @@ def convert_pt2e(
     fold_quantize_into_mutable_buffers: bool = False,
     *,
     on_no_data: OnNoData = "error",
-) -> QuantGraphModule:
+) -> QuantGraphModule: ...
+
+
+@overload
+def convert_pt2e(
+    model: Mapping[str, GraphModule],
+    use_reference_representation: bool = False,
+    fold_quantize: bool = True,
+    fold_quantize_into_mutable_buffers: bool = False,
+    *,
+    on_no_data: OnNoData = "error",
+) -> dict[str, QuantGraphModule]: ...
+
+
+def convert_pt2e(
+    model: GraphModule | Mapping[str, GraphModule],
+    use_reference_representation: bool = False,
+    fold_quantize: bool = True,
+    fold_quantize_into_mutable_buffers: bool = False,
+    *,
+    on_no_data: OnNoData = "error",
+) -> QuantGraphModule | dict[str, QuantGraphModule]:
     """Replace the observers of a calibrated or trained model by quantize / dequantize operators.
 
     Buffers that a post-training model writes into, such as caches, start from the values they had
@@ -53,7 +80,8 @@ def convert_pt2e(
 
     Args:
         model: what `prepare_pt2e` or `prepare_qat_pt2e` returned, after calibration or
-            training. It is not changed: it may be trained on and converted again.
+            training. It is not changed: it may be trained on and converted again. Programs that
+            were prepared together are converted together, and come back by name.
         use_reference_representation: rewrite the quantized operators to integer arithmetic.
         fold_quantize: store weights quantized; False keeps them in float behind a quantize.
         fold_quantize_into_mutable_buffers: store buffers that the model writes into, such as
@@ -71,32 +99,70 @@ def convert_pt2e(
         NoDataError: an activation observer saw no data.
         ValueError: ``on_no_data`` is none of its values.
     """
-    _check_prepared(model)
+    models = model if isinstance(model, Mapping) else {"": model}
+    for one in models.values():
+        _check_prepared(one)
     if on_no_data not in get_args(OnNoData):
         raise ValueError(f"on_no_data must be 'error' or 'warn', found {on_no_data!r}")
-    assert isinstance(model, QuantGraphModule)
+    passes = conversion_passes(
+        fold_quantize=fold_quantize,
+        fold_state=fold_quantize_into_mutable_buffers,
+        reference=use_reference_representation,
+        on_no_data=on_no_data,
+    )
     with deferred_code(), paused_collection():
-        converted = copy_module(model, model.record.at_stage(Stage.CONVERTED))
-        restore_state(converted)
-        converted.record.take(FloatTensors)
-        if model.record.stage is Stage.PREPARED_QAT:
-            switch_mode(converted, False)
-            run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])
-        else:
-            switch_dropouts_off(converted)
-        passes = conversion_passes(
-            fold_quantize=fold_quantize,
-            fold_state=fold_quantize_into_mutable_buffers,
-            reference=use_reference_representation,
-            on_no_data=on_no_data,
-        )
-        held = frozenset(map(storage_of, named_tensors(model).values()))
-        run_passes(converted, [*passes, OwnTensors(held)])
-    converted.recompile()
-    for module in converted.modules():
-        module.training = False  # export's module says True even of a graph in evaluation mode
-    if use_reference_representation:
-        _warn_of_float(converted)
+        converted = _convert_all(models, passes)
+    for done in converted.values():
+        done.recompile()
+        for module in done.modules():
+            module.training = False  # export's module says True even of a graph in evaluation mode
+        if use_reference_representation:
+            _warn_of_float(done)
+    return converted if isinstance(model, Mapping) else converted[""]
+
+
+def _convert_all(
+    models: Mapping[str, GraphModule], passes: list[Pass]
+) -> dict[str, QuantGraphModule]:
+    """Convert programs step by step, each step in all of them."""
+    converted = {name: _own_copy(model) for name, model in models.items()}
+    for step in passes:
+        whole = _for_all(step, converted)
+        for model in converted.values():
+            run_passes(model, [whole])
+    for name, model in converted.items():
+        held = frozenset(map(storage_of, named_tensors(models[name]).values()))
+        run_passes(model, [OwnTensors(held)])
+    if len(converted) > 1:
+        unite_tensors(converted, made=True)
+    return converted
+
+
+def _for_all(step: Pass, models: Mapping[str, QuantGraphModule]) -> Pass:
+    """A step of several programs with what it has to know of all of them."""
+    if isinstance(step, ObserversToQDQ):
+        return replace(step, known=parameters_of(models, step.on_no_data))
+    if isinstance(step, StoreStateQuantized) and len(models) > 1:
+        found = {
+            buffer: f"in {name!r}, {why}"
+            for name, model in models.items()
+            for buffer, why in kept_in_float(model).items()
+        }
+        return replace(step, in_float=tuple(found.items()))
+    return step
+
+
+def _own_copy(model: GraphModule) -> QuantGraphModule:
+    """A copy of a prepared model, as it runs in evaluation mode, from its first state."""
+    assert isinstance(model, QuantGraphModule)
+    converted = copy_module(model, model.record.at_stage(Stage.CONVERTED))
+    restore_state(converted)
+    converted.record.take(FloatTensors)
+    if model.record.stage is Stage.PREPARED_QAT:
+        switch_mode(converted, False)
+        run_passes(converted, [FoldConvBatchNormQAT(), FoldConvBatchNorm()])
+    else:
+        switch_dropouts_off(converted)
     return converted
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import overload
 
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
@@ -12,17 +13,20 @@ from torch.fx import GraphModule
 from pt2q.errors import (
     AlreadyQuantizedWarning,
     BatchNormNotFoldedWarning,
+    FlowError,
     NothingQuantizedWarning,
     TrainingModeWarning,
 )
-from pt2q.flow.annotating import annotate, ask, resolve
+from pt2q.flow.annotating import annotate, ask, resolve, resolve_together
 from pt2q.flow.modules import own_modules, paused_collection
 from pt2q.flow.provenance import Provenance
-from pt2q.ir.model_state import keep_state
+from pt2q.ir.model_state import keep_state, unite_kept_state
 from pt2q.ir.modes import switch_dropouts_off
 from pt2q.ir.module import QuantGraphModule, Stage, deferred_code, import_exported
 from pt2q.ir.qparams import quantized_nodes
+from pt2q.ir.shared_tensors import check_state, unite_tensors
 from pt2q.listing import listed
+from pt2q.observers.make import Observers, make_observers
 from pt2q.passes import (
     FoldConvBatchNorm,
     FuseConvBatchNormQAT,
@@ -36,28 +40,51 @@ from pt2q.spec import Quantizer
 from pt2q.spec.plan import Plan
 
 
+@overload
 def prepare_pt2e(
     model: ExportedProgram | GraphModule, quantizer: Quantizer, *, fold_batch_norm: bool = True
-) -> QuantGraphModule:
+) -> QuantGraphModule: ...
+
+
+@overload
+def prepare_pt2e(
+    model: Mapping[str, ExportedProgram | GraphModule],
+    quantizer: Quantizer,
+    *,
+    fold_batch_norm: bool = True,
+) -> dict[str, QuantGraphModule]: ...
+
+
+def prepare_pt2e(
+    model: ExportedProgram | GraphModule | Mapping[str, ExportedProgram | GraphModule],
+    quantizer: Quantizer,
+    *,
+    fold_batch_norm: bool = True,
+) -> QuantGraphModule | dict[str, QuantGraphModule]:
     """Insert observers into an exported model, for post-training quantization.
 
     Args:
         model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed;
             the result shares its parameters, and has copies of the buffers that it writes into.
+            Several programs of one model by name, such as prefill and decode, have their weights
+            and what they remember in common, with one set of parameters each.
         quantizer: says what is quantized and how.
         fold_batch_norm: fold inference-mode batch norms into the convolution or linear before
             them where that provably keeps the function.
 
     Returns:
-        The prepared module. Call it with representative inputs to calibrate, then hand it to
-        `convert_pt2e`.
+        The prepared module, or those of several programs by name. Call it with representative
+        inputs to calibrate, then hand it to `convert_pt2e`.
 
     Raises:
         NotExportedError: the model was not captured with ``torch.export``.
-        FlowError: the model is prepared or converted already.
+        FlowError: the model is prepared or converted already, or there is no program.
         AnnotationError, SharingError: the quantizer's annotations contradict the graph or
             each other.
+        SharedTensorError: programs do not have in common what they call by one name.
     """
+    if isinstance(model, Mapping):
+        return _prepare_programs(model, quantizer, fold_batch_norm)
     with _preparing(model, Stage.PREPARED) as prepared:
         if fold_batch_norm:
             run_passes(prepared, [FoldConvBatchNorm()])
@@ -65,6 +92,33 @@ def prepare_pt2e(
         run_passes(prepared, [_insertion(plan, quantizer, is_qat=False)])
     _warn(prepared, plan)
     prepared.record.put(Provenance.of(quantizer, trained=False))
+    return prepared
+
+
+def _prepare_programs(
+    models: Mapping[str, ExportedProgram | GraphModule], quantizer: Quantizer, fold: bool
+) -> dict[str, QuantGraphModule]:
+    """Prepare programs by one plan: what is one value for them has one observer."""
+    if not models:
+        raise FlowError("there is no program to prepare: the mapping is empty")
+    with ExitStack() as stack:
+        prepared = {
+            name: stack.enter_context(_preparing(model, Stage.PREPARED))
+            for name, model in models.items()
+        }
+        unite_tensors(prepared)
+        check_state(prepared)
+        unite_kept_state(tuple(prepared.values()))
+        for model in prepared.values():
+            run_passes(model, [FoldConvBatchNorm()] if fold else [])
+            ask(model, quantizer)
+        unite_tensors(prepared, made=True)
+        plan = resolve_together(prepared)
+        observers = make_observers(plan, is_qat=False)
+        for model in prepared.values():
+            run_passes(model, [_insertion(plan, quantizer, is_qat=False, observers=observers)])
+    for model in prepared.values():
+        _warn(model, plan)
     return prepared
 
 
@@ -149,9 +203,11 @@ def _warn_if_quantized(model: QuantGraphModule) -> None:
         )
 
 
-def _insertion(plan: Plan, quantizer: Quantizer, *, is_qat: bool) -> Pass:
+def _insertion(
+    plan: Plan, quantizer: Quantizer, *, is_qat: bool, observers: Observers | None = None
+) -> Pass:
     callback = getattr(quantizer, "prepare_obs_or_fq_callback", None)
-    return InsertObservers(plan, callback, is_qat)
+    return InsertObservers(plan, callback, is_qat, observers)
 
 
 def _warn(model: QuantGraphModule, plan: Plan) -> None:

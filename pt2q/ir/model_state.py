@@ -8,7 +8,7 @@ it. Weights and all that is only read stay shared with the float model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,6 +43,20 @@ def keep_state(model: QuantGraphModule) -> tuple[str, ...]:
         _store(model, copies(found))
         model.record.put(KeptState(copies(found)))
     return tuple(found)
+
+
+def unite_kept_state(models: Sequence[QuantGraphModule]) -> None:
+    """Let models that hold one tensor for a buffer note one value for it.
+
+    Args:
+        models: what `keep_state` was called with.
+    """
+    noted = [model.record.get(KeptState) for model in models]
+    first: dict[str, Tensor] = {}
+    for model, kept in zip(models, noted, strict=True):
+        if kept is not None:
+            values = {name: first.setdefault(name, value) for name, value in kept.values.items()}
+            model.record.put(KeptState(values))
 
 
 def restore_state(model: QuantGraphModule) -> None:

@@ -72,6 +72,25 @@ def delegation_of(module: GraphModule) -> Delegation:
     return Delegation(delegated, len(lowered), tuple(names), quantized)
 
 
+def delegation_of_all(found: Mapping[str, Delegation]) -> Delegation:
+    """The delegation of several methods together.
+
+    Args:
+        found: of each method, by name; names of operators get it in front if there are several.
+    """
+    if len(found) == 1:
+        return next(iter(found.values()))
+    counts: Counter[str] = Counter()
+    for one in found.values():
+        counts.update(dict(one.portable))
+    return Delegation(
+        sum(one.delegated for one in found.values()),
+        sum(one.blobs for one in found.values()),
+        tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        tuple(f"{method}.{name}" for method, one in found.items() for name in one.quantized_left),
+    )
+
+
 def _lowered_modules(module: GraphModule) -> dict[str, Any]:
     named = {n.name: getattr(module, str(n.target), None) for n in module.graph.nodes}
     return {name: value for name, value in named.items() if hasattr(value, "original_module")}

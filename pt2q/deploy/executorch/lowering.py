@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from pt2q.deploy.executorch.delegation import Delegation, delegation_of
+from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegation_of_all
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
 from pt2q.deploy.executorch.partitions import xnnpack_partitioner
 from pt2q.deploy.executorch.refusals import (
@@ -63,9 +63,14 @@ class Program:
         return load(self.buffer)
 
 
+Model = nn.Module | ExportedProgram
+FORWARD = "forward"
+"""What the method of a single model is called."""
+
+
 def lower(
-    converted: nn.Module | ExportedProgram,
-    args: tuple[Any, ...] = (),
+    converted: Model | Mapping[str, Model],
+    args: tuple[Any, ...] | Mapping[str, tuple[Any, ...]] = (),
     *,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
@@ -74,8 +79,9 @@ def lower(
 
     Args:
         converted: what `convert_pt2e` gave, any module that `torch.export` takes, or a program
-            that is exported already (then the other arguments are not used).
-        args: example inputs.
+            that is exported already (then the other arguments are not used). Several by name
+            become methods of one program; they share constants, and buffers of one name.
+        args: example inputs; of several models, by name, as the following.
         kwargs: example keyword inputs.
         dynamic_shapes: as for `torch.export.export`. Memory is planned for the largest sizes: a
             dimension without an upper bound is bounded by the example, and an
@@ -94,34 +100,31 @@ def lower(
 
 
 def packed(
-    converted: nn.Module | ExportedProgram,
-    args: tuple[Any, ...] = (),
+    converted: Model | Mapping[str, Model],
+    args: tuple[Any, ...] | Mapping[str, tuple[Any, ...]] = (),
     *,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> tuple[Program, Any]:
     """What `lower` gives, with ExecuTorch's own account of it, an ``ExecutorchProgramManager``."""
-    refuse_prepared(converted)
     (exir,) = optional_modules("executorch.exir", extra="executorch")
-    origin, program = provenance_text(converted, "executorch"), converted
-    if isinstance(program, ExportedProgram) and _needs_rewriting(program):
-        args, kwargs = program.example_inputs or (args, kwargs)
-        dynamic_shapes = dynamic_shapes_of(program, signature_of(program))
-        program = copy_module(program.module(check_guards=False))
-    if not isinstance(program, ExportedProgram):
-        program = export_rewritten(program, _for_xnnpack, args, kwargs, dynamic_shapes)
-    refuse_uint8(program.graph)
-    refuse_weight_only(program.graph)
-    refuse_measured_constants(program)
-    _warn_of_unbounded_sizes(program)
+    if not isinstance(converted, Mapping):
+        converted, args = {FORWARD: converted}, {FORWARD: tuple(args)}
+        kwargs, dynamic_shapes = {FORWARD: kwargs}, {FORWARD: dynamic_shapes}
+    given = [dict(x or {}) for x in (args, kwargs, dynamic_shapes)]
+    _check_names(converted, given)
+    origin = provenance_text(next(iter(converted.values())), "executorch")
+    programs = {
+        name: _exported(model, *(x.get(name) for x in given)) for name, model in converted.items()
+    }
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
         with quiet_python(), torch.no_grad():
-            return _packed(program, exir, xnnpack_partitioner(), origin)
+            return _packed(programs, exir, origin)
     except Exception as error:
         raise LoweringError(
             f"ExecuTorch could not lower the model: {first_line(error).rstrip('.')}"
-            f"{why_not_bodies(program)}"
+            f"{''.join(map(why_not_bodies, programs.values()))}"
         ) from error
 
 
@@ -135,40 +138,81 @@ def _warn_of_unbounded_sizes(program: ExportedProgram) -> None:
                 "sizes up to those of the example. Export with a bound, such as "
                 'torch.export.Dim("batch", max=64)',
                 UnboundedSizeWarning,
-                stacklevel=4,
+                stacklevel=6,
             )
 
 
+def _check_names(converted: Mapping[str, Model], given: list[dict[str, Any]]) -> None:
+    unknown = sorted({name for x in given for name in x} - converted.keys())
+    if unknown or not converted:
+        raise LoweringError(
+            f"no model is called {', '.join(unknown) or 'anything'}: there are "
+            f"{list(converted)}. Give models, example inputs and dynamic shapes by the same names"
+        )
+
+
+def _exported(
+    model: Model, args: Any, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
+) -> ExportedProgram:
+    """The program that ExecuTorch is given for a model."""
+    refuse_prepared(model)
+    if isinstance(model, ExportedProgram) and _needs_rewriting(model):
+        args, kwargs = model.example_inputs or (args, kwargs)
+        dynamic_shapes = dynamic_shapes_of(model, signature_of(model))
+        model = copy_module(model.module(check_guards=False))
+    if not isinstance(model, ExportedProgram):
+        model = export_rewritten(model, _for_xnnpack, args or (), kwargs, dynamic_shapes)
+    refuse_uint8(model.graph)
+    refuse_weight_only(model.graph)
+    refuse_measured_constants(model)
+    _warn_of_unbounded_sizes(model)
+    return model
+
+
 def _packed(
-    program: ExportedProgram, exir: Any, partitioner: Any, origin: str | None
+    programs: dict[str, ExportedProgram], exir: Any, origin: str | None
 ) -> tuple[Program, Any]:
     constants = None if origin is None else {PROVENANCE: origin}
     edge = exir.to_edge_transform_and_lower(
-        program, partitioner=[partitioner], constant_methods=constants
+        programs,
+        partitioner={name: [xnnpack_partitioner()] for name in programs},
+        constant_methods=constants,
     )
     # Before packing, which rewrites the graph into allocations and out variants.
-    delegation = delegation_of(edge.exported_program().graph_module)
-    manager = edge.to_executorch(_with_initial_values(exir, edge))
-    return Program(bytes(manager.buffer), delegation), manager
+    found = {name: delegation_of(edge.exported_program(name).graph_module) for name in programs}
+    manager = edge.to_executorch(_configuration(exir, edge, list(programs)))
+    return Program(bytes(manager.buffer), delegation_of_all(found)), manager
 
 
-def _with_initial_values(exir: Any, edge: Any) -> Any:
-    """Have the program carry the values that written buffers start from.
+def _configuration(exir: Any, edge: Any, methods: list[str]) -> Any:
+    """Have the program carry the values that written buffers start from, and methods share them.
 
     ExecuTorch allocates such buffers and leaves them at that. Zeros, which a cache starts from,
     need not be carried: the runtime's memory is zero.
     """
-    (initial,) = optional_modules("executorch.exir.passes.init_mutable_pass", extra="executorch")
-    program = edge.exported_program()
+    initial, memory = optional_modules(
+        "executorch.exir.passes.init_mutable_pass",
+        "executorch.exir.passes.memory_planning_pass",
+        extra="executorch",
+    )
+    programs = [edge.exported_program(method) for method in methods]
+    names = sorted({name for program in programs for name in _not_zero(program)})
+    passes = [initial.InitializedMutableBufferPass(names)] if names else []
+    if len(methods) == 1:
+        return exir.ExecutorchBackendConfig(passes=passes)
+    planning = memory.MemoryPlanningPass(share_mutable_buffers=True)
+    return exir.ExecutorchBackendConfig(passes=passes, memory_planning_pass=planning)
+
+
+def _not_zero(program: Any) -> list[str]:
+    """The inputs of a program that are written buffers and start from something."""
     signature = program.graph_signature
     written = set(signature.buffers_to_mutate.values())
-    names = [
+    return [
         name
         for name, buffer in signature.inputs_to_buffers.items()
         if buffer in written and bool(_initial_value(program, buffer).any())
     ]
-    passes = [initial.InitializedMutableBufferPass(names)] if names else []
-    return exir.ExecutorchBackendConfig(passes=passes)
 
 
 def _initial_value(program: Any, buffer: str) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,21 @@ class LoadedProgram:
         """
         if name not in self._program.method_names:
             raise LoweringError(f"no method {name!r}; the program has {list(self.method_names)}")
+        if not self._methods:
+            self._load_beside(name)
         if name not in self._methods:
-            loaded = LoadedMethod(self._runtime, self._data, self._program, name)
-            self._methods[name] = loaded
+            self._methods[name] = self._loaded(name)
         return self._methods[name]
+
+    def _load_beside(self, name: str) -> None:
+        """Load the other methods before one runs: loading sets what they share to its start."""
+        for other in self.method_names:
+            if other != name:
+                with suppress(LoweringError):  # said when somebody asks for it
+                    self._methods[other] = self._loaded(other)
+
+    def _loaded(self, name: str) -> LoadedMethod:
+        return LoadedMethod(self._runtime, self._data, self._program, name)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
         """Run `forward`; see `LoadedMethod`."""
