@@ -150,6 +150,8 @@ setTimeout(() => {
   seen.plots = document.querySelectorAll(".js-plotly-plot svg.main-svg").length;
   seen.empty = [...document.querySelectorAll(".plot, #sensitivity-chart, #size-chart")]
     .filter((plot) => !plot.querySelector("svg .point, svg .bars path, svg .trace")).length;
+  seen.cut = [...document.querySelectorAll(".js-plotly-plot")].filter((plot) =>
+    plot.querySelector("svg.main-svg").clientWidth > plot.parentElement.clientWidth + 1).length;
   seen.resources = performance.getEntriesByType("resource").map((entry) => entry.name);
   const out = document.createElement("pre");
   out.id = "seen"; out.textContent = JSON.stringify(seen); document.body.append(out);
@@ -193,7 +195,7 @@ def test_the_page_works_in_a_browser(case: Case, tmp_path: Path) -> None:
     assert seen["all"] == len(rows)
     assert (seen["marked"], seen["row"], seen["back"]) == ("node-linear_1", "linear_1", "linear_2")
     assert set(seen["shown"]) <= set(rows["linear_1"]["tensors"]) and seen["shown"]
-    assert seen["plots"] >= 4 and seen["empty"] == 0
+    assert seen["plots"] >= 4 and seen["empty"] == 0 and seen["cut"] == 0
     assert seen["theme"] in ("light", "dark")
 
 

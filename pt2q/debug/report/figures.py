@@ -18,6 +18,7 @@ _PLAIN = {
     "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
     "showlegend": True,
 }
+_GRID = "rgba(128, 136, 144, 0.25)"  # seen on white and on black
 _COLOURS = {"weight": "#4c78a8", "activation": "#f58518", "layer": "#54a24b"}
 
 
@@ -74,7 +75,8 @@ def size_chart(sizes: Mapping[str, tuple[float, float]]) -> str:
 
 
 def _layout(bars: int, title: str) -> dict[str, Any]:
-    return {**_PLAIN, "height": 90 + 22 * max(bars, 3), "xaxis": {"title": {"text": title}}}
+    axis = {"title": {"text": title}, "gridcolor": _GRID, "zerolinecolor": _GRID}
+    return {**_PLAIN, "height": 90 + 22 * max(bars, 3), "xaxis": axis}
 
 
 def _named(figure: Any, names: Sequence[str]) -> None:

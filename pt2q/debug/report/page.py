@@ -154,9 +154,13 @@ def _summary(
     if first is not None:
         words = f"{first.kind} {first.nodes[0]}: {first.alone:.1f} dB alone"
         lines.append(("what the output feels most", words))
-    lines.append(("quantized weights", f"{whole[0] / 1e6:.2f} MB to {whole[1] / 1e6:.2f} MB"))
+    lines.append(("quantized weights", " to ".join(map(_bytes, whole))))
     lines.append(("measured on", f"{comparison.batches} batch(es)"))
     return lines
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e6:.2f} MB" if number >= 1e5 else f"{number / 1e3:.1f} KB"
 
 
 def _worst(rows: Iterable[PageRow], seen: Mapping[str, Histogram]) -> list[str]:
@@ -178,9 +182,17 @@ def _graph(layout: Layout, quantized: set[str]) -> dict[str, Any]:
             "fill": colour(placed.box.value),
             "value": "" if placed.box.value is None else f"{placed.box.value:.1f} dB",
             "quantized": placed.box.name in quantized or placed.box.quantized,
-            "lines": [[round(v, 1) for v in line] for line in placed.reads],
+            "lines": [_curve(*line) for line in placed.reads],
         }
         for placed in layout.boxes
     ]
-    size = {"width": layout.width + 20, "height": layout.height + 20}
+    size = {"width": layout.width + 60, "height": layout.height + 20}  # room for curves
     return {"boxes": boxes, "w": WIDTH, "h": HEIGHT, **size}
+
+
+def _curve(x: float, y: float, to_x: float, to_y: float) -> str:
+    """A line from box to box; one that would run behind boxes between goes around them."""
+    bow = 0.9 * WIDTH if to_y - y > 2 * HEIGHT and abs(to_x - x) < WIDTH else 0.0
+    points = (x, y), (x + bow, y + 18), (to_x + bow, to_y - 18), (to_x, to_y)
+    (start, *curve) = (f"{a:.1f} {b:.1f}" for a, b in points)
+    return f"M{start}C{' '.join(curve)}"
