@@ -18,6 +18,7 @@ from pt2q.ir.batch_norm import (
     batch_norms,
     constants_reason,
     is_training,
+    layer_before_moves,
     pair_reason,
 )
 from pt2q.ir.emit import Emitter
@@ -96,6 +97,7 @@ class _Folder:
         if bn.running_mean is None or bn.running_var is None:
             return None, "it has no running statistics: it normalizes with those of its input"
         layer, reason = pair_reason(bn)
+        layer = layer_before_moves(bn) if layer is None else layer
         if layer is None:
             return None, reason
         if is_training(bn):

@@ -3,6 +3,7 @@
 Shared by folding for inference and by the fusion for quantization-aware training.
 """
 
+from pt2q.ir.batch_norm.moved import layer_before_moves
 from pt2q.ir.batch_norm.pairing import constants_reason, pair_reason
 from pt2q.ir.batch_norm.reading import (
     BatchNorm,
@@ -19,6 +20,7 @@ __all__ = [
     "batch_norms",
     "constants_reason",
     "is_training",
+    "layer_before_moves",
     "layer_of",
     "pair_reason",
     "read_batch_norm",

@@ -31,6 +31,8 @@ PERMUTE = every(
     aten.pixel_unshuffle,
     aten.channel_shuffle,
 )
+# They read the values of their first operand, and the sizes alone of the other.
+SHAPED_LIKE = every(aten.reshape_as, aten.view_as, aten.expand_as)
 SUBSET = every(aten.slice, aten.select, aten.narrow)
 SPLIT = every(
     aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unbind, aten.unsafe_split
