@@ -15,7 +15,7 @@ from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import carry, delete_constant, is_constant, is_persistent
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.qparams import qparams_key, read_qparams
-from pt2q.ir.storage import place_of
+from pt2q.ir.storage import place_of, release, spilled
 from pt2q.numerics.rounding import quantize
 
 
@@ -85,7 +85,7 @@ class _Folder:
             base = self._base_name(node)
             self.stored[key] = self.emit.keep(
                 f"{base.removesuffix('_quantized')}_quantized",
-                self._quantized(node),
+                spilled(self._quantized(node)),
                 persistent=is_persistent(self.model, base),
             )
         return self.stored[key]
@@ -142,3 +142,4 @@ class _Folder:
         if self.readers[target] > 0:
             return
         delete_constant(self.model, target)
+        release()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.storage import copies, span_of, storage_of
+from pt2q.ir.storage import copies, release, span_of, spilled, storage_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _overlap(group: Iterable[Tensor]) -> bool:
 
 
 def _clone(tensor: Tensor) -> Tensor:
-    value = tensor.detach().clone()
+    value = spilled(tensor.detach().clone())
+    release()
     if not isinstance(tensor, torch.nn.Parameter):
         return value
     return torch.nn.Parameter(value, requires_grad=tensor.requires_grad)

@@ -12,7 +12,7 @@ from pt2q.ir.control_flow import graph_modules
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import add_meta, edge_name, get_constant, is_constant
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.storage import StorageMap
+from pt2q.ir.storage import StorageMap, release
 from pt2q.observers.foreign import is_foreign
 from pt2q.observers.make import Observers, make_observers
 from pt2q.observers.protocol import complete, set_for_constant
@@ -178,3 +178,4 @@ class _Inserter:
         """A weight is observed at once; alone in its group, again only when it changes."""
         set_for_constant(observer, alone=len(self.values[id(observer)]) == 1)
         observer(get_constant(self.model, source))
+        release()

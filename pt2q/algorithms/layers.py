@@ -17,6 +17,7 @@ from pt2q.algorithms.engine.rounding import is_integer
 from pt2q.algorithms.matrix import MatrixForm, matrix_form_of
 from pt2q.ir import ops
 from pt2q.ir.graph import get_constant, holds_tensor, module_path, replace_tensor, value_of
+from pt2q.ir.storage import spilled
 from pt2q.observers import Form, form_of
 from pt2q.spec import granularity_of
 
@@ -319,7 +320,7 @@ def set_tensor(places: tuple[Place, ...], value: Tensor) -> None:
     owner, target = places[0]
     assert isinstance(owner, GraphModule)
     old = get_constant(owner, target)
-    value = value.to(old.dtype)
+    value = spilled(value.to(old.dtype))
     new = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
     for owner, target in places:
         replace_tensor(owner, target, new)

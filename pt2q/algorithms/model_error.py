@@ -16,6 +16,7 @@ from pt2q.algorithms.originals import originals
 from pt2q.algorithms.parting import Parting
 from pt2q.distributed import ALONE, Ranks
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.storage import is_low
 from pt2q.ir.torch_private import pytree
 
 
@@ -49,7 +50,7 @@ class ModelError:
 
     @torch.no_grad()
     def _run(self, model: QuantGraphModule, lane: Lane, name: str) -> _Outputs:
-        with Walk(model, self.batches, [lane], ranks=self.ranks) as walk:
+        with Walk(model, self.batches, [lane], spill=is_low(), ranks=self.ranks) as walk:
             parting = Parting.of(walk)
             if lane.keeps:
                 lane.hold(originals(model))

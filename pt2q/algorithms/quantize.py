@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.fx import GraphModule
 from pt2q.algorithms.applied import Applied
 from pt2q.algorithms.batches import Batches
 from pt2q.algorithms.effort import algorithms_for
+from pt2q.algorithms.low_memory import calibrate_in_pieces
 from pt2q.algorithms.model_error import ModelError
 from pt2q.algorithms.report import Report, decibels
 from pt2q.algorithms.task import GraphAlgorithm, Progress
@@ -24,7 +26,10 @@ from pt2q.distributed import Ranks, calibrate
 from pt2q.errors import SpecError
 from pt2q.flow import DataDigest, convert_pt2e, prepare_pt2e, provenance_of
 from pt2q.ir.graph import named_tensors
+from pt2q.ir.mapped_program import mapped_program
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.storage import is_low
+from pt2q.ir.storage import low_memory as low_memory_files
 from pt2q.offers import EFFORTS
 from pt2q.spec.quantizer import Quantizer
 
@@ -51,7 +56,7 @@ class Algorithm(Protocol):
 
 
 def quantize_pt2e(
-    model: ExportedProgram | GraphModule,
+    model: ExportedProgram | GraphModule | str | PathLike[str],
     quantizer: Quantizer,
     batches: Iterable[Any],
     *,
@@ -64,6 +69,7 @@ def quantize_pt2e(
     progress: Progress | None = None,
     group: dist.ProcessGroup | None = None,
     resume: str | PathLike[str] | None = None,
+    low_memory: bool | str | PathLike[str] = False,
 ) -> QuantGraphModule:
     """Quantize an exported model, and win accuracy back.
 
@@ -71,7 +77,9 @@ def quantize_pt2e(
     has to call this with the same model and the same batches in the same order.
 
     Args:
-        model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed.
+        model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed. Or a
+            file that ``torch.export.save`` wrote and that you trust; with ``low_memory`` its
+            weights stay in there.
         quantizer: says what is quantized and how.
         batches: representative inputs: tensors, tuples of arguments or dicts by their names.
             Every fourth judges what is computed from the others; give four or more.
@@ -87,6 +95,9 @@ def quantize_pt2e(
             one where that is not initialised.
         resume: a folder that keeps how far this came: what observers saw, what algorithms found for
             each layer. A run that was stopped goes on from there and ends with the same model.
+        low_memory: hold little more than one layer at a time, for a model that does not fit: True,
+            or the folder for temporary files. The result is the same; its large tensors are mapped
+            from files.
 
     Returns:
         The converted model; ``report_of(model)`` says what was done to it, layer by layer.
@@ -99,19 +110,46 @@ def quantize_pt2e(
         MergeError, DistributedError: as `pt2q.distributed.calibrate`.
     """
     check_choice(algorithms, effort)
-    data = Batches(batches, seed)
-    prepared = prepare_pt2e(model, quantizer)
-    digest = DataDigest()
-    calibrate(prepared, digest.watching(data), group=group, resume=resume)
-    prepared.record.put(replace(provenance_of(prepared), data=digest.result()))
-    improvement = Improvement(tuple(algorithms), effort, seed, spill, progress, group, resume)
-    return improve_and_convert(
-        prepared,
-        data,
-        improvement,
-        use_reference_representation=use_reference_representation,
-        fold_quantize=fold_quantize,
-    )
+    chosen = tuple(algorithms)
+    with _memory(low_memory):
+        spill = spill or is_low()
+        improvement = Improvement(chosen, effort, seed, spill, progress, group, resume)
+        data = Batches(batches, seed)
+        prepared = prepare_pt2e(_loaded(model), quantizer)
+        digest = DataDigest()
+        _calibrate(prepared, digest.watching(data), improvement)
+        prepared.record.put(replace(provenance_of(prepared), data=digest.result()))
+        return improve_and_convert(
+            prepared,
+            data,
+            improvement,
+            use_reference_representation=use_reference_representation,
+            fold_quantize=fold_quantize,
+        )
+
+
+def _memory(wanted: bool | str | PathLike[str]) -> AbstractContextManager[Any]:
+    if wanted is False:
+        return nullcontext()
+    return low_memory_files(None if wanted is True else Path(wanted))
+
+
+def _loaded(
+    model: ExportedProgram | GraphModule | str | PathLike[str],
+) -> ExportedProgram | GraphModule:
+    if isinstance(model, ExportedProgram | GraphModule):
+        return model
+    return mapped_program(model) if is_low() else torch.export.load(model)
+
+
+def _calibrate(
+    prepared: QuantGraphModule, batches: Iterable[Any], improvement: Improvement
+) -> None:
+    group, spill = improvement.group, improvement.spill
+    if is_low():
+        calibrate_in_pieces(prepared, batches, Ranks.of(group), spill=spill)
+    else:
+        calibrate(prepared, batches, group=group, resume=improvement.resume)
 
 
 @dataclass(frozen=True)

@@ -65,15 +65,15 @@ def calibrate(
     """
     ranks = Ranks.of(group)
     observers = observers_of(prepared)
-    ranks.agree(_refusal(prepared, observers, ranks))
+    ranks.agree(refusal(prepared, observers, ranks))
     kept = None if resume is None else Checkpoint(resume, ranks, tuple(observers))
     run = call or partial(_run, prepared)
     try:
         with torch.no_grad():
             _observe(observers, batches, run, ranks, kept)
-        _exchange(observers, ranks)
+        settle(observers, ranks)
     finally:
-        _at_batch(observers, None)
+        at_batch(observers, None)
 
 
 def _run(prepared: QuantGraphModule, batch: Any) -> None:
@@ -92,10 +92,16 @@ def observers_of(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in found.items() if module not in inner}
 
 
-def _refusal(
+def refusal(
     prepared: QuantGraphModule, observers: dict[str, Any], ranks: Ranks
 ) -> Exception | None:
-    """Why this module cannot be calibrated here, if it cannot."""
+    """Why a module cannot be calibrated, if it cannot.
+
+    Args:
+        prepared: the module.
+        observers: its own, see `observers_of`.
+        ranks: the processes that would do it.
+    """
     seen = [name for name, o in observers.items() if _collects(o) and has_data(o)]
     if seen:
         return FlowError(
@@ -166,7 +172,7 @@ def _observe(
             return False
         before = turn * _ROUNDS
         for index, batch in own[max(done - before, 0) :]:
-            _at_batch(observers, index)
+            at_batch(observers, index)
             run(batch)
         if kept is not None and before + _ROUNDS > done:
             kept.save(observers, before + _ROUNDS)
@@ -176,14 +182,25 @@ def _observe(
         pass
 
 
-def _at_batch(observers: dict[str, Any], index: int | None) -> None:
+def at_batch(observers: dict[str, Any], index: int | None) -> None:
+    """Say to all observers which batch comes next.
+
+    Args:
+        observers: by name.
+        index: its place among all; None: all that comes is seen here, in order.
+    """
     for observer in observers.values():
         if can_tell(observer):
             observer.at_batch(index)
 
 
-def _exchange(observers: dict[str, Any], ranks: Ranks) -> None:
-    """Give every process the statistics of all batches."""
+def settle(observers: dict[str, Any], ranks: Ranks) -> None:
+    """Give every process the statistics of all batches.
+
+    Args:
+        observers: by name; each was told before what it saw which batch it belongs to.
+        ranks: the processes.
+    """
     merging = {
         name: observer
         for name, observer in observers.items()

@@ -41,6 +41,8 @@ CHECKED = {
     "torch.fx.graph._PyTreeCodeGen": "2.13.0",  # its pytree_info holds the specs of arguments
     "torch.fx.node.Node._erased": "2.13.0",  # set by Graph.erase_node
     "torch.distributed.distributed_c10d._get_default_store": "2.13.0",  # set, get, check
+    "torch._export.serde.serialize.deserialize_scalar_type": "2.13.0",  # a number to a dtype
+    "torch.export.pt2_archive._package._build_file_map": "2.13.0",  # reader, config, folder
     "torch.export.ExportedProgram._guards_code": "2.13.0",  # L['x'].size()[0] == 4, as text
     "torch.nn.Module._forward_pre_hooks": "2.13.0",  # by key; as is _with_kwargs
     "torch.Tensor._version": "2.13.0",  # counts writes in place

@@ -24,6 +24,9 @@ class Lane:
         rounds: which observers do what their quantize and dequantize will; others are identities.
         watches: which observers look at what passes.
         keeps: go on reading the tensors that the walk began with when the module's are changed.
+
+    Attributes:
+        batch: the place of the batch that is run, among all.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Lane:
     ) -> None:
         self.name = name
         self.keeps = keeps
+        self.batch: int | None = None
         self.rounds = rounds
         self.watches = watches
         self.own: dict[Place, Tensor] = {}

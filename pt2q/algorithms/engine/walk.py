@@ -22,7 +22,7 @@ from pt2q.errors import DataError
 from pt2q.ir.graph import get_constant, holds_tensor
 from pt2q.ir.model_state import KeptState
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.storage import copies, storage_of
+from pt2q.ir.storage import copies, is_low, release, storage_of
 from pt2q.ir.torch_private import pytree
 
 T = TypeVar("T")
@@ -155,8 +155,19 @@ class Walk(AbstractContextManager["Walk"]):
         Returns:
             By lane, the result of each of its `own` batches, in the structure that the model gives.
         """
+        for stop in self._stops() if is_low() else ():
+            self._run_to(self.schedule.cut_before(stop), progress)
         self._run_to(len(self.schedule.nodes), progress)
         return self.results
+
+    def _stops(self) -> Iterator[int]:
+        """The positions from here on before which a constant is read that is not in use yet."""
+        seen: set[Node] = set()
+        for place, node in enumerate(self.schedule.nodes):
+            read = {n for n in node.all_input_nodes if n in self.schedule.constants} - seen
+            seen |= read
+            if self.schedule.is_value(node) and read and place > self.position:
+                yield place
 
     @torch.no_grad()
     def _run_to(self, stop: int, progress: Callable[[int], None] | None) -> None:
@@ -169,6 +180,7 @@ class Walk(AbstractContextManager["Walk"]):
             for lane in self.lanes.values():
                 runner = Runner(self.program, lane)
                 for batch in self.own():
+                    lane.batch = batch
                     values = self.store.take((lane.name, batch), needed, last)
                     self._run_one(runner, batch, nodes, values)
                     self._put((lane.name, batch), {n: values[n] for n in made}, stop)
@@ -177,6 +189,7 @@ class Walk(AbstractContextManager["Walk"]):
                 self.most = max(self.most, runner.most)
 
         together(self.ranks, run)
+        release()
         self.position = stop
 
     def _traffic(

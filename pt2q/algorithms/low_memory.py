@@ -1,0 +1,67 @@
+"""Calibration of a model that does not fit into memory: piece by piece, as the engine runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from pt2q.algorithms.engine import Lane, Walk
+from pt2q.distributed import Ranks
+from pt2q.distributed.calibrating import at_batch, observers_of, refusal, settle
+from pt2q.distributed.checkpoint import can_tell
+from pt2q.errors import SpecError
+from pt2q.ir.module import QuantGraphModule
+from pt2q.observers.protocol import rounds
+
+
+def calibrate_in_pieces(
+    prepared: QuantGraphModule, batches: Iterable[Any], ranks: Ranks, *, spill: Any = True
+) -> None:
+    """Show batches to the observers of a prepared module, one piece of it after the other.
+
+    What observers find is what `pt2q.distributed.calibrate` finds, to the bit: each is told which
+    batch it sees.
+
+    Args:
+        prepared: what `prepare_pt2e` returned, not calibrated yet; changed in place.
+        batches: all of them; those of other processes are left out.
+        ranks: the processes.
+        spill: where values between pieces are kept, see `Walk`.
+
+    Raises:
+        SpecError: an observer rounds while it watches.
+        FlowError, MergeError, DataError, DistributedError: as `calibrate`.
+    """
+    observers = observers_of(prepared)
+    ranks.agree(refusal(prepared, observers, ranks) or _rounding(observers))
+    try:
+        with Walk(prepared, batches, [_Watching()], spill=spill, ranks=ranks) as walk:
+            walk.finish()
+        settle(observers, ranks)
+    finally:
+        at_batch(observers, None)
+
+
+def _rounding(observers: dict[str, Any]) -> Exception | None:
+    for name, observer in observers.items():
+        if rounds(observer):
+            return SpecError(
+                f"low_memory: '{name}' is a {type(observer).__name__}, which rounds while it "
+                "watches; use observers for post-training quantization"
+            )
+    return None
+
+
+class _Watching(Lane):
+    """Nothing rounds, and all observers see what passes, and which batch it is of."""
+
+    def __init__(self) -> None:
+        super().__init__("float", watches=lambda observer: True)
+
+    def observed(self, observer: Any, value: Tensor, *, constant: bool = False) -> Tensor:
+        """See `Lane.observed`."""
+        if can_tell(observer):
+            observer.at_batch(self.batch)
+        return super().observed(observer, value, constant=constant)
