@@ -25,7 +25,8 @@ def read_program(path: str | PathLike[str]) -> ExportedProgram:
     """
     path = Path(path)
     if not os.path.isfile(path):
-        raise DataError(f"model {path}: no such file")
+        what = "a folder, not a file" if os.path.isdir(path) else "no such file"
+        raise DataError(f"model {path}: {what}")
     if not zipfile.is_zipfile(path):
         raise DataError(
             f"model {path}: truncated, or not written by torch.export.save "

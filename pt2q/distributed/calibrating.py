@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike
 from typing import Any
 
@@ -132,16 +132,20 @@ def _collects(observer: Any) -> bool:
     return isinstance(observer, ObserverBase) and observer.collects and not observer.constant_input
 
 
-def _shares(batches: Iterable[Any], ranks: Ranks) -> Iterator[list[Numbered]]:
-    """Yield this process's batches, some at a time, until there are none for anybody."""
+def _shares(batches: Iterable[Any], ranks: Ranks) -> Iterator[Iterator[Numbered]]:
+    """Yield this process's batches, some at a time, until there are none for anybody.
+
+    Each is read when the one before it has been run: who makes them may use its memory again.
+    """
     own = _own(batches, ranks)
     if own is not None and isinstance(batches, Sized):
         turns = -(-len(batches) // (ranks.size * _ROUNDS))
-        yield from (list(islice(own, _ROUNDS)) for _ in range(turns))
+        yield from (islice(own, _ROUNDS) for _ in range(turns))
         return
     every = enumerate(batches)
-    while together := list(islice(every, ranks.size * _ROUNDS)):
-        yield [pair for pair in together if pair[0] % ranks.size == ranks.rank]
+    while (first := next(every, None)) is not None:
+        turn = chain([first], islice(every, ranks.size * _ROUNDS - 1))
+        yield (pair for pair in turn if pair[0] % ranks.size == ranks.rank)
 
 
 def _own(batches: Iterable[Any], ranks: Ranks) -> Iterator[Numbered] | None:
@@ -171,9 +175,10 @@ def _observe(
         if own is None:
             return False
         before = turn * _ROUNDS
-        for index, batch in own[max(done - before, 0) :]:
-            at_batch(observers, index)
-            run(batch)
+        for place, (index, batch) in enumerate(own, before):
+            if place >= done:
+                at_batch(observers, index)
+                run(batch)
         if kept is not None and before + _ROUNDS > done:
             kept.save(observers, before + _ROUNDS)
         return True

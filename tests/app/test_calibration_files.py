@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,43 @@ def test_bad_calibration_files(run: Run, folder: Path, tmp_path: Path) -> None:
         fails(call(tmp_path / name), 1, name)
     torch.save([[1, 2]], tmp_path / "list.pt")
     fails(call(tmp_path / "list.pt"), 1, "expected tensors, got list")
+    torch.save(None, tmp_path / "none.pt")
+    fails(call(tmp_path / "none.pt"), 1, "expected tensors, got NoneType")
+    torch.save(Small(), tmp_path / "module.pt")
+    fails(call(tmp_path / "module.pt"), 1, "holds more than tensors, .*would run code")
+    fails(call(tmp_path / f"{'x' * 300}.npz"), 1, "no such file or folder")
+    (tmp_path / f"{'x' * 245}.npz").write_bytes((folder / "images.npz").read_bytes()[:500])
+    fails(call(tmp_path / f"{'x' * 245}.npz"), 1, "not readable")
+
+
+def _npz(path: Path, shape: tuple[int, ...], values: bytes) -> None:
+    """An archive with an array whose header says a shape, whatever values follow."""
+    with zipfile.ZipFile(path, "w") as archive, archive.open("image.npy", "w") as member:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(member, header)
+        member.write(values)
+
+
+def test_archives_that_do_not_hold_what_they_say(run: Run, folder: Path, tmp_path: Path) -> None:
+    def call(data: Path) -> tuple[int, str, str]:
+        given = (folder / "small.pt2", "--calibration", data)
+        return run("quantize", *given, "-o", tmp_path / "x.pte")
+
+    data = tmp_path / "x.npz"
+    for shape, message in (((2**40, 3, 8, 8), r"image.npy is \d+ bytes short"), ((-2, 3), "short")):
+        _npz(data, shape, b"")
+        fails(call(data), 1, message)
+    np.savez_compressed(data, image=np.random.default_rng(0).random((8, 3, 8, 8), np.float32))
+    packed = bytearray(data.read_bytes())
+    packed[1000:1060] = bytes(60)
+    data.write_bytes(packed)
+    fails(call(data), 1, "not readable|NaN or infinity")
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    fails(call(data), 1, "not readable")
+    np.savez(data, image=np.array(["a", "b"]))
+    fails(call(data), 1, "not readable: TypeError")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
 
 
 def test_forms_of_data_mean_the_same(folder: Path, tmp_path: Path) -> None:

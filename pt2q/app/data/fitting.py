@@ -98,9 +98,9 @@ def fitted(where: str, given: Any, signature: Signature, in_order: bool) -> Item
     if isinstance(given, Mapping):
         given = _by_name(where, given, names, in_order)
     columns = given if isinstance(given, tuple) else (given,)
-    other = next((x for x in columns if not _is_column(x)), None)
-    if other is not None:
-        raise DataError(f"{where}: expected tensors, got {type(other).__name__}")
+    others = [type(column).__name__ for column in columns if not _is_column(column)]
+    if others:
+        raise DataError(f"{where}: expected tensors, got {others[0]}")
     if len(columns) != len(names):
         raise DataError(
             f"{where}: the model takes {len(names)} input(s) {names}, got {len(columns)}"
@@ -129,7 +129,8 @@ def _plain(where: str, column: Any) -> Any:
     if kind or column.layout is not torch.strided or type(column) not in (Tensor, nn.Parameter):
         what = kind.removeprefix("is_") or str(column.layout)
         raise DataError(
-            f"{where}: holds a {what} tensor; write ordinary ones, such as x.to_dense()"
+            f"{where}: holds a {what} tensor; write ordinary ones with their values, such as "
+            "x.to_dense() of a sparse one"
         )
     return column.detach()
 

@@ -17,6 +17,7 @@ set of arrays has to be exactly one call of the model.
 
 from __future__ import annotations
 
+import os
 import re
 from os import PathLike
 from pathlib import Path
@@ -59,7 +60,7 @@ def _source(path: Path, signature: Signature, limit: int | None) -> Source:
     if re.fullmatch(FUNCTION, str(path)):
         function = read_function("calibration data", str(path))
         return Stream(f"calibration data {path}", function, signature, limit)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike that of a path, it takes any name
         raise DataError(f"calibration data {path}: no such file or folder")
     if not path.is_dir():
         return _file(path, signature)

@@ -78,7 +78,8 @@ class Stream(Source):
         for number, element in enumerate(self._elements(given), 1):
             where = f"{self.where}, element {number}"
             item = fitted(where, _as_tensors(element), self.signature, in_order=False)
-            yield from item.read(range(len(item)))
+            for batch in item.read(range(len(item))):
+                yield tuple(tensor.clone() for tensor in batch)  # its memory may be used again
 
     def _elements(self, given: Iterable[Any]) -> Iterator[Any]:
         """Each element; what is drawn at random on the way is drawn from a seed of its own."""

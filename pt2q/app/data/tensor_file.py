@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ class TensorFile(Source):
             with self.file.open("rb") as stream:
                 mapped = stream.read(2) == b"PK"  # as torch.save writes since 1.6
             found = torch.load(self.file, mmap=mapped, weights_only=True, map_location="cpu")
+        except UnpicklingError as error:
+            raise DataError(
+                f"{self.where}: not readable: damaged, or it holds more than tensors, lists, "
+                "tuples and dicts, which would run code to be read"
+            ) from error
         except Exception as error:
             raise DataError(f"{self.where}: not readable: {first_line(error)}") from error
         return found, mapped
