@@ -14,8 +14,12 @@ from pt2q import prepare_pt2e, prepare_qat_pt2e, sqnr
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.engine.walk import ROUNDED
 from pt2q.debug import Change, Diagnosis, QuantizerSetup, doctor
+from pt2q.debug.diagnosis.causes import OTHERWISE, proposals
+from pt2q.debug.diagnosis.trials import Trials
+from pt2q.debug.sensitivities.judging import SqnrJudge
+from pt2q.debug.sensitivities.sensitivity import float_results
 from pt2q.errors import BatchNormNotFoldedWarning, DataError, NothingQuantizedWarning
-from pt2q.quantizers import XNNPACKQuantizer
+from pt2q.quantizers import OnnxQDQQuantizer, XNNPACKQuantizer
 
 QUICK = ("activation_channel", "few_bits_of_a_weight", "narrow_calibration")
 """One of each kind of fix; the others take a second or two each."""
@@ -132,3 +136,32 @@ def test_a_node_may_be_told_apart_from_its_kind() -> None:
     report = quantizer.report()
     assert not report["linear_1"].quantized and report["linear"].quantized
     assert str(report["linear_1"].reason) == "node 'linear_1' is set to None"
+
+
+def test_sixteen_bits_are_tried_where_the_backend_has_them(healthy: Planted) -> None:
+    told: list[str] = []
+    for quantizer, has in ((OnnxQDQQuantizer, True), (XNNPACKQuantizer, False)):
+        program = torch.export.export(healthy.model.eval(), healthy.calibration[0])
+        setup = QuantizerSetup(program, quantizer, healthy.calibration)
+        judge = SqnrJudge(float_results(setup.prepared()[0], healthy.held_out))
+        trials = Trials(setup, healthy.held_out, judge, 3, lambda *at: told.append(at[2]))
+        assert trials.start(setup.prepared()[0]) > 3
+        change = proposals(OTHERWISE, ("linear",), "activation")[-2]
+        assert str(change) == "int16 for linear"
+        assert (trials.gain(change) > 0) == has
+        assert trials.made == 1 and told.pop() == str(change)
+        trials.gain(proposals(OTHERWISE, ("linear_1",), "activation")[-2])
+        assert trials.made == 1 + has  # what the backend has refused is not asked again
+    assert "int16" not in map(str, proposals(OTHERWISE, ("linear",), "weight"))
+
+
+def test_no_more_is_tried_than_may_be() -> None:
+    torch.manual_seed(0)
+    planted = FAULTS["few_bits_of_a_weight"](True)
+    told: list[tuple[int, int]] = []
+    found = doctor(
+        setup_of(planted), planted.held_out, trials=1, progress=lambda *at: told.append(at[:2])
+    )
+    assert (0, 1) in told and (1, 1) not in told
+    assert sum(finding.fix is not None for finding in found) <= 1
+    assert found.changes in ((), (found.findings[0].fix,))

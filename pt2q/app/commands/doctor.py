@@ -20,11 +20,15 @@ OutFile = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Write a recipe here that makes the changes worth making."),
 ]
+Trials = Annotated[
+    int, typer.Option(min=1, help="Try so many changes at most; each takes a calibration.")
+]
 
 
 def doctor(
     asked: Asked,
     out: OutFile = None,
+    trials: Trials = 40,
     json: JsonFile = None,
 ) -> None:
     """Say why accuracy is lost, and what wins it back."""
@@ -36,7 +40,7 @@ def doctor(
     given = subject(asked, None, {"--json": json, "--out": out})
     with steps("examining") as progress:
         found = debug.doctor(
-            given.setup(), given.measured, calibration=given.calls, progress=progress
+            given.setup(), given.measured, calibration=given.calls, trials=trials, progress=progress
         )
     print(found.text(console().width))
     write_json(json, found)

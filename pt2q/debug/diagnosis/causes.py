@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pt2q.debug.diagnosis.changes import ALGORITHM, CHANNEL, DEFAULT, FLOAT, OBSERVER, Change
+from pt2q.debug.diagnosis.changes import ALGORITHM, CHANNEL, DEFAULT, FLOAT, FORM, OBSERVER, Change
 from pt2q.debug.diagnosis.evidence import Evidence
 from pt2q.debug.sensitivities.subjects import WEIGHT
 
@@ -114,14 +114,14 @@ def cause_of(evidence: Evidence, kind: str) -> Cause:
     return next((c for c in CAUSES if c.shows(evidence, weight)), OTHERWISE)
 
 
-def proposals(cause: Cause, nodes: tuple[str, ...]) -> tuple[Change, ...]:
+def proposals(cause: Cause, nodes: tuple[str, ...], kind: str) -> tuple[Change, ...]:
     """What may help, the cheapest first.
 
     Args:
         cause: of the loss.
         nodes: the operators that read the tensors and make them.
+        kind: of the group; activations may have 16 bits, where the backend has kernels for that.
     """
-    found = [
-        Change(kind, () if kind == ALGORITHM else nodes, value) for kind, value in cause.options
-    ]
+    options = cause.options if kind == WEIGHT else (*cause.options, (FORM, "int16"))
+    found = [Change(how, () if how == ALGORITHM else nodes, value) for how, value in options]
     return (*found, Change(FLOAT, nodes))

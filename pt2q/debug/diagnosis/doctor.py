@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.fx import Node
 
-from pt2q.algorithms.engine import Lane, Program, Walk
-from pt2q.algorithms.engine.walk import ROUNDED
+from pt2q.algorithms.engine import Program
 from pt2q.algorithms.task import Progress
 from pt2q.debug.diagnosis.causes import OTHERWISE, cause_of, proposals
 from pt2q.debug.diagnosis.changes import CALIBRATION, FLOAT, Change, Setup
 from pt2q.debug.diagnosis.data import calibration_findings
 from pt2q.debug.diagnosis.evidence import evidence_of
 from pt2q.debug.diagnosis.findings import Diagnosis, Finding
+from pt2q.debug.diagnosis.trials import Trials
 from pt2q.debug.inspection.macs import macs
 from pt2q.debug.sensitivities.judging import SqnrJudge
 from pt2q.debug.sensitivities.result import SensitivityRow
 from pt2q.debug.sensitivities.sensitivity import float_results, sensitivity
 from pt2q.debug.sensitivities.subjects import Rounded, Subject, groups, rounded_tensors
-from pt2q.errors import DataError, Pt2qWarning
+from pt2q.errors import DataError
 from pt2q.ir import ops
 from pt2q.ir.graph import module_path
 from pt2q.ir.module import QuantGraphModule
@@ -35,8 +34,8 @@ WORTH = 0.5
 AGAIN, KEPT = 3.0, 0.5
 """A further change has to win so many dB, and leave such a share of all roundings; the first one
 has to leave some."""
-MOST = 150.0
-"""More decibels than this are as good as none lost."""
+TRIALS = 40
+"""How many changes are tried at most, if nothing else is said."""
 CANDIDATES = 5
 """How many groups of tensors are looked into."""
 
@@ -46,6 +45,7 @@ def doctor(
     held_out: Sequence[Any],
     *,
     calibration: Sequence[Any] = (),
+    trials: int = TRIALS,
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Say why accuracy is lost and what wins it back, measured.
@@ -58,6 +58,8 @@ def doctor(
         held_out: batches that were not calibrated on. Half of them judge, the other half is what a
             better calibration is tried with.
         calibration: what was calibrated on, to be compared with the held-out data.
+        trials: how many changes are tried at most; each takes a calibration and a run of the
+            batches that judge. Ranking takes 25 runs of these at most.
         progress: is told where it stands.
 
     Returns:
@@ -69,7 +71,7 @@ def doctor(
     """
     if not held_out:
         raise DataError("the doctor needs batches that were not calibrated on; none is given")
-    return _Visit(setup, held_out, calibration, progress).diagnosis()
+    return _Visit(setup, held_out, calibration, trials, progress).diagnosis()
 
 
 class _Visit:
@@ -80,57 +82,33 @@ class _Visit:
         setup: Setup,
         held_out: Sequence[Any],
         calibration: Sequence[Any],
+        trials: int,
         progress: Progress | None,
     ) -> None:
-        self.setup, self.calibration, self.progress = setup, calibration, progress
+        self.calibration, self.progress = calibration, progress
         self.judged = held_out[1::2] or held_out
         self.fit = held_out[::2]
-        self.tried: dict[tuple[Change, ...], tuple[float, int]] = {}
         self.model, self.report = setup.prepared()
-        self.judge = SqnrJudge(float_results(self.model, self.judged))
+        judge = SqnrJudge(float_results(self.model, self.judged))
+        self.trials = Trials(setup, self.judged, judge, trials, progress)
 
     def diagnosis(self) -> Diagnosis:
         """All of it."""
         calls = rounded_tensors(Program(self.model))
-        self.before = self._decibels(self.model)
-        self.rounded = len(calls)
-        self.tried[()] = self.before, self.rounded
+        self.rounded = self.trials.start(self.model)
+        before = self.trials.before
         if not calls:
-            return Diagnosis((_nothing_quantized(self.report),), self.before, self.before, ())
+            return Diagnosis((_nothing_quantized(self.report),), before, before, ())
         found = [*self._of_data(), *self._of_tensors(calls)]
         found = _ranked(found)
         changes, after = self._together(found)
         found += [*_batch_norms(self.model), *_left_float(self.report, macs(self.model))]
-        return Diagnosis(tuple(found), self.before, after, changes)
-
-    # ------------------------------------------------------------ trying
-
-    def _decibels(self, model: QuantGraphModule) -> float:
-        """Of a model's outputs on the batches that judge."""
-        with Walk(model, self.judged, [Lane.rounding()]) as walk:
-            results = walk.finish()[ROUNDED]
-        return self.judge.value(self.judge.tally(results, range(len(results))))
-
-    def _with(self, *changes: Change) -> tuple[float, int]:
-        """The figure with changes, and how many roundings there are left."""
-        if changes not in self.tried:
-            with warnings.catch_warnings():  # what a trial warns of is no news
-                warnings.simplefilter("ignore", Pt2qWarning)
-                model, _ = self.setup.prepared(changes)
-            count = len(rounded_tensors(Program(model)))
-            self.tried[changes] = self._decibels(model), count
-        return self.tried[changes]
-
-    def _gain(self, change: Change) -> float:
-        after, _ = self._with(change)
-        return min(after, MOST) - min(self.before, MOST)
-
-    # ------------------------------------------------------------ findings
+        return Diagnosis(tuple(found), before, after, changes)
 
     def _of_data(self) -> list[Finding]:
         change = Change(CALIBRATION)
         found = calibration_findings(self.model, self.calibration, self.fit)
-        gain = self._gain(change) if found else 0.0
+        gain = self.trials.gain(change) if found else 0.0
         return [
             Finding(f.cause, f.nodes, f.modules, f.evidence, gain, change)
             for f in found
@@ -138,20 +116,20 @@ class _Visit:
         ]
 
     def _of_tensors(self, calls: Sequence[Rounded]) -> list[Finding]:
-        ranked = sensitivity(self.model, self.judged, by_layer=False, passes=25.0)
+        ranked = sensitivity(
+            self.model, self.judged, by_layer=False, passes=25.0, progress=self.progress
+        )
         worst = _suspects(ranked.groups, ranked.whole)
         by_nodes = {(s.kind, s.nodes): s for s in groups(calls)}
         subjects = [by_nodes[row.kind, row.nodes] for row in worst]
         seen = evidence_of(self.model, subjects, calls, self.judged)
         found = []
-        for done, (row, subject) in enumerate(zip(worst, subjects, strict=True)):
-            if self.progress is not None:
-                self.progress(done, len(worst), subject.name)
+        for row, subject in zip(worst, subjects, strict=True):
             if subject.name not in seen:
                 continue
             cause = cause_of(seen[subject.name], subject.kind)
             nodes = _operators_of(subject, calls)
-            change, gain = self._best(proposals(cause, nodes))
+            change, gain = self._best(proposals(cause, nodes, subject.kind))
             if cause is OTHERWISE and gain < WORTH:
                 continue  # nothing is odd, and nothing to be won
             words = f"{cause.words(seen[subject.name])}; alone {row.alone:.1f} dB"
@@ -160,10 +138,14 @@ class _Visit:
             )
         return found
 
-    def _best(self, options: Sequence[Change]) -> tuple[Change, float]:
+    def _best(self, options: Sequence[Change]) -> tuple[Change | None, float]:
         """The first that wins nearly as much as float does; else that which wins most."""
-        most = self._gain(options[-1])
-        gains = [(change, self._gain(change)) for change in options[:-1]] if most >= WORTH else []
+        most = self.trials.gain(options[-1])
+        if most == -math.inf:
+            return None, 0.0  # there was no trial left
+        gains = (
+            [(change, self.trials.gain(change)) for change in options[:-1]] if most >= WORTH else []
+        )
         for change, gain in gains:
             if gain >= max(ENOUGH * most, WORTH):
                 return change, gain
@@ -172,11 +154,11 @@ class _Visit:
     def _together(self, found: Sequence[Finding]) -> tuple[tuple[Change, ...], float]:
         """The fixes that are worth it one after the other."""
         made: tuple[Change, ...] = ()
-        reached = self.before
+        reached = self.trials.before
         for finding in found:
             if finding.fix is None or finding.gain_db < WORTH or finding.fix in made:
                 continue
-            after, left = self._with(*made, finding.fix)
+            after, left = self.trials.of(*made, finding.fix)
             enough, least = (AGAIN, KEPT * self.rounded) if made else (WORTH, 1)
             if after >= reached + enough and left >= least:
                 made, reached = (*made, finding.fix), after

@@ -10,6 +10,7 @@ from typing import Any
 from pt2q.account import Account
 from pt2q.debug.diagnosis.changes import Change
 from pt2q.debug.error import finite
+from pt2q.tables import UNBROKEN
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,14 @@ class Diagnosis(Account):
             "changes": [str(change) for change in self.changes],
         }
 
-    def text(self, width: int = 80) -> str:
+    def text(self, width: int | None = 80) -> str:
         """A paragraph for each finding.
 
         Args:
-            width: lines are broken there.
+            width: lines are broken there; None never breaks one.
         """
         lines: list[str] = []
+        width = UNBROKEN if width is None else width
         for number, finding in enumerate(self.findings, 1):
             where = ", ".join(finding.nodes[:3]) + (", ..." if len(finding.nodes) > 3 else "")
             place = f" (in {', '.join(finding.modules[:2])})" if finding.modules else ""
