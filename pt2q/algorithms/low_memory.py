@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -11,8 +12,9 @@ from pt2q.algorithms.engine import Lane, Walk
 from pt2q.distributed import Ranks
 from pt2q.distributed.calibrating import at_batch, observers_of, refusal, settle
 from pt2q.distributed.checkpoint import can_tell
-from pt2q.errors import SpecError
+from pt2q.errors import DataError, Pt2qError, SpecError
 from pt2q.ir.module import QuantGraphModule
+from pt2q.library_output import first_line
 from pt2q.observers.protocol import rounds
 
 
@@ -37,11 +39,24 @@ def calibrate_in_pieces(
     observers = observers_of(prepared)
     ranks.agree(refusal(prepared, observers, ranks) or _rounding(observers))
     try:
-        with Walk(prepared, batches, [_Watching()], spill=spill, ranks=ranks) as walk:
+        lane = _Watching()
+        with Walk(prepared, batches, [lane], spill=spill, ranks=ranks) as walk, _named(lane):
             walk.finish()
         settle(observers, ranks)
     finally:
         at_batch(observers, None)
+
+
+@contextmanager
+def _named(lane: Lane) -> Iterator[None]:
+    """What a model raises on data that it does not take is of one batch."""
+    try:
+        yield
+    except Pt2qError:
+        raise
+    except (IndexError, ValueError, RuntimeError) as error:
+        number = 0 if lane.batch is None else lane.batch + 1
+        raise DataError(f"the model fails on batch {number}: {first_line(error)}") from error
 
 
 def _rounding(observers: dict[str, Any]) -> Exception | None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from torch.export import ExportedProgram
 
 from pt2q.algorithms import Improvement, improve_and_convert
+from pt2q.algorithms.low_memory import calibrate_in_pieces
 from pt2q.app.data.checks import Look
 from pt2q.app.data.failing import failing
 from pt2q.app.data.growth import together, watched
@@ -18,6 +19,7 @@ from pt2q.deploy.signature import Batch, signature_of
 from pt2q.distributed import Ranks, calibrate
 from pt2q.flow import convert_pt2e, prepare_pt2e
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.storage import is_low
 from pt2q.ir.torch_private import codegen_of
 from pt2q.quantizers import Report, TableQuantizer
 from pt2q.spec import Quantizer
@@ -70,6 +72,9 @@ def calibrated(
     prepared = prepare_pt2e(program, quantizer)
     if show is not None:
         show()
+    if is_low():
+        _calibrate_in_pieces(program, prepared, calibration, ranks, look)
+        return prepared
     own = range(ranks.rank, len(calibration), ranks.size)
     seen = Look()
     with watched(prepared) as growth, closing(_ticks(track, own)) as numbers:
@@ -90,6 +95,19 @@ def calibrated(
     if ranks.rank == 0:
         together([part for part, _ in found]).warn()
     return prepared
+
+
+def _calibrate_in_pieces(
+    program: ExportedProgram,
+    prepared: QuantGraphModule,
+    calibration: Sequence[Batch],
+    ranks: Ranks,
+    look: Look | None,
+) -> None:
+    """Layer by layer, all batches through each; whether ranges still grow is not known then."""
+    calibrate_in_pieces(prepared, calls_of(program, calibration), ranks)
+    for batch in calibration if look is not None and ranks.rank == 0 else ():
+        look.see(batch)  # type: ignore[union-attr]
 
 
 def _ticks(track: Track, numbers: range) -> Generator[int]:

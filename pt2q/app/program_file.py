@@ -13,6 +13,8 @@ from torch.export import ExportedProgram
 from pt2q.app.archive import check_archive
 from pt2q.app.trust import TRUSTED
 from pt2q.errors import DataError
+from pt2q.ir.mapped_program import mapped_program
+from pt2q.ir.storage import is_low
 from pt2q.library_output import first_line, quiet_python
 
 
@@ -36,6 +38,6 @@ def read_program(path: str | PathLike[str]) -> ExportedProgram:
         check_archive(path)
     try:
         with quiet_python():
-            return torch.export.load(path)
+            return mapped_program(path) if is_low() else torch.export.load(path)
     except Exception as error:
         raise DataError(f"model {path}: torch.export.load failed: {first_line(error)}") from error

@@ -30,6 +30,7 @@ from pt2q.errors import LoweringError, UnboundedSizeWarning
 from pt2q.files import replacing
 from pt2q.flow import DataDigest, provenance_of
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.storage import is_low
 from pt2q.quantizers import Report
 
 
@@ -88,7 +89,7 @@ def run_job(
     # Dynamic activations have no ranges that data could miss.
     look = Look() if recipe.default.mode == "static" else None
     improvement = Improvement(
-        recipe.algorithms, recipe.effort, recipe.seed, progress=progress, resume=resume
+        recipe.algorithms, recipe.effort, recipe.seed, is_low(), progress, resume=resume
     )
     converted = calibrate_and_convert(
         program, quantizer, data.calibration, track, show, improvement, resume, look
@@ -140,13 +141,15 @@ def take_part(
     found = calibrated(
         program, recipe.quantizer(), data.calibration, untracked, resume=resume, look=look
     )
-    improvement = Improvement(recipe.algorithms, recipe.effort, recipe.seed, resume=resume)
+    improvement = Improvement(
+        recipe.algorithms, recipe.effort, recipe.seed, is_low(), resume=resume
+    )
     apply_improvement(found, calls_of(program, data.calibration), improvement)
 
 
 def _float_size(program: ExportedProgram, backend: Backend, example: Example) -> int:
     """Bytes of the float model, written the same way where that takes little time."""
-    if backend.deploys_float:
+    if backend.deploys_float and not is_low():
         with tempfile.TemporaryDirectory() as folder, suppress(LoweringError), catch_warnings():
             simplefilter("ignore", UnboundedSizeWarning)
             return backend.deploy(program, example, Path(folder) / f"float{backend.suffix}").size

@@ -15,11 +15,13 @@ from support.qat_quantizer import QATQuantizer
 
 from pt2q import quantize_pt2e
 from pt2q.algorithms import GPTQ
-from pt2q.errors import SpecError
+from pt2q.errors import DataError, SpecError
 from pt2q.ir.mapped_program import mapped_program
 from pt2q.ir.storage import low_memory, release, spilled
+from pt2q.quantizers import XNNPACKQuantizer
 
 TESTS = Path(__file__).parents[1]
+QUICK = GPTQ(search_scales=False, sweeps=0)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("algorithms", [(), (GPTQ(search_scales=False, sweeps=0),)], ids=["plain", "gptq"])
+@pytest.mark.parametrize("algorithms", [(), (QUICK,)], ids=["plain", "gptq"])
 def test_the_same_bits(saved: Path, tmp_path: Path, algorithms: Any) -> None:
     expected = quantized(saved, algorithms=algorithms)
     found = quantized(saved, algorithms=algorithms, low_memory=tmp_path)
@@ -68,6 +70,12 @@ def test_what_is_spilled_can_be_written() -> None:
     assert small.data_ptr() == tensor.data_ptr()
     kept.mul_(2)
     assert torch.equal(kept, tensor * 2)
+
+
+def test_a_batch_that_the_model_does_not_take_is_named(saved: Path) -> None:
+    wrong = [tokens(0), (torch.full((1, 8), 99),)]
+    with pytest.raises(DataError, match="fails on batch 2: index out of range"):
+        quantize_pt2e(saved, XNNPACKQuantizer(), wrong, low_memory=True)
 
 
 def test_what_rounds_while_it_watches_is_refused() -> None:

@@ -50,6 +50,16 @@ def test_report_and_options(run: Run, folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "b.pte").stat().st_size != per_tensor
 
 
+def test_low_memory(run: Run, folder: Path, tmp_path: Path) -> None:
+    call = ("quantize", folder / "small.pt2", "--calibration", folder / "images.npz")
+    written = []
+    for options in ((), ("--low-memory",)):
+        out = tmp_path / f"{len(options)}.pte"
+        assert run(*call, "-o", out, *options)[::2] == (0, "")
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+
+
 def test_winning_accuracy_back(run: Run, folder: Path, tmp_path: Path) -> None:
     call = ("quantize", folder / "small.pt2", "--calibration", folder / "images.npz")
     out = tmp_path / "a.pte"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,6 +43,13 @@ Resume = Annotated[
         help="A folder that keeps how far this came; a run that was stopped goes on from there.",
     ),
 ]
+LowMemory = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        help="Hold little more than one layer at a time until the model is quantized.",
+    ),
+]
 ShowReport = Annotated[bool, typer.Option("--report", help="Print what became of each operator.")]
 
 
@@ -54,8 +62,29 @@ def quantize(
     report: ShowReport = False,
     metric: MetricFunction = None,
     json: JsonFile = None,
+    low_memory: LowMemory = False,
 ) -> None:
     """Quantize an exported model and write it for a backend."""
+    with _memory(low_memory):
+        _quantize(asked, out, effort, algorithm, resume, report, metric, json)
+
+
+def _memory(low: bool) -> AbstractContextManager[object]:
+    from pt2q.ir.storage import low_memory
+
+    return low_memory() if low else nullcontext()
+
+
+def _quantize(
+    asked: Asked,
+    out: Path,
+    effort: str | None,
+    algorithm: list[str] | None,
+    resume: Path | None,
+    report: bool,
+    metric: str | None,
+    json: Path | None,
+) -> None:
     from pt2q.app.chosen import check_suffix, chosen_recipe, data_of
     from pt2q.app.metrics import read_metric
     from pt2q.app.program_file import read_program
