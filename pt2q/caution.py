@@ -28,6 +28,16 @@ class UnmatchedRuleWarning(Pt2qWarning):
     """
 
 
+class NotCheckedWarning(Pt2qWarning):
+    """A file was not compared with the model that it was made from.
+
+    Cause: The converted model fails on the example inputs that it was exported with, such as
+    token numbers that it does not have: export looks at their shapes alone.
+
+    Way out: Give example inputs that the model takes.
+    """
+
+
 class DataOrderWarning(Pt2qWarning):
     """Arrays of a calibration file are taken in order, as none has the name of an input.
 

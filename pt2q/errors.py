@@ -24,6 +24,9 @@ from pt2q.caution import (
     NoDataWarning as NoDataWarning,
 )
 from pt2q.caution import (
+    NotCheckedWarning as NotCheckedWarning,
+)
+from pt2q.caution import (
     NothingQuantizedWarning as NothingQuantizedWarning,
 )
 from pt2q.caution import (
@@ -221,10 +224,11 @@ class DisagreementError(LoweringError):
     """A deployed file computes something else than the model that it was made from.
 
     Cause: The runtime, or the way to it, has a defect that this model meets: both were run on the
-    same held-out data, and differ by more than roundings do.
+    same inputs, and differ by more than roundings do.
 
     Way out: ``pt2q compare`` and a run of parts of the model show where; leave that in float, or
-    quantize it in another mode. Another release of the runtime may be right.
+    quantize it in another mode. Another release of the runtime may be right. ``check=False`` writes
+    the file all the same, to be looked into.
     """
 
 

@@ -10,12 +10,15 @@ from torch.export import ExportedProgram
 
 from pt2q.app import recipe as recipes
 from pt2q.app.data.holding_out import Data, read_data
+from pt2q.app.data.reading import read_batches
+from pt2q.app.data.source import Batches
 from pt2q.app.function_file import file_of
 from pt2q.app.options import Asked
 from pt2q.app.recipe import Recipe
 from pt2q.app.recipe.config import default_settings
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS, DEFAULT
+from pt2q.deploy.signature import signature_of
 from pt2q.errors import DataError, RecipeError
 from pt2q.files import check_outputs
 
@@ -61,6 +64,19 @@ def data_of(program: ExportedProgram, asked: Asked, recipe: Recipe) -> Data:
     """
     assert asked.calibration is not None
     return read_data(program, asked.calibration, asked.held_out, recipe.limit, recipe.seed)
+
+
+def all_of(program: ExportedProgram, asked: Asked, recipe: Recipe) -> Batches:
+    """All of the data, for a command that quantizes nothing.
+
+    Args:
+        program, asked, recipe: as for `data_of`.
+
+    Raises:
+        DataError: it cannot be read, or does not fit.
+    """
+    assert asked.calibration is not None
+    return read_batches(asked.calibration, signature_of(program), recipe.limit)
 
 
 def _written_down(backend: str | None, path: Path | None) -> Recipe:

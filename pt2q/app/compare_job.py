@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,7 +17,7 @@ from pt2q.app.recipe import Recipe
 from pt2q.debug import Comparison, RuntimeComparison, compare, compare_in_runtime
 from pt2q.deploy.backend import Backend, Example
 from pt2q.deploy.registry import BACKENDS
-from pt2q.deploy.signature import dynamic_shapes, signature_of
+from pt2q.deploy.signature import Batch, dynamic_shapes, signature_of
 from pt2q.errors import ComparisonError
 from pt2q.ir.module import QuantGraphModule
 
@@ -55,7 +55,7 @@ def run_comparison(
     """
     converted = _converted(program, data, recipe, track)
     judged = measure(metric, program, converted, data.held_out)
-    return Compared(compare(program, converted, _inputs(program, data, track)), judged)
+    return Compared(compare(program, converted, inputs_of(program, data.held_out, track)), judged)
 
 
 def run_in_runtime(
@@ -82,7 +82,7 @@ def run_in_runtime(
     shapes = dynamic_shapes(program, signature, data.held_out if backend.bounds_sizes else ())
     example = Example(signature, data.held_out[0], shapes)
     judged = measure(metric, program, converted, data.held_out)
-    inputs = _inputs(program, data, track)
+    inputs = inputs_of(program, data.held_out, track)
     return Compared(compare_in_runtime(program, show(converted, example), inputs), judged)
 
 
@@ -95,12 +95,20 @@ def _converted(
     )
 
 
-def _inputs(program: ExportedProgram, data: Data, track: Track) -> Iterator[dict[str, Any]]:
-    """What is held out, by the names of the inputs."""
+def inputs_of(
+    program: ExportedProgram, batches: Sequence[Batch], track: Track
+) -> Iterator[dict[str, Any]]:
+    """Batches by the names of the inputs.
+
+    Args:
+        program: the float model.
+        batches: to compare on.
+        track: wraps a loop over batches to show its progress under a title.
+    """
     module = program.module(check_guards=False)
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
     signature = signature_of(program)
-    for batch in tried(program, track(data.held_out, "comparing")):
+    for batch in tried(program, track(batches, "comparing")):
         yield dict(zip(names, signature.leaves(batch), strict=True))
 
 

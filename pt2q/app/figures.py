@@ -12,18 +12,11 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from pt2q.app.data.failing import failing
+from pt2q.deploy.agreement import AGREES, MARGIN, with_own_state
 from pt2q.deploy.backend import Run
 from pt2q.deploy.signature import Batch, Signature, signature_of
-from pt2q.ir.model_state import keep_state
-from pt2q.ir.module import copy_module
 from pt2q.ir.torch_private import pytree
 from pt2q.numerics.sqnr import sqnr
-
-AGREES = 25.0
-"""Decibels between a converted model and its file beyond which they agree, whatever else."""
-MARGIN = 6.0
-"""How much less, in decibels, they may agree than the converted model and float do: roundings that
-fall the other way make up as much noise as quantizing itself does, and no more."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +123,6 @@ def tried(program: ExportedProgram, batches: Iterable[Batch]) -> Iterator[Batch]
         with failing("data to measure on", number):
             run(own(batch))
         yield batch
-
-
-def with_own_state(module: GraphModule) -> GraphModule:
-    """A copy of a module whose state may move on."""
-    copied = copy_module(module)
-    keep_state(copied)
-    return copied
 
 
 def _is_floating(value: object) -> bool:

@@ -27,14 +27,22 @@ def describe(path: str | PathLike[str]) -> FinishedFile | None:
         MissingDependencyError: what reads it is not installed.
     """
     path = Path(path)
-    room = _room(path)
+    room = room_of(path)
     if room is None:
         return None
     found: FinishedFile = import_module(f"pt2q.deploy.{room}.file_account").describe(path)
     return found
 
 
-def _room(path: Path) -> str | None:
+def room_of(path: Path) -> str | None:
+    """The folder of this room that reads a file; None for one of another kind.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(8)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
+import pytest
 import torch
-from support.command_line import Run, fails
+from support.command_line import Masked, Run, fails
 
+from pt2q import sqnr
 from pt2q.app.data.holding_out import read_data
+from pt2q.app.data.reading import read_batches
 from pt2q.app.program_file import read_program
+from pt2q.deploy import executorch, onnx
+from pt2q.deploy.signature import signature_of
 
 
 def test_compare(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -59,3 +65,42 @@ def test_compare_takes_constants_and_keywords(run: Run, folder: Path, tmp_path: 
     assert "linear" in out and "outputs over 1 batch: " in out
     missing = folder / "none.pt2"
     fails(run("compare", missing, "--calibration", tmp_path / "data.pt"), 1, "no such file")
+
+
+@pytest.mark.parametrize(("suffix", "backend"), [("pte", "xnnpack"), ("onnx", "onnxruntime")])
+def test_compare_of_a_finished_file(
+    run: Run, folder: Path, tmp_path: Path, suffix: str, backend: str
+) -> None:
+    model, data, out = folder / "small.pt2", folder / "images.npz", tmp_path / f"m.{suffix}"
+    call = ("--calibration", data, "--backend", backend)
+    assert run("quantize", model, *call, "-o", out)[0] == 0
+    given = ("compare", model, *call, "--file", out, "--json", tmp_path / "found.json")
+    code, text, err = run(*given)
+    assert (code, err) == (0, "") and "linear" in text and "over 10 batches" in text
+    (row,) = json.loads((tmp_path / "found.json").read_text())["rows"]
+    program = read_program(model)
+    batches = read_batches(data, signature_of(program))
+    loaded = executorch.load(out) if suffix == "pte" else onnx.load(out)
+    exact = torch.cat([program.module()(*batch) for batch in batches])
+    ran = torch.cat([loaded(*batch)[0] for batch in batches])
+    assert row["node"] == "linear"
+    assert row["total"]["sqnr"] == pytest.approx(float(sqnr(exact, ran)), abs=1e-3)
+    inside = run(*given, "--in-runtime")
+    if suffix == "onnx":
+        assert inside[0] == 0 and "relu" in inside[1]
+    else:
+        fails(inside, 1, "the values inside can be had of .onnx files alone")
+
+
+def test_what_cannot_be_compared_as_a_file(run: Run, folder: Path, tmp_path: Path) -> None:
+    model, data = folder / "small.pt2", folder / "images.npz"
+    call = ("compare", model, "--calibration", data, "--file")
+    fails(run(*call, model), 1, "is no finished .pte, .onnx or .pt2 package")
+    fails(run(*call, tmp_path / "none.pte"), 1, "cannot read .*: No such file")
+    two = torch.export.export(Masked().eval(), (torch.randn(3, 6), 0.5), {"mask": torch.ones(3, 4)})
+    executorch.lower(two).save(tmp_path / "two.pte")
+    fails(run(*call, tmp_path / "two.pte"), 1, "input 0 of method 'forward'|takes 3 input")
+    package = tmp_path / "m.pt2"
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("m/data/aotinductor/model/code.so", b"")
+    fails(run(*call, package), 1, "machine code, which comparing runs: .* --trust compare")

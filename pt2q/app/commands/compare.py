@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,13 +14,19 @@ HELP = (
     "Say, operator by operator, where a quantized model departs from float.\n\n"
     "It is quantized as by 'pt2q quantize', which see for the files; nothing is lowered but "
     "with --in-runtime. Local: what an operator adds by itself. Total: with all that comes before "
-    "it."
+    "it.\n\n"
+    "With --file, what a finished .pte, .onnx or package computes in its own runtime is compared "
+    "instead, on all of the data."
 )
 InRuntime = Annotated[
     bool,
     typer.Option(
         "--in-runtime", help="Lower it, and compare the values inside the runtime instead."
     ),
+]
+FinishedFile = Annotated[
+    Path | None,
+    typer.Option("--file", help="Compare this finished file, which was made from the model."),
 ]
 
 
@@ -28,21 +35,31 @@ def compare(
     worst: Worst = None,
     metric: MetricFunction = None,
     in_runtime: InRuntime = False,
+    file: FinishedFile = None,
     json: JsonFile = None,
 ) -> None:
     """Say, operator by operator, where a quantized model departs from float."""
-    from pt2q.app.chosen import chosen_recipe, data_of
+    from pt2q.app.chosen import all_of, chosen_recipe, data_of
     from pt2q.app.compare_job import Compared, run_comparison, run_in_runtime
+    from pt2q.app.file_comparison import check_file, compare_file
     from pt2q.app.metrics import read_metric
     from pt2q.app.program_file import read_program
     from pt2q.app.written import write_json
 
     chosen = chosen_recipe(asked, {"--json": json}, metric)
     program = read_program(asked.model)
-    data = data_of(program, asked, chosen)
-    judge = read_metric(metric, data.held_out.numbers)
-    given = program, data, chosen, track, judge
-    found: Compared[Any] = run_in_runtime(*given) if in_runtime else run_comparison(*given)
+    found: Compared[Any]
+    if file is not None:
+        check_file(file, {"--json": json}, metric)
+        batches = all_of(program, asked, chosen)
+        runtime = asked.backend
+        report = compare_file(program, file, batches, track, backend=runtime, inside=in_runtime)
+        found = Compared(report)
+    else:
+        data = data_of(program, asked, chosen)
+        judge = read_metric(metric, data.held_out.numbers)
+        given = program, data, chosen, track, judge
+        found = run_in_runtime(*given) if in_runtime else run_comparison(*given)
     shown = found.report if worst is None else found.report.worst(worst)
     print(shown.text(console().width))
     if found.metric is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pt2q.deploy.given_tensors import why_no_memory
 from pt2q.errors import InputShapeError, LoweringError
 from pt2q.library_output import captured_stderr
 
@@ -42,6 +43,8 @@ class MethodInput:
 
     def why_not(self, x: Any) -> str:
         """What is wrong with a value; "" if it fits."""
+        if isinstance(x, Tensor) and (wrong := why_no_memory(x)):
+            return wrong
         if self.dtype is None:
             return ""
         if not isinstance(x, Tensor):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from pt2q.deploy.agreement import Call, check_agreement
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegation_of_all
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
 from pt2q.deploy.executorch.partitions import xnnpack_partitioner
@@ -74,6 +75,7 @@ def lower(
     *,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    check: bool = True,
 ) -> Program:
     """Lower a converted (or plain float) model to an ExecuTorch program that runs on XNNPACK.
 
@@ -87,6 +89,8 @@ def lower(
             dimension without an upper bound is bounded by the example, and an
             `UnboundedSizeWarning` says so. A model with convolutions that is exported
             with an example batch below 16 runs up to batch 15 only; give 16 or more.
+        check: run the program in the ExecuTorch runtime and compare it with a converted model on
+            the example inputs.
 
     Returns:
         The program with its delegation.
@@ -94,9 +98,28 @@ def lower(
     Raises:
         FlowError: the model is prepared, not converted.
         LoweringError: the model cannot be lowered; the message says why.
+        DisagreementError: the program does not compute what the converted model does.
         MissingDependencyError: executorch is not installed.
     """
-    return packed(converted, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes)[0]
+    program, _ = packed(converted, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
+    if check and isinstance(converted, Mapping):
+        for name, model in converted.items():
+            examples = (dict(given or {}).get(name) for given in (args, kwargs))
+            _compare(program, name, model, *examples)
+    elif check:
+        _compare(program, FORWARD, converted, args, kwargs)
+    return program
+
+
+def _compare(program: Program, method: str, model: Model, args: Any, kwargs: Any) -> None:
+    """Compare a method with its model on the example inputs, where there are any."""
+    given = (tuple(args or ()), dict(kwargs or {}))
+    if isinstance(model, ExportedProgram):
+        given = model.example_inputs or given
+    if any(given):
+        call = Call.of(model, *given)
+        run = lambda call: program.load().method(method)(*call.leaves())  # noqa: E731
+        check_agreement(model, call, run, "ExecuTorch")
 
 
 def packed(

@@ -24,11 +24,10 @@ def _config(mode: ActivationMode) -> QuantizationConfig:
 
 def _deploy(model: Model, example: Example, path: Path) -> Deployed:
     if isinstance(model, ExportedProgram):
-        program = lower(model)
+        program = lower(model, check=False)
     else:
-        program = lower(
-            model, example.args, kwargs=example.kwargs, dynamic_shapes=example.dynamic_shapes
-        )
+        kwargs, shapes = example.kwargs, example.dynamic_shapes
+        program = lower(model, example.args, kwargs=kwargs, dynamic_shapes=shapes, check=False)
     loaded = program.load()
     program.save(path)
     left = program.delegation.quantized_left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from pt2q.deploy.agreement import Call, check_agreement
 from pt2q.deploy.export import export_rewritten, require_graph
+from pt2q.deploy.given_tensors import why_no_memory
 from pt2q.deploy.inductor import package_account, package_inputs
 from pt2q.deploy.inductor.graph import for_inductor
 from pt2q.deploy.inductor.settings import aoti_compile_and_package, aoti_load_package, compiling
@@ -30,6 +33,7 @@ def package(
     *,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    check: bool = True,
 ) -> Path:
     """Compile ahead of time into a package that runs without Python code of the model.
 
@@ -39,12 +43,15 @@ def package(
             with another are copied.
         path: the file to write, ending in ``.pt2``; written whole or not at all.
         dynamic_shapes: as for ``torch.export.export``.
+        check: run the package and compare it with a converted model on the example inputs before
+            it is put in place.
 
     Returns:
         The path written.
 
     Raises:
         LoweringError: the model cannot be exported or compiled.
+        DisagreementError: the package does not compute what the converted model does.
         SaveError: the file cannot be written there.
     """
     path = Path(path)
@@ -54,19 +61,26 @@ def package(
     ensure_writable(path)
     args, kwargs = pytree.tree_map(package_inputs.dense, (tuple(args), dict(kwargs or {})))
     program = export_rewritten(model, for_inductor, args, kwargs, dynamic_shapes)
-    with replacing(path) as draft, compiling():
-        _compile(program, draft, provenance_text(model))
+    with compiling():
+        content = _compiled(program, provenance_text(model))
+    with replacing(path) as draft:
+        draft.write_bytes(content)
+        if check:
+            call = Call.of(model, args, kwargs)
+            check_agreement(model, call, lambda call: _run(draft, call), "Inductor")
     return path
 
 
-def _compile(program: ExportedProgram, path: Path, origin: str | None) -> None:
+def _compiled(program: ExportedProgram, origin: str | None) -> bytes:
+    """The package. torch ends the process where it cannot write a file, so it writes to memory."""
     metadata = {package_account.KEY: package_account.described(program)}
     if origin is not None:
         metadata[PROVENANCE] = origin
+    content = io.BytesIO()
     try:
         aoti_compile_and_package(
             program,
-            package_path=str(path),
+            package_path=content,
             inductor_configs={
                 "freezing": True,
                 "aot_inductor.metadata": metadata,
@@ -74,6 +88,13 @@ def _compile(program: ExportedProgram, path: Path, origin: str | None) -> None:
         )
     except Exception as error:
         raise LoweringError(f"Inductor could not compile: {first_line(error)}") from error
+    return content.getvalue()
+
+
+def _run(path: Path, call: Call) -> list[Any]:
+    args, kwargs = call.own()
+    found: list[Any] = pytree.tree_leaves(load_package(path)(*args, **kwargs))
+    return found
 
 
 class LoadedPackage:
@@ -104,6 +125,7 @@ class LoadedPackage:
         """
         with torch.no_grad():
             if self.inputs is None:
+                _refuse_without_memory((args, kwargs))
                 return self._run(*args, **kwargs)
             return self._checked(self.inputs, args, kwargs)
 
@@ -143,6 +165,13 @@ class LoadedPackage:
                 f"got {len(given)}"
             )
         return given, found
+
+
+def _refuse_without_memory(given: Any) -> None:
+    for place, x in enumerate(pytree.tree_leaves(given)):
+        wrong = why_no_memory(x) if isinstance(x, torch.Tensor) else ""
+        if wrong:
+            raise InputShapeError(f"input {place} {wrong}")
 
 
 def load_package(path: str | PathLike[str]) -> LoadedPackage:

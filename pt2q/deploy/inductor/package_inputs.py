@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pt2q.deploy.given_tensors import why_no_memory
 from pt2q.errors import InputShapeError
 
 Size = int | tuple[str, int, int | None] | None
@@ -56,6 +57,8 @@ class PackageInput:
             raise InputShapeError(
                 f"input {self.name!r} is a tensor of {self.dtype}, found {type(given).__name__}"
             )
+        if wrong := why_no_memory(given):
+            raise InputShapeError(f"input {self.name!r} {wrong}")
         found = str(given.dtype).removeprefix("torch.")
         if found != self.dtype:
             raise InputShapeError(f"input {self.name!r} is of type {self.dtype}, found {found}")

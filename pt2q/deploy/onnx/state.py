@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 
+from pt2q.deploy.given_tensors import why_no_memory
 from pt2q.deploy.signature import leaf_shape
 from pt2q.errors import DataError, InputShapeError
 from pt2q.ir.emit import copied, restored
@@ -93,10 +94,14 @@ class Carrier:
         """What to call the file with.
 
         Raises:
-            InputShapeError: the number of inputs is another.
+            InputShapeError: the number of inputs is another, or one has no memory to read.
         """
         if len(inputs) != len(self.inputs):
             raise InputShapeError(f"the model takes {len(self.inputs)} input(s), got {len(inputs)}")
+        for name, x in zip(self.inputs, inputs, strict=True):
+            wrong = why_no_memory(x) if isinstance(x, Tensor) else "has to be a tensor"
+            if wrong:
+                raise InputShapeError(f"input {name!r} {wrong}")
         given = (_array(x) for x in inputs)
         return {**dict(zip(self.inputs, given, strict=True)), **self.state}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -15,12 +15,13 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from pt2q.deploy.agreement import Call, check_agreement
 from pt2q.deploy.export import export_rewritten, require_graph
 from pt2q.deploy.onnx.file_info import OnnxProgramInfo, stored_bytes
 from pt2q.deploy.onnx.graph import for_onnx
 from pt2q.deploy.onnx.names import output_names, rename
 from pt2q.deploy.onnx.opsets import WIDE_OPSET, choose_opset
-from pt2q.deploy.onnx.session import FLOAT8_KEY
+from pt2q.deploy.onnx.session import FLOAT8_KEY, load
 from pt2q.deploy.onnx.state import KEY as STATE_KEY
 from pt2q.deploy.onnx.state import State, without_state
 from pt2q.deploy.provenance import KEY as PROVENANCE
@@ -46,6 +47,7 @@ def export(
     opset: int | None = None,
     dynamic_shapes: Any = None,
     external_data: bool | None = None,
+    check: bool = True,
 ) -> OnnxProgramInfo:
     """Write a converted model as an ONNX file.
 
@@ -59,6 +61,8 @@ def export(
         dynamic_shapes: as for ``torch.export.export``.
         external_data: store constants in a file beside it, ``<path>.<digest>.data``; None does so
             beyond 1 GiB. It is in place before the graph, and that of an older graph goes after it.
+        check: run the file in ONNX Runtime, where it is installed, and compare it with a converted
+            model on the example inputs before it is put in place.
 
     Returns:
         What was written.
@@ -66,6 +70,7 @@ def export(
     Raises:
         NotExportedError, FlowError: the model has no graph, or is prepared and not converted.
         LoweringError: the model cannot be exported, or not with this opset.
+        DisagreementError: the file does not compute what the converted model does.
         SaveError: the file cannot be written there.
         MissingDependencyError: onnx, onnxscript or onnx_ir is not installed.
     """
@@ -81,7 +86,13 @@ def export(
     if (origin := provenance_text(model, "onnx", "onnxscript")) is not None:
         written.metadata_props[PROVENANCE] = origin
     _name(written, names, state, carried)
-    data = _save(written, path, external_data)
+    call = Call.of(model, args, kwargs or {})
+
+    def compare(draft: Path) -> None:
+        run = lambda call: load(draft)(*call.tensors())  # noqa: E731
+        check_agreement(model, call, run, "ONNX Runtime")
+
+    data = _save(written, path, external_data, compare if check else None)
     return OnnxProgramInfo.of(written, path, version, data)
 
 
@@ -144,7 +155,9 @@ def _quiet_exporter() -> Iterator[None]:
         exporter.setLevel(level)
 
 
-def _save(model: Any, path: Path, external: bool | None) -> Path | None:
+def _save(
+    model: Any, path: Path, external: bool | None, compare: Callable[[Path], None] | None
+) -> Path | None:
     """Write a model, check what was written, and put it in place; returns its data file."""
     onnx, ir = optional_modules("onnx", "onnx_ir", extra="onnx")
     if external is None:
@@ -153,6 +166,8 @@ def _save(model: Any, path: Path, external: bool | None) -> Path | None:
         name = f"{path.name}.{_digest(model)}.data" if external else None
         ir.save(model, str(draft), external_data=name)
         _check(onnx, draft)
+        if compare is not None:
+            compare(draft)
         for old in _data_files(onnx, final_path(draft)):
             outdated(draft, old)
         stored = name is not None and draft.with_name(name).exists()

@@ -1,0 +1,91 @@
+"""What a finished file computes beside the float program that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from pt2q.app.compare_job import inputs_of
+from pt2q.app.conversion import Track
+from pt2q.app.program_file import TRUSTED
+from pt2q.debug import RuntimeComparison, compare_in_runtime
+from pt2q.deploy.backend import Values
+from pt2q.deploy.describing import room_of
+from pt2q.deploy.onnx.inner_values import InnerValues
+from pt2q.deploy.running import open_file
+from pt2q.deploy.signature import Batch, signature_of
+from pt2q.errors import ComparisonError, DataError, UntrustedFileError
+from pt2q.files import check_outputs
+
+
+def check_file(file: Path, written: Mapping[str, Path | None], metric: str | None) -> None:
+    """Refuse what cannot be asked for with a finished file.
+
+    Args:
+        file: to be compared.
+        written: the files that the command writes, by the option.
+        metric: a function of the user's.
+
+    Raises:
+        DataError: it is written by the command, or is to be judged by a metric.
+    """
+    check_outputs(written, {"--file": file})
+    if metric is not None:
+        raise DataError("--metric judges what the command quantizes: leave it or --file out")
+
+
+def compare_file(
+    program: ExportedProgram,
+    file: Path,
+    batches: Sequence[Batch],
+    track: Track,
+    *,
+    backend: str | None = None,
+    inside: bool = False,
+) -> RuntimeComparison:
+    """Run a finished file and the float program on the same batches.
+
+    Args:
+        program: the float program.
+        file: a ``.pte``, an ``.onnx`` or a package.
+        batches: all of them are compared on.
+        track: wraps a loop over batches to show its progress under a title.
+        backend: the runtime's, where several read the file.
+        inside: compare the values inside an ``.onnx``, not its results.
+
+    Raises:
+        ComparisonError: the file gives another number of results than the program, or has no values
+            inside that can be had.
+        UntrustedFileError: it is a package, whose code would run, and `TRUSTED` is not set.
+    """
+    room = room_of(file)
+    if room == "inductor" and not TRUSTED.get():
+        raise UntrustedFileError(
+            f"{file} is machine code, which comparing runs: pt2q runs it only where you say that "
+            "you trust it, with pt2q --trust compare"
+        )
+    if inside and room != "onnx":
+        raise ComparisonError(f"{file}: the values inside can be had of .onnx files alone")
+    values = InnerValues(file) if inside else _results(program, file, backend)
+    return compare_in_runtime(program, values, inputs_of(program, batches, track))
+
+
+def _results(program: ExportedProgram, file: Path, backend: str | None) -> Values:
+    """The results of the file, by the nodes of the program that compute them."""
+    opened = open_file(file, signature_of(program), backend)
+    names = program.graph_signature.user_outputs
+
+    def run(*batch: Tensor) -> Mapping[str, Tensor]:
+        found = list(opened.run(batch))
+        if len(found) != len(names):
+            raise ComparisonError(
+                f"{file} gives {len(found)} results, the program {len(names)}: it was made from "
+                "another program"
+            )
+        pairs = zip(names, found, strict=True)
+        return {str(name): value for name, value in pairs if isinstance(value, Tensor)}
+
+    return run

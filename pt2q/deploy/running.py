@@ -1,0 +1,70 @@
+"""A finished file in the runtime that it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pt2q.deploy import executorch, inductor, onnx
+from pt2q.deploy.backend import Run
+from pt2q.deploy.describing import room_of
+from pt2q.deploy.onnx.openvino_session import OpenVinoSession
+from pt2q.deploy.signature import Batch, Signature
+from pt2q.errors import DataError
+from pt2q.ir.torch_private import pytree
+
+
+@dataclass(frozen=True)
+class FileInUse:
+    """A finished file, ready to run.
+
+    Args:
+        run: runs one batch; gives the results, flat.
+        runtime: what it runs in, as people call it.
+    """
+
+    run: Run
+    runtime: str
+
+
+def open_file(
+    path: str | PathLike[str], signature: Signature, runtime: str | None = None
+) -> FileInUse:
+    """Open a finished file in its runtime.
+
+    Args:
+        path: a ``.pte``, an ``.onnx`` or a package of Inductor, whose machine code is loaded.
+        signature: how the program is called that it was made from.
+        runtime: ``"openvino"`` runs an ``.onnx`` there; by default ONNX Runtime does.
+
+    Raises:
+        DataError: it is no such file, or damaged.
+        MissingDependencyError: the runtime is not installed.
+    """
+    path = Path(path)
+    room = room_of(path)
+    if room == "executorch":
+        program = executorch.load(path)
+        return FileInUse(lambda batch: program(*signature.leaves(batch)), "ExecuTorch")
+    if room == "onnx" and runtime == "openvino":
+        return FileInUse(_of_tensors(OpenVinoSession(path)), "OpenVINO")
+    if room == "onnx":
+        return FileInUse(_of_tensors(onnx.load(path)), "ONNX Runtime")
+    if room == "inductor":
+        return FileInUse(_nested(inductor.load_package(path), signature), "Inductor")
+    raise DataError(f"{path} is no finished .pte, .onnx or .pt2 package")
+
+
+def _of_tensors(session: Callable[..., Any]) -> Run:
+    return lambda batch: session(*batch)
+
+
+def _nested(loaded: Callable[..., Any], signature: Signature) -> Run:
+    def run(batch: Batch) -> list[Any]:
+        args, kwargs = signature.call(batch)
+        return list(pytree.tree_leaves(loaded(*args, **kwargs)))
+
+    return run
