@@ -186,6 +186,15 @@ BATCH_NORM_ALONE = Reason(
 DYNAMIC_LINEAR_ONLY = Reason(
     "dynamic-linear-only", "dynamic quantization covers linear layers only"
 )
+DYNAMIC_PRODUCTS_ONLY = Reason(
+    "dynamic-products-only",
+    "dynamic quantization covers linear layers and convolutions over images only",
+)
+DEPTHWISE = Reason(
+    "depthwise",
+    "{runtime} does not measure the input of depthwise convolutions at run time",
+    "give it a static configuration",
+)
 NOTHING_TO_MEASURE = Reason(
     "nothing-to-measure",
     "it depends on no input of the model: there is no range to measure at run time",

@@ -29,6 +29,12 @@ def unscaled(match: Match) -> Reason | None:
     return reasons.SCALED_PRODUCT
 
 
+def several_channels(match: Match) -> Reason | None:
+    """Each output channel reads several input channels: others count as depthwise."""
+    weight = roles_of(match.head).weight
+    return reasons.DEPTHWISE if weight is not None and value_of(weight).shape[1] == 1 else None
+
+
 def mean_over_image(match: Match) -> Reason | None:
     """The mean is taken over the last two of four dimensions, which stay."""
     node = match.head

@@ -25,6 +25,12 @@ CONVOLUTION = KernelLimits(
     weight=WEIGHT,
     result=ACTIVATION,
 )
+# The runtime measures each image by itself, or each pixel under a window of 1.
+DYNAMIC_CONVOLUTION = KernelLimits(
+    names=("XNNConv2d",),
+    activation=ACTIVATION,
+    weight=replace(WEIGHT, stored=(INT8.scaled(PerAxis),)),
+)
 # Weights are [in, out / groups, ...].
 TRANSPOSED = replace(CONVOLUTION, names=("XNNConvTranspose2d",), weight=replace(WEIGHT, axis=1))
 GROUPED_TRANSPOSED = replace(TRANSPOSED, weight=ONE_SCALE)

@@ -69,6 +69,15 @@ DYNAMIC_LINEAR = replace(
     kernel=kernels.DYNAMIC_LINEAR,
     modes=frozenset({Mode.DYNAMIC}),
 )
+DYNAMIC_CONVOLUTION = replace(
+    common_rows.CONVOLUTION,
+    name="dynamic convolution",
+    heads=ops.CONV2D,
+    kernel=kernels.DYNAMIC_CONVOLUTION,
+    checks=(*common_rows.CONVOLUTION.checks, own.several_channels),
+    modes=frozenset({Mode.DYNAMIC}),
+    examples=(examples.ONE_IMAGE,),
+)
 # An activation fused with a bare matrix product makes the runtime reject the model.
 ADDMM = Rule(
     name="addmm",
@@ -225,6 +234,7 @@ XNNPACK = BackendTable(
         LINEAR,
         in_training(LINEAR, examples.LINEAR_IN_TRAINING),
         DYNAMIC_LINEAR,
+        DYNAMIC_CONVOLUTION,
         ADDMM,
         DYNAMIC_ADDMM,
         PRODUCT,
@@ -244,6 +254,7 @@ XNNPACK = BackendTable(
         COPY,
         DROPOUT,
     ),
+    else_in_float_dynamic=reasons.DYNAMIC_PRODUCTS_ONLY,
     in_float=(
         (ops.BMM | ops.MATMUL | ops.SDPA, reasons.PRODUCT_IN_FLOAT),
         (

@@ -168,14 +168,16 @@ def test_residual_projections_are_dynamic() -> None:
     assert {row.how.split(",")[0] for row in static.quantized} == {"int8 static"}
 
 
-def test_dynamic_covers_linear_layers() -> None:
+def test_dynamic_covers_linear_layers_and_convolutions_over_images() -> None:
     report, _ = decide(
-        Apply(lambda m, x: m[1](m[0](x)), conv(), nn.Linear(8, 2)),
+        Apply(lambda m, x: m[1](m[0](x).sigmoid()), conv(), nn.Linear(8, 2)),
         image(),
         quantizer=XNNPACKQuantizer().set_global(DYNAMIC),
     )
     assert report["linear"].how == "int8 dynamic, weight int8 per-channel"
-    assert reasons(report) == {"conv2d": "dynamic quantization covers linear layers only"}
+    assert report["conv2d"].how == "int8 dynamic, weight int8 per-channel"
+    (why,) = reasons(report).values()
+    assert why == "dynamic quantization covers linear layers and convolutions over images only"
 
 
 def test_dynamic_weights_have_the_scales_that_kernels_take_unless_others_are_asked_for() -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pt2q.quantizers.toolkit.config import QuantizationConfig, has_channels
+from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig, has_channels
 from pt2q.quantizers.toolkit.reasons import KERNEL_NEEDS, KERNEL_TAKES, Reason
 from pt2q.quantizers.toolkit.scales_of_weights import per_channel_at, per_tensor
+from pt2q.quantizers.toolkit.usual_observers import activation_constructor
 from pt2q.spec import (
     Granularity,
     PerAxis,
@@ -161,12 +162,25 @@ class KernelLimits:
         }.get(role)
 
     def fitted(self, config: QuantizationConfig) -> QuantizationConfig:
-        """The configuration with its weight's channels where this kernel has them."""
+        """The configuration with its weight's channels where this kernel has them.
+
+        A range that is measured for each token is measured once where the kernel takes one scale.
+        """
+        config = replace(config, input_activation=self._of_one_scale(config.input_activation))
         if self.weight is None or config.weight is None:
             return config
         if not self.weight.takes_channels:
             return replace(config, weight=per_tensor(config.weight))
         return replace(config, weight=per_channel_at(config.weight, self.weight.axis))
+
+    def _of_one_scale(self, spec: QuantizationSpec | None) -> QuantizationSpec | None:
+        if spec is None or not isinstance(granularity_of(spec), PerToken):
+            return spec
+        if any(PerToken in form.granularities for form in self.activation.stored):
+            return spec
+        floor = self.activation.min_scale
+        constructor = activation_constructor(Mode.DYNAMIC, min_scale=floor, per_token=False)
+        return replace(spec, observer_or_fake_quant_ctr=constructor)
 
     def why_not(self, config: QuantizationConfig) -> Reason | None:
         """Why the kernel cannot take a configuration fitted to it; None if it can."""
