@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import measuring
@@ -43,6 +44,7 @@ from pt2q.demo.digits import load_digits
 from pt2q.demo.net import CHECKPOINT, DigitNet, load_checkpoint
 from pt2q.demo.text import load_text, windows
 from pt2q.demo.vision import MOBILENET_V3, VIT, DigitMobileNetV3, DigitViT
+from pt2q.deploy import executorch, onnx
 from pt2q.quantizers import (
     OnnxQDQQuantizer,
     WeightQuantizer,
@@ -52,6 +54,7 @@ from pt2q.quantizers import (
 
 RESULT = measuring.RESULTS / "accuracy.json"
 Scores = dict[str, float]
+Runtime = Callable[[Any, dict[str, Tensor], Any, Path], Any]
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,14 @@ METHODS: dict[str, tuple[Any, ...] | str] = {
     "smooth_quant": (SmoothQuant(),),
     "bias_correction": (BiasCorrection(),),
     "smooth_quant, gptq": (SmoothQuant(), GPTQ()),
+    "smooth_quant, bias_correction": (SmoothQuant(), BiasCorrection()),
+    "gptq, gptq aligned": (GPTQ(), GPTQ(aligned=True, sweeps=2)),
     "effort fast": "fast",
     "effort balanced": "balanced",
     "effort best": "best",
 }
 WEIGHTS = ("-", "scale_search", "awq", "gptq", "awq, gptq")
+STATIC = ("-", "smooth_quant", "smooth_quant, bias_correction", "effort balanced")
 FULL = ("-", "equalization", "smooth_quant", "gptq", "bias_correction", "effort best")
 
 
@@ -155,16 +161,56 @@ def executorchs(*, is_per_channel: bool) -> Callable[[], Any]:
     return lambda: theirs.XNNPACKQuantizer().set_global(config)
 
 
-def sentences(quantizer: Callable[[], Quantizer], *methods: str) -> Work:
-    net, encoded = minilm.load(), minilm.encode(minilm.sentences())
+LONGEST = torch.export.Dim("tokens", min=2, max=minilm.LENGTH)
+"""Sentences are as long as they are: what is filled up would be calibrated on, and judge."""
+
+
+def sentences(
+    quantizer: Callable[[], Quantizer], *methods: str, runtime: Runtime | None = None
+) -> Work:
+    """MiniLM.
+
+    Args:
+        quantizer, methods: see `Work`.
+        runtime: makes what a runtime runs, of a converted model; its embeddings are scored, too.
+    """
+    net = minilm.load()
+    encoded = [trimmed(batch) for batch in minilm.encode(minilm.sentences())]
     seen, fresh = encoded[: minilm.CALIBRATION], encoded[minilm.CALIBRATION :]
-    exact = embeddings(net, fresh)
+    exact, shapes = embeddings(net, fresh), {name: {1: LONGEST} for name in seen[0]}
 
     def score(model: Any) -> Scores:
-        found = embeddings(model, fresh)
-        return {"cosine": float(F.cosine_similarity(exact, found).mean())}
+        found = {"cosine": cosine(exact, embeddings(model, fresh))}
+        if runtime is not None and isinstance(model, QuantGraphModule):
+            with TemporaryDirectory() as folder:
+                run = runtime(model, seen[0], shapes, Path(folder))
+                vectors = embeddings(lambda **b: run(*b.values()), fresh)
+            found["cosine in the runtime"] = cosine(exact, vectors)
+        return found
 
-    return Work(minilm.export(net, seen[0]), quantizer, seen, score, methods)
+    with torch.no_grad():
+        program = torch.export.export(net, (), seen[0], dynamic_shapes=shapes)
+    return Work(program, quantizer, seen, score, methods)
+
+
+def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A sentence without what fills it up."""
+    length = int(batch["attention_mask"].sum())
+    return {name: value[:, :length] for name, value in batch.items()}
+
+
+def cosine(exact: Tensor, found: Tensor) -> float:
+    return float(F.cosine_similarity(exact, found).mean())
+
+
+def in_executorch(model: Any, example: dict[str, Tensor], shapes: Any, folder: Path) -> Any:
+    return executorch.lower(model, kwargs=example, dynamic_shapes=shapes).load()
+
+
+def in_onnxruntime(model: Any, example: dict[str, Tensor], shapes: Any, folder: Path) -> Any:
+    path = folder / "model.onnx"
+    onnx.export(model, (), path, kwargs=example, dynamic_shapes=shapes)
+    return onnx.load(path, threads=1)
 
 
 def embeddings(net: Any, batches: Iterable[dict[str, Tensor]]) -> Tensor:
@@ -191,21 +237,27 @@ WORKS: dict[str, Callable[[], Work]] = {
         MOBILENET_V3, DigitMobileNetV3, executorchs(is_per_channel=False), *FULL
     ),
     **{
-        f"digits-{bits}": lambda bits=bits: digits(
-            CHECKPOINT, DigitNet, weights(bits, None), "-", "scale_search", "gptq", "adaround"
+        f"{name}-{bits}-row": lambda path=path, net=net, bits=bits: digits(
+            path, net, weights(bits, None), "-", "scale_search", "gptq", "adaround"
         )
-        for bits in (3, 2)
+        for name, path, net, few in (
+            ("digits", CHECKPOINT, DigitNet, (3, 2)),
+            ("mobilenet_v3", MOBILENET_V3, DigitMobileNetV3, (4, 3)),
+            ("vit", VIT, DigitViT, (3, 2)),
+        )
+        for bits in few
     },
     "minilm-4-row": lambda: sentences(weights(4, None), *WEIGHTS),
     "minilm-4-g32": lambda: sentences(weights(4, 32), *WEIGHTS),
     "minilm-4-g128": lambda: sentences(weights(4, 128), *WEIGHTS),
-    "minilm-xnnpack": lambda: sentences(XNNPACKQuantizer, "-", "smooth_quant", "effort balanced"),
+    "minilm-xnnpack": lambda: sentences(XNNPACKQuantizer, *STATIC, runtime=in_executorch),
+    "minilm-xnnpack-residuals": lambda: sentences(
+        lambda: XNNPACKQuantizer(residual_projections="static"), *STATIC, runtime=in_executorch
+    ),
     "minilm-onnxruntime": lambda: sentences(
-        OnnxQDQQuantizer.onnxruntime, "-", "smooth_quant", "effort balanced"
+        OnnxQDQQuantizer.onnxruntime, *STATIC, runtime=in_onnxruntime
     ),
-    "minilm-tensorrt": lambda: sentences(
-        OnnxQDQQuantizer.tensorrt, "-", "smooth_quant", "effort balanced"
-    ),
+    "minilm-tensorrt": lambda: sentences(OnnxQDQQuantizer.tensorrt, *STATIC),
 }
 
 
@@ -272,7 +324,8 @@ def table(results: dict[str, Any], prefix: str) -> str:
     """The works whose names begin with a prefix, a row for each method."""
     works = [name for name in results if name.startswith(prefix)]
     known = {"changes", "seconds", "MB"}
-    scores = [name for name in results[works[0]]["-"] if name not in known]
+    found = [results[work].get("-", {}) for work in works]
+    scores = list(dict.fromkeys(name for one in found for name in one if name not in known))
     rows = [
         [name if first else "", f"`{method}`" if method not in ("-", "float") else method]
         + [_number(column, found.get(column)) for column in (*scores, "seconds", "MB")]
@@ -287,7 +340,15 @@ def _marked(found: dict[str, Any]) -> list[tuple[bool, tuple[str, Any]]]:
     return [(index == 0, item) for index, item in enumerate(found.items())]
 
 
-DIGITS = {"bits per byte": 3, "KL": 5, "cosine": 4, "accuracy %": 2, "SQNR dB": 1, "MB": 0}
+DIGITS = {
+    "bits per byte": 3,
+    "KL": 5,
+    "cosine": 4,
+    "cosine in the runtime": 4,
+    "accuracy %": 2,
+    "SQNR dB": 1,
+    "MB": 0,
+}
 
 
 def _number(name: str, value: Any) -> str:

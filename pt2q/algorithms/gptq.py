@@ -175,7 +175,7 @@ class GPTQ(LayerAlgorithm):
 
     name: ClassVar[str] = "gptq"
 
-    damping: float = 0.01
+    damping: float = 0.03
     block: int = 128
     by_activation: bool = True
     search_scales: bool = True

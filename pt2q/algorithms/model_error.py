@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +38,18 @@ class ModelError:
         self.ranks = ranks
         self.references = self._run(model, Lane.floating(), FLOAT)
 
-    def of(self, model: QuantGraphModule) -> float:
-        """The squared error over the energy of each output, summed."""
+    def of(self, model: QuantGraphModule) -> tuple[float, ...]:
+        """For each batch the squared error, over the energy in all of them, of outputs summed."""
         found = self._run(model, Lane.rounding(), ROUNDED)
         pairs = zip(self.references.rows, found.rows, strict=True)
-        sums = found.walk.shared((list(map(_sums, *pair)) for pair in pairs), found.batches)
-        total = 0.0
-        for column in zip(*sums, strict=True):
-            noise, energy = map(math.fsum, zip(*column, strict=True))
-            total += noise / max(energy, 1e-30)
-        return total
+        shared = found.walk.shared((list(map(_sums, *pair)) for pair in pairs), found.batches)
+        sums = list(shared)
+        columns = list(zip(*sums, strict=True))
+        energies = [max(math.fsum(energy for _, energy in c), 1e-30) for c in columns]
+        return tuple(
+            math.fsum(noise / of_all for (noise, _), of_all in zip(row, energies, strict=True))
+            for row in sums
+        )
 
     @torch.no_grad()
     def _run(self, model: QuantGraphModule, lane: Lane, name: str) -> _Outputs:
@@ -60,6 +63,24 @@ class ModelError:
             for batch in walk.own(parting.check)
         ]
         return _Outputs(walk, parting.check, rows)
+
+
+def is_less(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether an error is less beyond chance.
+
+    Its mean over the batches has fallen by more than twice the standard error of that mean: a gain
+    that few batches show and the others do not is none on data to come.
+
+    Args:
+        before, after: of each batch; what is not finite is more than anything that is.
+    """
+    gains = [one - other for one, other in zip(before, after, strict=True)]
+    if not all(map(math.isfinite, after)):
+        return False
+    if not all(map(math.isfinite, before)):
+        return True
+    spread = statistics.stdev(gains) if len(gains) > 1 else 0.0
+    return math.fsum(gains) > 2 * spread * math.sqrt(len(gains))
 
 
 @dataclass(frozen=True)

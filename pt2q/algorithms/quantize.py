@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pt2q.algorithms.applied import Applied
 from pt2q.algorithms.batches import Batches
 from pt2q.algorithms.effort import algorithms_for
 from pt2q.algorithms.low_memory import calibrate_in_pieces
-from pt2q.algorithms.model_error import ModelError
+from pt2q.algorithms.model_error import ModelError, is_less
 from pt2q.algorithms.report import Report, decibels
 from pt2q.algorithms.task import GraphAlgorithm, Progress
 from pt2q.distributed import Ranks, calibrate
@@ -248,7 +249,7 @@ def improve(
     """Apply algorithms one after the other, as far as the whole model gets better.
 
     Each begins with what the one before it left. Of the states on the way, the one whose outputs
-    are nearest to float on the batches to judge by is given back.
+    are nearest to float on the batches to judge by, beyond chance, is given back.
 
     Args:
         model: prepared and calibrated; it is not changed.
@@ -275,10 +276,13 @@ def improve(
         states.append(tried)
         errors.append(judge.of(tried) if any(row.kept for row in found.rows) else errors[-1])
         reports.append(found)
-    best = min(range(len(states)), key=lambda i: (errors[i], -i))
+    best = 0
+    for state in range(1, len(states)):
+        if is_less(errors[best], errors[state]):
+            best = state
     kept = reports[:best]
     for report, before, after in list(zip(reports, errors, errors[1:], strict=False))[best:]:
-        kept.append(_taken_back(report, before, after))
+        kept.append(_taken_back(report, math.fsum(before), math.fsum(after)))
     return states[best], sum(kept, Report())
 
 
@@ -291,7 +295,7 @@ def fork(model: QuantGraphModule) -> QuantGraphModule:
 def _taken_back(report: Report, before: float, after: float) -> Report:
     words = (
         f"taken back: the model's outputs on held-out batches went from "
-        f"{decibels(1.0, before):.2f} to {decibels(1.0, after):.2f} dB"
+        f"{decibels(1.0, before):.2f} to {decibels(1.0, after):.2f} dB, no gain beyond chance"
     )
     rows = tuple(replace(row, kept=False, reason=words) if row.kept else row for row in report.rows)
     return replace(report, rows=rows)

@@ -21,6 +21,7 @@ from pt2q.algorithms import (
     quantize_pt2e,
     report_of,
 )
+from pt2q.algorithms.model_error import is_less
 from pt2q.errors import DataError
 from pt2q.quantizers import (
     WeightQuantizer,
@@ -137,3 +138,12 @@ def test_batches_of_several_sizes(kind: str) -> None:
     with torch.no_grad():
         for batch in batches:
             assert sqnr(model(*batch), converted(*batch)) > 15
+
+
+def test_a_gain_that_one_batch_shows_is_none() -> None:
+    assert is_less([1.0] * 4, [0.9] * 4)
+    assert is_less([1.0, 2.0, 3.0], [0.8, 1.9, 2.7])
+    assert not is_less([1.0] * 4, [0.5, 1.1, 1.1, 1.1])
+    assert not is_less([1.0, 2.0], [1.0, 2.0])
+    assert is_less([1.0], [0.9]) and not is_less([1.0], [1.0])
+    assert not is_less([1.0, 1.0], [0.5, float("nan")]) and is_less([float("nan")], [1.0])
