@@ -1,8 +1,8 @@
 """Calibration on two processes against one, one thread each: `python benchmarks/distributed.py`.
 
 The network is a stack of convolutions on images of 96 by 96, 32 batches of it. Each run is a
-process or two of its own, and times `pt2q.distributed.calibrate` from one barrier to the next; runs of one
-and of two processes take turns. The ratio of the medians is the throughput gained.
+process or two of its own, and times `pt2q.distributed.calibrate` from one barrier to the next;
+runs of one and of two processes take turns. The ratio of the medians is the throughput gained.
 """
 
 from __future__ import annotations
