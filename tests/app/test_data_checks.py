@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from pt2q.app.conversion import calibrated
 from pt2q.app.data.checks import Look
+from pt2q.app.data.growth import Growth, together
 from pt2q.app.data.reading import read_batches
 from pt2q.deploy.signature import Batch, Signature, signature_of
 from pt2q.errors import CalibrationWarning, DataError, DataOrderWarning
@@ -85,6 +86,37 @@ def test_a_range_that_still_grows() -> None:
         warnings.simplefilter("error")
         prepared = calibrated(_program(), XNNPACKQuantizer(), steady, lambda items, _: items)
     assert not any(module._forward_pre_hooks for module in prepared.modules() if module != prepared)
+
+
+def test_several_processes_see_what_one_sees(signature: Signature) -> None:
+    draw = torch.Generator().manual_seed(3)
+    values = [(1 + i) * torch.randn(8, generator=draw) for i in range(10)]
+    batches = _batches(3) * 3
+
+    def shown(numbers: range) -> tuple[Growth, Look]:
+        growth, look = Growth(), Look()
+        for number in numbers:
+            growth.begin(number)
+            growth.see("a", values[number])
+            if number % 2:  # a body of a branch
+                growth.see("b", values[number] / 2)
+        for number in range(numbers.start, len(batches), numbers.step):
+            look.see(batches[number])
+        return growth, look
+
+    one, alone = shown(range(10))
+    for size in (1, 2, 3, 4):
+        parts = [shown(range(rank, 10, size)) for rank in range(size)]
+        assert together([growth for growth, _ in parts]) == one
+        merged = Look()
+        for _, look in parts:
+            merged.add(look)
+        assert merged == alone
+    # Nobody saw anything: a run that goes on had been through all of it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        together([Growth(), Growth()]).warn()
+        Look().warn(signature, [])
 
 
 def test_names_in_an_npz(tmp_path: Path, signature: Signature) -> None:
