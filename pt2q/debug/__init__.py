@@ -18,6 +18,7 @@ from pt2q.debug.identity import (
 )
 from pt2q.debug.inspection.inspect_model import inspect
 from pt2q.debug.inspection.inspection import BackendView, Inspection
+from pt2q.debug.perplexity import chunks, perplexity
 from pt2q.debug.recipe_search.result import SearchResult
 from pt2q.debug.recipe_search.search import Bound, search
 from pt2q.debug.report.page import report_page
@@ -65,6 +66,7 @@ __all__ = [
     "Unmatched",
     "WeightRow",
     "bfs_trace_with_node_process",
+    "chunks",
     "compare",
     "compare_in_runtime",
     "compare_results",
@@ -75,6 +77,7 @@ __all__ = [
     "generate_numeric_debug_handle",
     "inspect",
     "overlay",
+    "perplexity",
     "prepare_for_propagation_comparison",
     "report_page",
     "save_drawing",

@@ -134,7 +134,7 @@ def _convert_all(
         held = frozenset(map(storage_of, named_tensors(models[name]).values()))
         run_passes(model, [OwnTensors(held)])
     if len(converted) > 1:
-        unite_tensors(converted, made=True)
+        unite_tensors(converted, made=True, made_from=models)
     return converted
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from pt2q.errors import SharedTensorError
 from pt2q.ir.graph import is_constant, is_float_tensor, named_tensors, replace_tensor
-from pt2q.ir.storage import StorageMap, place_of
+from pt2q.ir.storage import StorageMap, place_of, storage_of
 
 _LIFTED = re.compile(r"(_?lifted_tensor|_tensor_constant|_?constant)_?\d+")
 """What export calls the constants that a program has to itself."""
@@ -23,28 +24,45 @@ _LIFTED = re.compile(r"(_?lifted_tensor|_tensor_constant|_?constant)_?\d+")
 Programs = Mapping[str, GraphModule]
 
 
-def unite_tensors(programs: Programs, *, made: bool = False) -> None:
+def unite_tensors(
+    programs: Programs, *, made: bool = False, made_from: Programs | None = None
+) -> None:
     """Let programs hold one tensor wherever they hold tensors of one name.
 
     Args:
         programs: by name; tensors are put in place, nothing else is changed.
         made: some were made since, in each program by itself, and may differ: those are left.
+        made_from: what the programs were made from: what was one tensor there is one here.
 
     Raises:
         SharedTensorError: tensors of one name differ.
     """
-    first: dict[str, tuple[str, Tensor]] = {}
+    first: dict[Any, tuple[str, Tensor]] = {}
     for program, model in programs.items():
+        moved: dict[int, Tensor] = {}
+        before = {} if made_from is None else named_tensors(made_from[program])
         for name, tensor in named_tensors(model).items():
-            if _LIFTED.fullmatch(name.rpartition(".")[2]):
+            key = place_of(before[name]) if name in before else name
+            if key == name and _LIFTED.fullmatch(name.rpartition(".")[2]):
                 continue
-            owner, one = first.setdefault(name, (program, tensor))
+            owner, one = first.setdefault(key, (program, tensor))
             if place_of(one) == place_of(tensor):
                 continue
             if _equal(one, tensor):
+                moved[storage_of(tensor)] = one
                 replace_tensor(model, name, one)
             elif not made:
                 raise _differ(name, owner, one, program, tensor)
+        _move_views(model, moved)
+
+
+def _move_views(model: GraphModule, moved: Mapping[int, Tensor]) -> None:
+    """Let other names of moved tensors, such as export gives caches, be views of the new ones."""
+    for name, tensor in named_tensors(model).items():
+        new = moved.get(storage_of(tensor))
+        if new is not None and new.dtype == tensor.dtype:
+            window = tensor.size(), tensor.stride(), tensor.storage_offset()
+            replace_tensor(model, name, new.detach().as_strided(*window))
 
 
 def check_state(programs: Programs) -> None:

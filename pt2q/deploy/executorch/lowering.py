@@ -138,7 +138,8 @@ def packed(
     _check_names(converted, given)
     origin = provenance_text(next(iter(converted.values())), "executorch")
     programs = {
-        name: _exported(model, *(x.get(name) for x in given)) for name, model in converted.items()
+        name: _exported(model, given[0].get(name), given[1].get(name), given[2].get(name))
+        for name, model in converted.items()
     }
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
