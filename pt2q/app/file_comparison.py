@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from pt2q.app.compare_job import inputs_of
 from pt2q.app.conversion import Track
-from pt2q.app.program_file import TRUSTED
+from pt2q.app.trust import TRUSTED
 from pt2q.debug import RuntimeComparison, compare_in_runtime
 from pt2q.deploy.backend import Values
 from pt2q.deploy.describing import room_of

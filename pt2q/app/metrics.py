@@ -10,8 +10,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from pt2q.app.figures import own, with_own_state
+from pt2q.app.figures import own
 from pt2q.app.function_file import read_function
+from pt2q.deploy.agreement import with_own_state
 from pt2q.deploy.backend import Run
 from pt2q.deploy.signature import Batch, signature_of
 from pt2q.errors import DataError, Pt2qError
