@@ -102,12 +102,14 @@ def lower(
         MissingDependencyError: executorch is not installed.
     """
     program, _ = packed(converted, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
-    if check and isinstance(converted, Mapping):
-        for name, model in converted.items():
-            examples = (dict(given or {}).get(name) for given in (args, kwargs))
-            _compare(program, name, model, *examples)
-    elif check:
+    if not check:
+        return program
+    if not isinstance(converted, Mapping):
         _compare(program, FORWARD, converted, args, kwargs)
+        return program
+    for name, model in converted.items():
+        examples = (dict(given or {}).get(name) for given in (args, kwargs))
+        _compare(program, name, model, *examples)
     return program
 
 
@@ -134,7 +136,7 @@ def packed(
     if not isinstance(converted, Mapping):
         converted, args = {FORWARD: converted}, {FORWARD: tuple(args)}
         kwargs, dynamic_shapes = {FORWARD: kwargs}, {FORWARD: dynamic_shapes}
-    given = [dict(x or {}) for x in (args, kwargs, dynamic_shapes)]
+    given: list[dict[str, Any]] = [dict(x or {}) for x in (args, kwargs, dynamic_shapes)]
     _check_names(converted, given)
     origin = provenance_text(next(iter(converted.values())), "executorch")
     programs = {
