@@ -74,7 +74,7 @@ def test_what_is_spilled_can_be_written() -> None:
 
 def test_a_batch_that_the_model_does_not_take_is_named(saved: Path) -> None:
     wrong = [tokens(0), (torch.full((1, 8), 99),)]
-    with pytest.raises(DataError, match="fails on batch 2: .*index out of range"):
+    with pytest.raises(DataError, match=r"fails on batch 2: .*index out of range"):
         quantize_pt2e(saved, XNNPACKQuantizer(), wrong, low_memory=True)
 
 
