@@ -2,11 +2,14 @@
 
 The main calls are `prepare_pt2e` and `convert_pt2e`; a `Quantizer` says what a backend wants.
 
-Importing this loads nothing of torch: names are looked up when they are first asked for, so that
-``pt2q --help`` answers at once.
+Importing this registers the operators of quantized programs, so that saved ones load; the rest is
+looked up when it is first asked for. On the command line torch, too, is loaded when it is needed, so
+that ``pt2q --help`` answers at once.
 """
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pt2q.errors import Pt2qError, Pt2qWarning
@@ -165,6 +168,15 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     ),
 }
 _WHERE = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def _is_command() -> bool:
+    """Whether ``pt2q`` or ``python -m pt2q`` is being started."""
+    return Path((getattr(sys, "argv", None) or ["-"])[0]).name in {"pt2q", "pt2q.exe", "-m"}
+
+
+if not _is_command():
+    import_module("pt2q.ir.torch_private")
 
 
 def __getattr__(name: str) -> Any:

@@ -63,6 +63,7 @@ def test_names_are_known_before_things_are_loaded() -> None:
 
 WITHOUT = """
 import sys
+sys.argv[0] = "pt2q"  # as the installed command has it
 from pt2q.app import cli
 try:
     cli.main(sys.argv[1:])

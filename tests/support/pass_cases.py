@@ -237,6 +237,13 @@ HEADS = (exact_input(1, 1, 2, 4), exact_input(1, 1, 3, 4), MASK)
 CASES: dict[type, Case] = {
     p.DecomposeAttention: Case(Attention, HEADS, imported, always(p.DecomposeAttention()), 1e-6),
     p.DecomposeEinsum: Case(Heads, VECTOR, imported, always(p.DecomposeEinsum()), 1e-6),
+    p.ComputeInFloat32: Case(
+        lambda: nn.Linear(4, 2).bfloat16(),
+        tuple(each.bfloat16() for each in VECTOR),
+        imported,
+        always(p.ComputeInFloat32()),
+        0.1,
+    ),
     p.DecomposeRecurrent: Case(
         lambda: nn.RNN(2, 2), STEPS, imported, always(p.DecomposeRecurrent()), 1e-6
     ),
