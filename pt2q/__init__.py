@@ -3,8 +3,8 @@
 The main calls are `prepare_pt2e` and `convert_pt2e`; a `Quantizer` says what a backend wants.
 
 Importing this registers the operators of quantized programs, so that saved ones load; the rest is
-looked up when it is first asked for. On the command line torch, too, is loaded when it is needed, so
-that ``pt2q --help`` answers at once.
+looked up when it is first asked for. On the command line torch, too, is loaded when it is needed:
+``pt2q --help`` answers at once.
 """
 
 import sys

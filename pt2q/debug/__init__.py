@@ -18,7 +18,7 @@ from pt2q.debug.identity import (
 )
 from pt2q.debug.inspection.inspect_model import inspect
 from pt2q.debug.inspection.inspection import BackendView, Inspection
-from pt2q.debug.perplexity import chunks, perplexity
+from pt2q.debug.language_models import chunks, perplexity
 from pt2q.debug.recipe_search.result import SearchResult
 from pt2q.debug.recipe_search.search import Bound, search
 from pt2q.debug.report.page import report_page
