@@ -87,6 +87,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Some of these names are those of a room: a list of names is no logic.
+# pylint: disable=duplicate-code
+
 # Where names are; type checkers read the same above.
 _ROOMS: dict[str, tuple[str, ...]] = {
     "pt2q.algorithms": ("quantize_pt2e",),
@@ -198,8 +201,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_WHERE})
 
 
-# Some of these names are those of a room: a list of names is no logic.
-# pylint: disable=duplicate-code
 __all__ = [
     "AffineQuantizedObserverBase",
     "DerivedObserverOrFakeQuantize",
