@@ -34,6 +34,7 @@ PROGRAMS = (
     ("xnnpack", "accuracy, size and latency in the ExecuTorch runtime", "xnnpack.md"),
     ("roads", "the same in every runtime", "roads.md"),
     ("accuracy", "what post-training algorithms win back", "accuracy.md#what-they-win"),
+    ("distributed", "calibration on two processes against one", "large.md"),
     ("decoder", "a language model with a cache", "graphs.md#a-language-model-that-remembers"),
     (
         "other_quantizers",
