@@ -120,8 +120,12 @@ def _compare(program: Program, method: str, model: Model, args: Any, kwargs: Any
         given = model.example_inputs or given
     if any(given):
         call = Call.of(model, *given)
-        run = lambda call: program.load().method(method)(*call.leaves())  # noqa: E731
-        check_agreement(model, call, run, "ExecuTorch")
+        check_agreement(
+            model,
+            call,
+            lambda call: program.load().method(method)(*call.leaves()),
+            "ExecuTorch",
+        )
 
 
 def packed(

@@ -89,8 +89,7 @@ def export(
     call = Call.of(model, args, kwargs or {})
 
     def compare(draft: Path) -> None:
-        run = lambda call: load(draft)(*call.tensors())  # noqa: E731
-        check_agreement(model, call, run, "ONNX Runtime")
+        check_agreement(model, call, lambda call: load(draft)(*call.tensors()), "ONNX Runtime")
 
     data = _save(written, path, external_data, compare if check else None)
     return OnnxProgramInfo.of(written, path, version, data)
