@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 # Programs of benchmarks/ that measure; the others are what they share.
 BENCHMARKS ?= pipeline observers qat xnnpack decoder other_quantizers roads accuracy \
-	scoreboard distributed
+	scoreboard distributed checkpoint_decoder
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip

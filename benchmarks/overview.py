@@ -35,6 +35,7 @@ PROGRAMS = (
     ("roads", "the same in every runtime", "roads.md"),
     ("accuracy", "what post-training algorithms win back", "accuracy.md#what-they-win"),
     ("distributed", "calibration on two processes against one", "large.md"),
+    ("checkpoint_decoder", "a Llama in bfloat16, as checkpoints ship", "large.md#language-models"),
     ("decoder", "a language model with a cache", "graphs.md#a-language-model-that-remembers"),
     (
         "other_quantizers",

@@ -57,7 +57,8 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        extremes = torch.stack(self._extremes(x), -1)
+        low, high = self._extremes(x)
+        extremes = torch.stack((low.float(), high.float()), -1)
         if self.is_dynamic:
             self.activation_post_process.reset()
         if not self.activation_post_process.keep(*extremes.unbind(-1)):
@@ -112,7 +113,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         """The range of ``x``, masks left out; where nothing is left, zero."""
         if torch.compiler.is_compiling():  # looking for masks would break the compiled graph
             axes = [dim for dim in range(x.dim()) if dim != self._axis_of(x)]
-            return x.amin(axes).float(), x.amax(axes).float()
+            return x.amin(axes), x.amax(axes)
         low, high = self.activation_post_process._range_of(x)
         if x.device.type == "cpu" and math.isfinite(float(low.sum() + high.sum())):
             return low, high

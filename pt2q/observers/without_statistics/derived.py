@@ -91,4 +91,5 @@ class DerivedObserverOrFakeQuantize(UniformQuantizationObserverBase):
         if axis is None:
             scale, zero_point = scale[0], zero_point[0]
         rounded = round_trip(x.detach(), scale, zero_point, low, high, self.dtype, axis)
-        return x + (rounded - x).detach()
+        wide = x.float()
+        return (wide + (rounded - wide).detach()).to(x.dtype)
