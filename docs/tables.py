@@ -1,4 +1,4 @@
-"""Writes the tables of these pages from the tables that the quantizers run by.
+"""Writes the tables of these pages from the tables that the quantizers run by, and recipes' keys.
 
 A page has a place for each, between two comments: ``<!-- rows: XNNPACK -->`` and ``<!-- end -->``.
 ``python docs/tables.py`` fills all of them; a test fails where a page says something else.
@@ -10,11 +10,13 @@ import re
 import sys
 from pathlib import Path
 
+from pt2q.app.recipe.keys import backend_table, key_table
 from pt2q.quantizers.tables import TABLES
 from pt2q.quantizers.toolkit.reasons import REASONS
 from pt2q.quantizers.toolkit.report.markdown import limits_table, reason_table, rule_table
 
-PLACE = re.compile(r"<!-- (rows|limits|reasons): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
+KEYS = {"all": key_table, "backends": backend_table}
+PLACE = re.compile(r"<!-- (rows|limits|reasons|keys): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def filled(text: str) -> str:
@@ -26,6 +28,8 @@ def _fill(place: re.Match[str]) -> str:
     kind, name = place.groups()
     if kind == "reasons":
         table = reason_table(REASONS)
+    elif kind == "keys":
+        table = KEYS[name]()
     else:
         table = (rule_table if kind == "rows" else limits_table)(TABLES[name])
     return f"<!-- {kind}: {name} -->\n\n{table}\n\n<!-- end -->"

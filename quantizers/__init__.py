@@ -5,6 +5,7 @@ from pt2q.quantizers.embedding import (
     EmbeddingQuantizer,
     get_embedding_operators_config,
     get_embedding_quantization_config,
+    with_embeddings,
 )
 from pt2q.quantizers.onnx_qdq.configs import (
     get_onnxruntime_quantization_config,
@@ -49,6 +50,7 @@ from pt2q.quantizers.weights.configs import (
     get_weight_only_quantization_config,
 )
 from pt2q.quantizers.weights.quantizer import WeightQuantizer
+from pt2q.quantizers.weights.table import with_weights_alone
 from pt2q.quantizers.x86_inductor.configs import (
     get_default_x86_inductor_quantization_config,
     get_x86_inductor_linear_dynamic_fp16_config,
@@ -105,4 +107,6 @@ __all__ = [
     "is_valid_annotation",
     "roles_of",
     "update_equivalent_types_dict",
+    "with_embeddings",
+    "with_weights_alone",
 ]

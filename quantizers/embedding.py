@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
 import torch
 from torch import nn
 
-from pt2q.ir.ops import EMBEDDING
+from pt2q.ir.ops import EMBEDDING, operator_named
 from pt2q.quantizers.toolkit.authoring import OperatorConfig
-from pt2q.quantizers.toolkit.config import QuantizationConfig
+from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
 from pt2q.quantizers.toolkit.reasons import EMBEDDINGS_ONLY
 from pt2q.quantizers.toolkit.table import checks, examples
@@ -17,6 +20,8 @@ from pt2q.quantizers.toolkit.table.kernel_limits import INT8, UINT8, KernelLimit
 from pt2q.quantizers.toolkit.table.rule import Rule
 from pt2q.quantizers.toolkit.usual_observers import weight_constructor
 from pt2q.spec import PerAxis, QuantizationSpec
+
+T = TypeVar("T", bound=TableQuantizer)
 
 MIN_SCALE = 2.0**-60
 """The smallest scale: rows are multiplied by it in float32, and nothing else."""
@@ -90,3 +95,34 @@ class EmbeddingQuantizer(TableQuantizer):
     """
 
     table = EMBEDDINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OneForm(KernelLimits):
+    """A lookup in tables of one form, however what is around it is quantized.
+
+    Args:
+        form: the configuration of the tables.
+    """
+
+    form: QuantizationConfig
+
+    def fitted(self, config: QuantizationConfig) -> QuantizationConfig:
+        """See `KernelLimits.fitted`."""
+        return self.form
+
+
+def with_embeddings(quantizer: T, config: QuantizationConfig) -> T:
+    """A backend's quantizer that quantizes tables of embeddings, too.
+
+    The tables have one form under every statement that gives a configuration; a statement of None
+    leaves them in float, as any operator.
+
+    Args:
+        quantizer: gets a row and a statement.
+        config: of the tables, such as `get_embedding_quantization_config` gives.
+    """
+    limits = {name: getattr(LOOKUP.kernel, name) for name in ("activation", "weight")}
+    kernel = _OneForm(**limits, float_activation=True, form=config)
+    quantizer.add_rule(replace(LOOKUP, kernel=kernel, modes=frozenset(Mode)))
+    return quantizer.set_operator_type(operator_named("aten.embedding"), config)

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 from pt2q.algorithms import ALGORITHMS
 from pt2q.app.recipe import Override, Recipe, Settings
 from pt2q.app.recipe.config import FLOAT as FLOAT_MODE
-from pt2q.app.recipe.config import config_for, default_settings
+from pt2q.app.recipe.config import WIDE, config_for, default_settings
 from pt2q.debug.diagnosis.changes import (
     ALGORITHM,
     CHANNEL,
@@ -80,6 +80,8 @@ def _changed(settings: Settings, change: Change, recipe: Recipe) -> Settings:
         return replace(settings, activation_observer=change.value)
     if change.kind == CHANNEL:
         return replace(settings, weight_scales="channel")
+    if change.kind == FORM and change.value == WIDE:
+        return replace(settings, activation_dtype=WIDE)
     if change.kind == FORM:
         limits = WEIGHT_RANGES[change.value]
         return settings if limits is None else replace(settings, weight_range=limits)

@@ -16,7 +16,8 @@ from pt2q.deploy.signature import Batch, Signature
 if TYPE_CHECKING:
     from pt2q.quantizers import QuantizationConfig, TableQuantizer
 
-ActivationMode = Literal["static", "dynamic"]
+ActivationMode = Literal["static", "dynamic", "weights"]
+"""When ranges of activations are found; never, where weights alone are quantized."""
 WeightScale = Literal["channel", "tensor"]
 
 Model = GraphModule | ExportedProgram
@@ -90,6 +91,8 @@ class Backend:
         runtime: what runs the file, as people call it; "" takes the name.
         bounds_sizes: its files take no size without an upper bound: the data's largest is taken.
         inner_values: gives what shows the values inside the runtime; None where none can be had.
+        groups_of: weights that share a scale are a multiple of so many.
+        embeddings: the configuration of embedding tables; None where it looks none up in 8 bits.
     """
 
     name: str
@@ -104,6 +107,8 @@ class Backend:
     runtime: str = ""
     bounds_sizes: bool = False
     inner_values: Callable[[Model, Example], Values] | None = None
+    groups_of: int = 1
+    embeddings: Callable[[], QuantizationConfig] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runtime", self.runtime or self.name)

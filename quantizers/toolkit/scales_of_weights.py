@@ -10,11 +10,11 @@ import torch
 
 from pt2q import observers
 from pt2q.errors import ObserverReplacedWarning
-from pt2q.observers import constructor_for
+from pt2q.observers import OBSERVERS, constructor_for
 from pt2q.quantizers.toolkit.config import has_channels
 from pt2q.quantizers.toolkit.usual_observers import weight_constructor
-from pt2q.spec import PerAxis, PerTensor, QuantizationSpec
-from pt2q.spec.constructor import unwrapped
+from pt2q.spec import PartialWrapper, PerAxis, PerGroup, PerTensor, QuantizationSpec
+from pt2q.spec.constructor import accepted, unwrapped
 
 
 def per_channel_at(spec: QuantizationSpec | None, axis: int) -> QuantizationSpec | None:
@@ -48,6 +48,21 @@ def divided(spec: QuantizationSpec, granularity: PerTensor | PerAxis) -> Quantiz
         ch_axis=granularity.axis if isinstance(granularity, PerAxis) else None,
         observer_or_fake_quant_ctr=constructor,
     )
+
+
+def grouped(spec: QuantizationSpec, group_size: int) -> QuantizationSpec:
+    """The same weight spec with a scale for each group of neighbours along a row.
+
+    Args:
+        spec: of a weight.
+        group_size: how many share a scale.
+    """
+    spec = divided(spec, PerAxis(0))
+    _, arguments = unwrapped(spec.observer_or_fake_quant_ctr)
+    observer = OBSERVERS["minmax"].member(PerGroup(group_size))
+    assert observer is not None, "it observes groups"
+    kept = accepted(observer, {**arguments, "group_size": group_size})
+    return replace(spec, observer_or_fake_quant_ctr=PartialWrapper(observer).with_args(**kept))
 
 
 _OTHER_SCHEME = {

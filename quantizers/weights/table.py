@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -10,6 +11,7 @@ from pt2q.ir import ops
 from pt2q.ir.graph import value_of
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
+from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
 from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
@@ -23,12 +25,14 @@ from pt2q.quantizers.toolkit.table.kernel_limits import (
     StoredAs,
     TensorLimits,
 )
-from pt2q.quantizers.toolkit.table.rule import Match
+from pt2q.quantizers.toolkit.table.rule import Match, Rule
 from pt2q.quantizers.weights.configs import (
     get_dynamic_activation_4bit_weight_config,
     get_weight_only_quantization_config,
 )
 from pt2q.spec import PerAxis, PerGroup, PerTensor, PerToken, granularity_of
+
+T = TypeVar("T", bound=TableQuantizer)
 
 FLOATS = tuple(
     map(StoredAs, (torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16))
@@ -102,3 +106,21 @@ WEIGHTS = BackendTable(
     rules=(LINEAR, CONVOLUTION, TRANSPOSED),
     else_in_float=reasons.NO_WEIGHT,
 )
+
+
+def with_weights_alone(quantizer: T) -> T:
+    """A backend's quantizer that also stores weights alone, in all the forms that there are.
+
+    Args:
+        quantizer: its own rows come before those that are added.
+    """
+    table = quantizer.table
+    rows = (*table.rules, *map(_alone, WEIGHTS.rules))
+    quantizer.table = replace(table, rules=rows)
+    return quantizer
+
+
+def _alone(rule: Rule) -> Rule:
+    assert rule.kernel is not None
+    kernel = replace(rule.kernel, activation=TensorLimits(stored=()), result=None)
+    return replace(rule, kernel=kernel)

@@ -69,6 +69,32 @@ MISTAKES = [
     ),
     ("[[algorithm]]\nname = 'awq'\nstrengths = 1", "line 3.*expected a list of numbers; found 1"),
     ("mode = ", "no valid TOML: Invalid value"),
+    ("[default]\nmode = 'weights'", 'line 2.*"static", "dynamic", "float"; found'),
+    ("backend = 'x86'\nresidual_projections = 'static'", "line 2.*x86 does not take this key; ch"),
+    ("residual_projections = 'x'", 'line 1, residual_projections: .*"dynamic", "static"'),
+    ("backend = 'tensorrt'\nembeddings = true", "line 2, embeddings: tensorrt does not take"),
+    ("embeddings = 'int8'", "line 1, embeddings: expected true or false; found 'int8'"),
+    ("backend = 'x86'\n[default]\ngroup_size = 32", "line 3.*x86 does not take this key.*mode"),
+    ("[default]\ngroup_size = 16", "line 2.*expected a multiple of 32; found 16"),
+    ("[default]\ngroup_size = 32", r"line 1, \[default\] mode: XNNPACK takes weight in .*group"),
+    (
+        "backend = 'onnxruntime'\n[default]\ngroup_size = 0",
+        "line 3.*expected a whole number from 1 up; found 0",
+    ),
+    ("[default]\nmin_scale = 1e-30", "line 2.*expected a number from 8.67e-19.*; found 1e-30"),
+    ("[default]\nmin_scale = 'tiny'", "line 2.*expected a number, such as 1e-9; found 'tiny'"),
+    ("[decompositions]\nmax_steps = 0", r"line 2, \[decompositions\] max_steps: .* from 1 up"),
+    ("[decompositions]\nlstm = true", "no such key; choose from attention, recurrent, max_steps"),
+    ("backend = 'x86'\n[default]\nmode = 'weights'", 'set weight_dtype = "float16"'),
+    (
+        "backend = 'x86'\n[default]\nmode = 'weights'\nweight_dtype = 'float16'\n"
+        "weight_range = [-8, 7]",
+        "line 3.*no scales: leave out weight_range",
+    ),
+    (
+        "[[override]]\nmodule = 'a'\nmode = 'dynamic'\ngroup_size = 32",
+        r"line 1, \[\[override\]\] 1: XNNPACK takes weight in",
+    ),
 ]
 
 
@@ -100,7 +126,7 @@ def test_affine_ranges_need_not_hold_0() -> None:
 
 
 def test_a_mode_the_backend_lacks() -> None:
-    with pytest.raises(RecipeError, match=r"openvino does not run mode 'dynamic'.*static, float"):
+    with pytest.raises(RecipeError, match=r"mode 'dynamic'.*static, weights, float"):
         Recipe("openvino").changed(mode="dynamic").quantizer()
 
 

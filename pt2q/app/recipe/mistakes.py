@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pt2q.app.recipe.schema import (
     AlgorithmTable,
     CalibrationTable,
+    DecompositionsTable,
     OverrideTable,
     RecipeTable,
     RequireTable,
@@ -19,18 +20,19 @@ from pt2q.app.recipe.schema import (
     SkipTable,
     Table,
 )
-from pt2q.app.recipe.values import EXPECTED
+from pt2q.app.recipe.values import EXPECTED, REFUSED
 from pt2q.errors import RecipeError
 
 SELECTORS = ("module", "module_type", "operator", "node")
 
-_TABLES: dict[str, type[Table]] = {
+TABLES: dict[str, type[Table]] = {
     "default": SettingsTable,
     "skip": SkipTable,
     "override": OverrideTable,
     "calibration": CalibrationTable,
     "require": RequireTable,
     "algorithm": AlgorithmTable,
+    "decompositions": DecompositionsTable,
 }
 _LISTS = ("override", "algorithm")
 Place = tuple[str | int, ...]
@@ -104,13 +106,20 @@ def _parts(place: Place) -> tuple[str, int, str]:
 
 def _words(mistake: ErrorDetails, place: Place, table: type[Table] | None) -> str:
     section, _, key = _parts(place)
-    table = table or (_TABLES[section] if section else RecipeTable)
+    table = table or (TABLES[section] if section else RecipeTable)
     if mistake["type"] == "extra_forbidden":
         return _no_such_key(key, tuple(table.model_fields))
+    if mistake["type"] == REFUSED:
+        return _refused_key(mistake["msg"], mistake["ctx"]["refused"], table)
     field = table.model_fields.get(key) or RecipeTable.model_fields[section]
     wanted = mistake["msg"] if mistake["type"] == EXPECTED else field.description
     found = "none" if mistake["type"] == "missing" else repr(mistake["input"])
     return f"expected {wanted}; found {found}"
+
+
+def _refused_key(backend: str, refused: Sequence[str], table: type[Table]) -> str:
+    known = [name for name in table.model_fields if name not in refused]
+    return f"{backend} does not take this key; choose from {', '.join(known)}"
 
 
 def _no_such_key(key: str, known: Sequence[str]) -> str:

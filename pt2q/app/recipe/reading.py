@@ -12,9 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from pt2q.algorithms import ALGORITHMS
-from pt2q.app.recipe.config import FLOAT, Settings, default_settings
-from pt2q.app.recipe.mistakes import SELECTORS, RecipeText
-from pt2q.app.recipe.recipe import Override, Recipe
+from pt2q.app.recipe.allowed import Allowed
+from pt2q.app.recipe.config import FLOAT, Settings, config_for, default_settings, has_scales
+from pt2q.app.recipe.mistakes import SELECTORS, Place, RecipeText
+from pt2q.app.recipe.recipe import Override, Recipe, TakenApart
 from pt2q.app.recipe.schema import (
     AlgorithmTable,
     BackendOnly,
@@ -23,11 +24,10 @@ from pt2q.app.recipe.schema import (
     SkipTable,
     settings_table,
 )
-from pt2q.app.recipe.values import Allowed
 from pt2q.app.requirements import Requirements
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS
-from pt2q.errors import RecipeError
+from pt2q.errors import AnnotationError, RecipeError, SpecError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -81,6 +81,7 @@ def parse(text: str, name: str = "recipe") -> Recipe:
     algorithms = tuple(_algorithm(i, found, source) for i, found in enumerate(table.algorithm))
     if algorithms and table.effort is not None:
         raise source.error(("effort",), "it chooses the algorithms: leave it or [[algorithm]] out")
+    _check_kernels(backend, default, overrides, source)
     return Recipe(
         backend.name,
         default,
@@ -90,6 +91,9 @@ def parse(text: str, name: str = "recipe") -> Recipe:
         algorithms,
         table.seed,
         Requirements(**table.require.model_dump()),
+        table.residual_projections,
+        table.embeddings,
+        TakenApart(**table.decompositions.model_dump()),
     )
 
 
@@ -144,6 +148,22 @@ def _override(
             f'mode = "{backend.modes[0]}"',
         )
     return Override(kind, name, replace(default, **stated))
+
+
+def _check_kernels(
+    backend: Backend, default: Settings, overrides: list[Override], source: RecipeText
+) -> None:
+    """Find what no kernel takes where it is said, before any work."""
+    made = backend.quantizer()
+    stated: list[tuple[Place, Settings]] = [(("default", "mode"), default)]
+    stated += [(("override", i), override.settings) for i, override in enumerate(overrides)]
+    for place, settings in stated:
+        try:
+            config = config_for(backend, settings)
+            if config is not None and has_scales(config):
+                made.table.check_configuration(config)
+        except (AnnotationError, RecipeError, SpecError) as error:
+            raise source.error(place, str(error)) from error
 
 
 def _check_once(skipped: list[Override], overrides: list[Override], source: RecipeText) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from pt2q.app.recipe.config import Settings, config_for
 from pt2q.app.requirements import Requirements
+from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS, DEFAULT
 from pt2q.ir import ops
-
-if TYPE_CHECKING:
-    from pt2q.quantizers import TableQuantizer
+from pt2q.quantizers import TableQuantizer, with_embeddings
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,19 @@ class Override:
 
 
 @dataclass(frozen=True)
+class TakenApart:
+    """Which operators are taken apart before annotation; None leaves it to the backend.
+
+    Attributes:
+        attention, recurrent, max_steps: see `TableQuantizer.set_decompositions`.
+    """
+
+    attention: bool | None = None
+    recurrent: bool | None = None
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a recipe file says.
 
@@ -42,6 +54,9 @@ class Recipe:
         algorithms: what is done, in order, where no effort says it.
         seed: of random choices.
         require: what the result has to be.
+        residual_projections: see `XNNPACKQuantizer`; None leaves it to the backend.
+        embeddings: quantize tables of embeddings, too.
+        decompositions: which operators are taken apart.
     """
 
     backend: str = DEFAULT
@@ -52,6 +67,9 @@ class Recipe:
     algorithms: tuple[Any, ...] = ()
     seed: int = 0
     require: Requirements = field(default_factory=Requirements)
+    residual_projections: str | None = None
+    embeddings: bool = False
+    decompositions: TakenApart = TakenApart()
 
     def quantizer(self) -> TableQuantizer:
         """The backend's quantizer with these statements made.
@@ -60,7 +78,7 @@ class Recipe:
             RecipeError: the backend does not run a mode.
         """
         backend = BACKENDS[self.backend]
-        made = backend.quantizer().set_global(config_for(backend, self.default))
+        made = self._with_its_settings(backend).set_global(config_for(backend, self.default))
         for override in self.overrides:
             config = config_for(backend, override.settings)
             if override.kind == "node":
@@ -71,6 +89,16 @@ class Recipe:
                 made.set_module_type(override.name, config)
             else:
                 made.set_operator_type(ops.operator_named(override.name), config)
+        return made
+
+    def _with_its_settings(self, backend: Backend) -> TableQuantizer:
+        made = backend.quantizer().set_decompositions(**asdict(self.decompositions))
+        if self.residual_projections is not None:
+            assert hasattr(made, "residual_projections")
+            made.residual_projections = self.residual_projections
+        if self.embeddings:
+            assert backend.embeddings is not None
+            made = with_embeddings(made, backend.embeddings())
         return made
 
     def changed(self, *, mode: str | None = None, weight_scales: str | None = None) -> Recipe:

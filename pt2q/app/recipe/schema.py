@@ -1,6 +1,7 @@
 """What a recipe file may hold, as tables that pydantic checks.
 
-A field's description is what a message says is expected where its type does not fit.
+A field's description is what a message says is expected where its type does not fit; its title says
+what the key means, and its example what Python says instead, for the table of the documentation.
 """
 
 from __future__ import annotations
@@ -17,14 +18,33 @@ from pt2q.app.recipe.values import (
     BackendName,
     Choice,
     Effort,
+    Embeddings,
+    GroupSize,
     Limits,
     Name,
     Operator,
+    Scale,
 )
 from pt2q.deploy.registry import DEFAULT
 
-_NAMES: list[str] = Field(default_factory=list, description='a list of names, such as ["head"]')
-_NAME = Field(default=None, description="a name")
+
+def _key(
+    means: str, python: str, expected: str | None = None, default: Any = None, **limits: Any
+) -> Any:
+    return Field(default=default, title=means, examples=[python], description=expected, **limits)
+
+
+def _names(means: str, python: str) -> Any:
+    return Field(
+        default_factory=list,
+        description='a list of names, such as ["head"]',
+        title=means,
+        examples=[python],
+    )
+
+
+def _name(means: str, python: str) -> Any:
+    return _key(means, python, "a name")
 
 
 class Table(BaseModel):
@@ -36,13 +56,38 @@ class Table(BaseModel):
 class SettingsTable(Table):
     """How something is quantized; what a file leaves out is not set."""
 
-    mode: Choice = None
-    weight_scales: Choice = None
-    activation_dtype: Choice = None
-    activation_range: Limits = None
-    activation_observer: Choice = None
-    weight_dtype: Choice = None
-    weight_range: Limits = None
+    mode: Choice = _key(
+        "when ranges of activations are found; `weights`: activations stay in float",
+        "the backend's configuration function, `is_dynamic=`",
+    )
+    weight_scales: Choice = _key(
+        "a scale per output channel of a weight, or one for all of it",
+        "`get_symmetric_quantization_config(is_per_channel=)`",
+    )
+    activation_dtype: Choice = _key(
+        "how activations are stored; int16 is symmetric", "`QuantizationSpec(dtype=)`"
+    )
+    activation_range: Limits = _key(
+        "the integers of activations", "`act_qmin=`, `act_qmax=`; `reduce_range=True` of x86"
+    )
+    activation_observer: Choice = _key(
+        "how calibration finds a range", "`QuantizationSpec(observer_or_fake_quant_ctr=)`"
+    )
+    weight_dtype: Choice = _key(
+        "how weights are stored; float16 with mode `weights`",
+        "`get_x86_inductor_linear_dynamic_fp16_config()`",
+    )
+    weight_range: Limits = _key(
+        "the integers of weights; [-8, 7] is four bits", "`weight_qmin=`, `weight_qmax=`"
+    )
+    group_size: GroupSize = _key(
+        "neighbours along a row of a weight that share a scale; with four bits and mode "
+        "`dynamic` it is 8da4w",
+        "`get_dynamic_activation_4bit_weight_config(group_size=)`",
+    )
+    min_scale: Scale = _key(
+        "no scale is smaller", "an observer's `eps=`", "a number, such as 1e-9", strict=False
+    )
 
     def stated(self) -> dict[str, Any]:
         """The settings that the file has."""
@@ -52,19 +97,21 @@ class SettingsTable(Table):
 class OverrideTable(SettingsTable):
     """What is done in another way, for what one of these names."""
 
-    module: Name | None = _NAME
-    module_type: Name | None = _NAME
-    operator: Operator | None = _NAME
-    node: Name | None = _NAME
+    module: Name | None = _name("a module, and all it holds", "`set_module_name`")
+    module_type: Name | None = _name("modules of a class", "`set_module_type`")
+    operator: Operator | None = _name("an operator", "`set_operator_type`")
+    node: Name | None = _name("one node of the graph", "`set_node_name`")
 
 
 class SkipTable(Table):
     """What stays in float."""
 
-    modules: list[Name] = _NAMES
-    module_types: list[Name] = _NAMES
-    operators: list[Operator] = _NAMES
-    nodes: list[Name] = _NAMES
+    modules: list[Name] = _names("modules left in float", "`set_module_name(name, None)`")
+    module_types: list[Name] = _names("classes left in float", "`set_module_type(name, None)`")
+    operators: list[Operator] = _names(
+        "operators left in float", "`set_operator_type(operator, None)`"
+    )
+    nodes: list[Name] = _names("nodes left in float", "`set_node_name(name, None)`")
 
 
 class AlgorithmTable(Table):
@@ -72,7 +119,11 @@ class AlgorithmTable(Table):
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
-    name: AlgorithmName = Field(description='a name, such as "gptq"')
+    name: AlgorithmName = Field(
+        description='a name, such as "gptq"',
+        title="which algorithm; further keys are its settings",
+        examples=["`quantize_pt2e(algorithms=)`"],
+    )
 
     def settings(self) -> dict[str, Any]:
         """All but the name."""
@@ -111,29 +162,61 @@ _SETTINGS: dict[Any, str] = {
 class CalibrationTable(Table):
     """How the model is calibrated."""
 
-    limit: int | None = Field(default=None, ge=1, description="a whole number from 1 up")
+    limit: int | None = _key(
+        "calibrate on at most so many batches", "", "a whole number from 1 up", ge=1
+    )
+
+
+class DecompositionsTable(Table):
+    """Which operators are taken apart before annotation."""
+
+    attention: bool | None = _key(
+        "fused attention becomes products and a softmax",
+        "`set_decompositions(attention=)`",
+        "true or false",
+    )
+    recurrent: bool | None = _key(
+        "LSTM, GRU and plain recurrent layers become linears",
+        "`set_decompositions(recurrent=)`",
+        "true or false",
+    )
+    max_steps: int | None = _key(
+        "recurrent layers over longer sequences stay as they are",
+        "`set_decompositions(max_steps=)`",
+        "a whole number from 1 up",
+        ge=1,
+    )
 
 
 class RequireTable(Table):
     """What the result has to be, or it is not written."""
 
-    quantized: float | None = Field(
-        default=None, ge=0, le=1, strict=False, description="a share from 0 to 1"
+    quantized: float | None = _key(
+        "the least share of operators that are quantized",
+        "`quantizer.report()`",
+        "a share from 0 to 1",
+        ge=0,
+        le=1,
+        strict=False,
     )
-    min_sqnr: float | None = Field(default=None, strict=False, description="decibels, a number")
-    agreement: bool = Field(default=True, description="true or false")
-
-
-def _table(name: str) -> Any:
-    return Field(
-        default={}, validate_default=True, description=f"a table that begins with [{name}]"
+    min_sqnr: float | None = _key(
+        "the least decibels against float, on held-out data",
+        "`pt2q.debug.compare`",
+        "decibels, a number",
+        strict=False,
+    )
+    agreement: bool = _key(
+        "the file computes in its runtime what the converted model does",
+        "`check=` of `lower`, `export`, `package`",
+        "true or false",
+        True,
     )
 
 
 class RecipeTable(Table):
     """A whole recipe."""
 
-    backend: BackendName = DEFAULT
+    backend: BackendName = _key("what runs the result", "`BACKENDS[name]`", default=DEFAULT)
     default: SettingsTable = Field(
         default=SettingsTable(), description="a table that begins with [default]"
     )
@@ -141,11 +224,28 @@ class RecipeTable(Table):
     override: list[OverrideTable] = Field(
         default_factory=list, description="tables that begin with [[override]]"
     )
-    effort: Effort | None = None
+    effort: Effort | None = _key(
+        "how much is done to win accuracy back", "`quantize_pt2e(effort=)`"
+    )
+    residual_projections: Choice = _key(
+        "which kernel takes a linear layer that is added to a residual stream",
+        "`XNNPACKQuantizer(residual_projections=)`",
+    )
+    embeddings: Embeddings = _key(
+        "tables of embeddings are stored in 8 bits, a scale per row",
+        "`ComposableQuantizer([EmbeddingQuantizer(), ...])`",
+        "true or false",
+        False,
+    )
+    decompositions: DecompositionsTable = Field(
+        default=DecompositionsTable(), description="a table that begins with [decompositions]"
+    )
     algorithm: list[AlgorithmTable] = Field(
         default_factory=list, description="tables that begin with [[algorithm]]"
     )
-    seed: int = Field(default=0, ge=0, description="a whole number from 0 up")
+    seed: int = _key(
+        "of random choices", "`quantize_pt2e(seed=)`", "a whole number from 0 up", 0, ge=0
+    )
     require: RequireTable = Field(
         default=RequireTable(), description="a table that begins with [require]"
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from pt2q.app.recipe.allowed import Allowed
 from pt2q.app.recipe.config import FLOAT, activation_observers, dtype_name
 from pt2q.deploy.backend import Backend
 from pt2q.deploy.registry import BACKENDS, DEFAULT
@@ -21,15 +22,17 @@ backend = "{backend}"
 
 # How much is done to win accuracy back: "fast" | "balanced" | "best"; without it, nothing.
 # effort = "balanced"
-
+{quantizer_keys}
 # How everything is quantized that nothing below says otherwise about.
 [default]
 # {modes}
 # static: ranges of activations are found by calibration. dynamic: from each input, at run time.
-mode = "{mode}"
+{weights_alone}mode = "{mode}"
 {scale_choices}
 weight_scales = "{scales}"
 """
+
+_WEIGHTS_ALONE = "# weights: activations stay in float.\n"
 
 _ACTIVATIONS = """\
 # How activations are stored, and the integers used.
@@ -44,6 +47,13 @@ _WEIGHTS = """\
 # How weights are stored, and the integers used; [-8, 7] is four bits.
 weight_dtype = "{dtype}"
 weight_range = {limits}
+# No scale is smaller than this; without it, what the kernels compute with.
+# min_scale = 1e-9
+"""
+
+_GROUPS = """\
+# Neighbours along a row of a weight that share a scale; without it, all of the row.
+# group_size = 32
 """
 
 _END = """\
@@ -75,6 +85,13 @@ operators = []
 # Calibrate on at most so many batches.
 # limit = 100
 
+# Which operators are taken apart before anything is quantized.
+#
+# [decompositions]
+# attention = true
+# recurrent = true
+# max_steps = 64
+
 # What the result has to be, or it is not written and the command ends with code 3.
 #
 # [require]
@@ -83,6 +100,17 @@ operators = []
 # The least decibels of signal to noise against float, on held-out data.
 # min_sqnr = 30
 """
+
+_KEYS = {
+    "residual_projections": """
+# Linear layers that are added to a residual stream: "dynamic" gives them float results.
+# residual_projections = "static"
+""",
+    "embeddings": """
+# Store tables of embeddings in 8 bits, with a scale for each row.
+# embeddings = true
+""",
+}
 
 _SCALE_WORDS = {
     "channel": '"channel": a scale per output channel of a weight.',
@@ -106,18 +134,22 @@ def template(backend: str = DEFAULT) -> str:
             _start(row),
             _stored(_ACTIVATIONS, config.input_activation),
             _stored(_WEIGHTS, config.weight),
+            "" if "group_size" in Allowed.by(row).refused else _GROUPS,
             _END.format(other_mode=(*row.modes, FLOAT)[1]),
         )
     )
 
 
 def _start(row: Backend) -> str:
+    refused = Allowed.by(row).refused
     return _START.format(
         backend=row.name,
         title=row.title,
         backends=_choices(BACKENDS),
+        quantizer_keys="".join(text for key, text in _KEYS.items() if key not in refused),
         modes=_choices((*row.modes, FLOAT)),
         mode=row.modes[0],
+        weights_alone=_WEIGHTS_ALONE if "weights" in row.modes else "",
         scale_choices="\n".join(f"# {_SCALE_WORDS[scale]}" for scale in row.scales),
         scales=row.scales[0],
     )

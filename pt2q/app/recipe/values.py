@@ -5,8 +5,6 @@ What depends on the backend comes in pydantic's validation context, as an `Allow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -14,47 +12,19 @@ from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from pt2q.algorithms import ALGORITHMS
-from pt2q.app.recipe.config import FLOAT, Range, activation_observers, dtype_name
-from pt2q.deploy.backend import Backend
+from pt2q.app.recipe.allowed import Allowed
+from pt2q.app.recipe.config import Range
 from pt2q.deploy.registry import BACKENDS
 from pt2q.ir import ops
 from pt2q.offers import EFFORTS
-from pt2q.spec import QuantizationSpec
 
 EXPECTED = "expected"
 """The type of errors whose message is what was expected, and nothing else."""
 
+REFUSED = "refused"
+"""The type of errors of keys that a backend does not take."""
+
 _SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What a backend leaves open.
-
-    Args:
-        choices: the values of a key, by the key.
-        specs: what holds the integers of a range, by the key; None where nothing is quantized.
-    """
-
-    choices: Mapping[str, tuple[str, ...]]
-    specs: Mapping[str, QuantizationSpec | None]
-
-    @classmethod
-    def by(cls, backend: Backend) -> Allowed:
-        """What one backend leaves open."""
-        config = backend.default_config
-        activation, weight = config.input_activation, config.weight
-        choices = {
-            "mode": (*backend.modes, FLOAT),
-            "weight_scales": backend.scales,
-            "activation_dtype": () if activation is None else (dtype_name(activation),),
-            "activation_observer": activation_observers(),
-            "weight_dtype": () if weight is None else (dtype_name(weight),),
-        }
-        return cls(choices, {"activation_range": activation, "weight_range": weight})
-
-
-# ------------------------------------------------------------------ values
 
 
 def _expected(text: str) -> PydanticCustomError:
@@ -76,7 +46,16 @@ def _backend(value: object) -> object:
     return value
 
 
+def _taken(value: object, info: ValidationInfo) -> object:
+    allowed = _allowed(info)
+    if info.field_name in allowed.refused:
+        found = {"backend": allowed.backend, "refused": sorted(allowed.refused)}
+        raise PydanticCustomError(REFUSED, "{backend}", found)
+    return value
+
+
 def _choice(value: object, info: ValidationInfo) -> object:
+    _taken(value, info)
     choices = _allowed(info).choices[str(info.field_name)]
     if value not in choices:
         raise _one_of(choices)
@@ -96,6 +75,21 @@ def _range(value: Any, info: ValidationInfo) -> Range:
     if spec.qscheme in _SYMMETRIC and not (below_0 and value[1] > 0):
         raise _expected("a range that holds 0, where the zero point is, and both signs")
     return value[0], value[1]
+
+
+def _scale(value: float, info: ValidationInfo) -> float:
+    least = _allowed(info).min_scale
+    if not least <= value < 1:
+        raise _expected(f"a number from {least:.3g}, the smallest scale computed with, to 1")
+    return value
+
+
+def _group(value: object, info: ValidationInfo) -> object:
+    _taken(value, info)
+    least = _allowed(info).groups_of
+    if type(value) is not int or value < 1 or value % least:
+        raise _expected(f"a multiple of {least}" if least > 1 else "a whole number from 1 up")
+    return value
 
 
 def _name(value: str) -> str:
@@ -126,6 +120,9 @@ AlgorithmName = Annotated[str, BeforeValidator(_algorithm)]
 Effort = Annotated[str, BeforeValidator(_effort)]
 BackendName = Annotated[str, BeforeValidator(_backend)]
 Choice = Annotated[str | None, BeforeValidator(_choice)]
+Embeddings = Annotated[bool, BeforeValidator(_taken)]
+GroupSize = Annotated[int | None, BeforeValidator(_group)]
+Scale = Annotated[float, AfterValidator(_scale)]
 Limits = Annotated[Range | None, BeforeValidator(_range)]
 Name = Annotated[str, AfterValidator(_name)]
 Operator = Annotated[Name, AfterValidator(_operator)]

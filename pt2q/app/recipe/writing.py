@@ -31,6 +31,7 @@ def recipe_text(recipe: Recipe, comments: Iterable[str] = ()) -> str:
     parts = [
         "".join(f"# {line}\n" for line in comments),
         _head(recipe),
+        _table("[decompositions]", _said(recipe.decompositions)),
         _table("[default]", _stated(recipe.default, usual)),
         _table("[skip]", _skipped(recipe)),
         *(_override(o, recipe.default) for o in recipe.overrides if not _is_skip(o, recipe)),
@@ -43,9 +44,15 @@ def recipe_text(recipe: Recipe, comments: Iterable[str] = ()) -> str:
 
 def _head(recipe: Recipe) -> str:
     lines = [f"backend = {json.dumps(recipe.backend)}\n"]
-    if recipe.effort is not None:
-        lines.append(f"effort = {json.dumps(recipe.effort)}\n")
-    return "".join([*lines, *([f"seed = {recipe.seed}\n"] if recipe.seed else [])])
+    for name in ("effort", "residual_projections", "embeddings", "seed"):
+        value = getattr(recipe, name)
+        if value != getattr(Recipe, name):
+            lines.append(f"{name} = {json.dumps(value)}\n")
+    return "".join(lines)
+
+
+def _said(settings: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(settings).items() if value is not None}
 
 
 def _required(found: Requirements) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pt2q.deploy.executorch.lowering import lower
 from pt2q.quantizers import (
     QuantizationConfig,
     XNNPACKQuantizer,
+    get_embedding_operators_config,
     get_symmetric_quantization_config,
 )
 
@@ -72,4 +73,6 @@ XNNPACK = Backend(
     deploy=_deploy,
     bounds_sizes=True,
     inner_values=_inner_values,
+    groups_of=32,
+    embeddings=lambda: get_embedding_operators_config().config,
 )

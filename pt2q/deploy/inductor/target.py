@@ -18,10 +18,13 @@ from pt2q.quantizers import (
     QuantizationConfig,
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
+    get_x86_inductor_linear_dynamic_fp16_config,
 )
 
 
 def _config(mode: ActivationMode) -> QuantizationConfig:
+    if mode == "weights":
+        return get_x86_inductor_linear_dynamic_fp16_config()
     return get_default_x86_inductor_quantization_config(is_dynamic=mode == "dynamic")
 
 
@@ -61,6 +64,7 @@ X86 = Backend(
     quantizer=X86InductorQuantizer,
     config=_config,
     deploy=_deploy,
+    modes=("static", "dynamic", "weights"),
     scales=("channel",),
     deploys_float=False,  # that is another compilation, of a minute
 )

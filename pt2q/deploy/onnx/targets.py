@@ -17,8 +17,11 @@ from pt2q.errors import MissingDependencyError
 from pt2q.quantizers import (
     OnnxQDQQuantizer,
     QuantizationConfig,
+    get_embedding_quantization_config,
     get_onnxruntime_quantization_config,
     get_tensorrt_quantization_config,
+    get_weight_only_quantization_config,
+    with_weights_alone,
 )
 
 _INTEGER = (
@@ -33,7 +36,17 @@ _INTEGER = (
 
 
 def _onnxruntime_config(mode: ActivationMode) -> QuantizationConfig:
+    if mode == "weights":
+        return get_weight_only_quantization_config()
     return get_onnxruntime_quantization_config(is_dynamic=mode == "dynamic")
+
+
+def _onnxruntime_quantizer() -> OnnxQDQQuantizer:
+    return with_weights_alone(OnnxQDQQuantizer.onnxruntime())
+
+
+def _openvino_quantizer() -> OnnxQDQQuantizer:
+    return with_weights_alone(OnnxQDQQuantizer.openvino())
 
 
 def _tensorrt_config(mode: ActivationMode) -> QuantizationConfig:
@@ -88,7 +101,9 @@ ONNXRUNTIME = Backend(
     name="onnxruntime",
     title="ONNX Runtime on processors, an .onnx file",
     suffix=".onnx",
-    quantizer=OnnxQDQQuantizer.onnxruntime,
+    quantizer=_onnxruntime_quantizer,
+    modes=("static", "dynamic", "weights"),
+    embeddings=get_embedding_quantization_config,
     config=_onnxruntime_config,
     deploy=_deploy_to_onnxruntime,
     runtime="ONNX Runtime",
@@ -99,11 +114,12 @@ OPENVINO = Backend(
     name="openvino",
     title="OpenVINO, an .onnx file",
     suffix=".onnx",
-    quantizer=OnnxQDQQuantizer.openvino,
+    quantizer=_openvino_quantizer,
+    embeddings=get_embedding_quantization_config,
     config=_onnxruntime_config,
     deploy=_deploy_to_openvino,
     runtime="OpenVINO",
-    modes=("static",),
+    modes=("static", "weights"),
 )
 
 TENSORRT = Backend(
