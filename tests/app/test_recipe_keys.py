@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -53,6 +54,11 @@ class Reader(nn.Module):
 def reader() -> torch.export.ExportedProgram:
     torch.manual_seed(0)
     return torch.export.export(Reader().eval(), (torch.zeros(2, 4, dtype=torch.long),))
+
+
+@pytest.fixture(scope="module")
+def usual_of(reader: torch.export.ExportedProgram) -> Callable[[str], Any]:
+    return cache(lambda backend: converted(reader, parse(f"backend = {backend!r}").quantizer()))
 
 
 def converted(program: torch.export.ExportedProgram, quantizer: Any) -> Any:
@@ -143,15 +149,14 @@ EXAMPLE = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
 
 @pytest.mark.filterwarnings("ignore::pt2q.errors.SmallestScaleWarning")
 @pytest.mark.parametrize("name", SAME)
-def test_a_recipe_is_its_python(name, reader) -> None:
+def test_a_recipe_is_its_python(name, reader, usual_of) -> None:
     text, python = SAME[name]
     recipe = parse(text)
     assert parse(recipe_text(recipe)) == recipe
     found, wanted = converted(reader, recipe.quantizer()), converted(reader, python())
     assert operators(found) == operators(wanted)
     assert torch.equal(found(EXAMPLE), wanted(EXAMPLE))
-    backend = f'backend = "{recipe.backend}"'
-    usual = converted(reader, parse(backend).quantizer())
+    usual = usual_of(recipe.backend)
     same = torch.equal(found(EXAMPLE), usual(EXAMPLE))
     assert not same or operators(found) != operators(usual)
 
