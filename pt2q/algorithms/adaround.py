@@ -17,10 +17,10 @@ first part there is no such term.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from pt2q.algorithms.activation import activation_behind
 from pt2q.algorithms.block_rounding import BlockRun, Pieces, draw
 from pt2q.algorithms.engine import Walk
 from pt2q.algorithms.engine.rounding import Grid
+from pt2q.algorithms.joint_rounding import Learned, parameters
 from pt2q.algorithms.layers import Layers
 from pt2q.algorithms.layerwise import LayerAlgorithm, Proposal, Work
 from pt2q.algorithms.matrix import Product
@@ -36,60 +37,8 @@ from pt2q.algorithms.report import Report
 from pt2q.algorithms.samples import Sample
 from pt2q.algorithms.scale_search import best_scales, output_energy
 from pt2q.algorithms.second_moments import moments
+from pt2q.algorithms.soft_rounding import SoftRounding, exponent, indecision
 from pt2q.algorithms.task import Task
-
-STRETCH, SHIFT = 1.2, 0.1
-
-
-@dataclass(frozen=True)
-class SoftRounding:
-    """A weight between the neighbours of its grid.
-
-    Args:
-        floor: ``floor(w / s) + z``.
-        scale, zero_point: of each element.
-        low, high: the integers in use.
-    """
-
-    floor: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    low: int
-    high: int
-
-    @classmethod
-    def of(cls, weight: Tensor, grid: Grid) -> tuple[SoftRounding, Tensor]:
-        """The neighbours below, and the ``v`` with which the weight is what it is."""
-        scale = grid.spread(grid.scale, weight)
-        zero_point = grid.spread(grid.zero_point.to(weight.dtype), weight)
-        ratio = weight * (1.0 / scale)
-        below = ratio.floor()
-        share = ((ratio - below + SHIFT) / STRETCH).clamp(1e-4, 1 - 1e-4)
-        made = cls(below + zero_point, scale, zero_point, grid.quant_min, grid.quant_max)
-        return made, torch.log(share / (1 - share))
-
-    def soft(self, v: Tensor) -> Tensor:
-        """``w~``."""
-        return self._at(upward(v))
-
-    def hard(self, v: Tensor) -> Tensor:
-        """The neighbour that ``v`` is nearer to."""
-        return self._at((v >= 0).to(self.floor.dtype))
-
-    def _at(self, share: Tensor) -> Tensor:
-        levels = (self.floor + share).clamp(self.low, self.high)
-        return (levels - self.zero_point) * self.scale
-
-
-def upward(v: Tensor) -> Tensor:
-    """``h(v)``: how far up a weight is rounded, 0 to 1."""
-    return (torch.sigmoid(v) * STRETCH - SHIFT).clamp(0, 1)
-
-
-def exponent(step: int, steps: int, warm: float, high: float, low: float) -> float:
-    """``b`` at a step: after the warm part it falls from ``high`` to ``low`` along a cosine."""
-    done = (step - warm * steps) / max(steps * (1 - warm), 1)
-    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
 
 @dataclass(frozen=True)
@@ -104,6 +53,8 @@ class AdaRound(LayerAlgorithm):
         warm: the share of the steps without it.
         search_scales: find the scales by the layer's output first, see `ScaleSearch`.
         block: how many layers are learned together, at most, by the error of what they give.
+        others: Adam's rate for the scales and biases of layers that are learned together; 0 leaves
+            them.
     """
 
     name: ClassVar[str] = "adaround"
@@ -115,6 +66,7 @@ class AdaRound(LayerAlgorithm):
     warm: float = 0.2
     search_scales: bool = True
     block: int = 1
+    others: float = 1e-3
 
     def run(self, walk: Walk, layers: Layers, task: Task) -> Report:
         """See `LayerAlgorithm.run`."""
@@ -129,22 +81,18 @@ class AdaRound(LayerAlgorithm):
         return best_scales(work.weight, energy, work.grid)
 
     def together(self, pieces: Pieces, works: Sequence[Work]) -> list[Proposal]:
-        """The roundings of a block's layers."""
-        grids = [self._grid(work) for work in works]
-        made = [SoftRounding.of(w.weight, grid) for w, grid in zip(works, grids, strict=True)]
-        layers = [work.layer for work in works]
-
-        def weights(values: Sequence[Tensor], *, hard: bool = False) -> list[Tensor]:
-            pairs = zip(made, values, strict=True)
-            return [r.hard(v) if hard else r.soft(v) for (r, _), v in pairs]
-
-        def loss(found: Sequence[Tensor]) -> Tensor:
-            return draw(pieces, dict(zip(layers, found, strict=True)))
-
+        """What a block's layers become."""
         with torch.enable_grad():
-            found = self._minimised([v for _, v in made], weights, loss)
-        pairs = zip(weights(found, hard=True), grids, strict=True)
-        return [Proposal(weight, grid) for weight, grid in pairs]
+            layers = [Learned.of(work, self._grid(work)) for work in works]
+
+            def error(hard: bool) -> Tensor:
+                return draw(pieces, {one.work.layer: one.change(hard=hard) for one in layers})
+
+            def indecision(exponent: float) -> Tensor:
+                return torch.stack([one.indecision(exponent) for one in layers]).mean()
+
+            self._minimise(parameters(layers, self.rate, self.others), error, indecision)
+        return [one.proposal() for one in layers]
 
     def propose(self, work: Work) -> Iterator[Proposal]:
         """The rounding learned on the calls to fit on."""
@@ -156,41 +104,38 @@ class AdaRound(LayerAlgorithm):
 
     def _learned(self, work: Work, grid: Grid) -> Tensor:
         rounding, start = SoftRounding.of(work.weight, grid)
-        data = _Data(work, self.samples)
+        data, v = _Data(work, self.samples), start.clone().requires_grad_()
 
-        def weights(values: Sequence[Tensor], *, hard: bool = False) -> list[Tensor]:
-            return [rounding.hard(v) if hard else rounding.soft(v) for v in values]
+        def error(hard: bool) -> Tensor:
+            return data.draw(rounding.hard(v) if hard else rounding.soft(v))
 
-        (found,) = self._minimised([start], weights, lambda weights: data.draw(weights[0]))
-        return rounding.hard(found)
+        self._minimise([{"params": [v], "lr": self.rate}], error, partial(indecision, v))
+        return rounding.hard(v.detach())
 
-    def _minimised(
+    def _minimise(
         self,
-        starts: Sequence[Tensor],
-        weights: Callable[..., list[Tensor]],
-        loss: Callable[[Sequence[Tensor]], Tensor],
-    ) -> list[Tensor]:
-        """The ``v`` of one or several layers.
+        parameters: list[dict[str, Any]],
+        error: Callable[[bool], Tensor],
+        indecision: Callable[[float], Tensor],
+    ) -> None:
+        """Learn the roundings of one or several layers, in place.
 
         Args:
-            starts: where they begin.
-            weights: gives the weights for them, soft or hard.
-            loss: gives the error for weights, on inputs drawn at random.
+            parameters: what is learned, by rate, as optimizers take it.
+            error: on inputs drawn at random, with weights between neighbours, or (True) on one.
+            indecision: how far from a neighbour weights are, for an exponent.
         """
-        values = [start.clone().requires_grad_() for start in starts]
-        optimizer = torch.optim.Adam(values, lr=self.rate)
+        optimizer = torch.optim.Adam(parameters)
         with torch.no_grad():
-            strength = self.strength * loss(weights(values, hard=True))
+            strength = self.strength * error(True)
         for step in range(self.steps):
-            error = loss(weights(values))
+            loss = error(False)
             if step >= self.warm * self.steps:
                 sharpness = exponent(step, self.steps, self.warm, 20.0, 2.0)
-                terms = [1 - (2 * upward(v) - 1).abs().pow(sharpness) for v in values]
-                error = error + strength * torch.stack([term.mean() for term in terms]).mean()
+                loss = loss + strength * indecision(sharpness)
             optimizer.zero_grad()
-            error.backward()
+            loss.backward()
             optimizer.step()
-        return [v.detach() for v in values]
 
 
 class _Data:

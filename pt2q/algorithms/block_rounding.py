@@ -24,16 +24,29 @@ from pt2q.algorithms.engine.rounding import rounding_of
 from pt2q.algorithms.engine.runner import Runner, Values
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
 from pt2q.algorithms.kept import Plain
-from pt2q.algorithms.layers import Layer, Passed, find_layers
+from pt2q.algorithms.layers import Layer, Passed, Use, find_layers
 from pt2q.algorithms.layerwise import Declined, Proposal, Work, apply
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.report import Report, Row, decibels
 from pt2q.algorithms.samples import collect
 from pt2q.algorithms.task import Task
-from pt2q.ir.graph import is_observer_call, value_of
+from pt2q.ir.graph import is_observer_call, observed_value, value_of
 
 Learn = Callable[["Pieces", Sequence[Work]], "list[Proposal]"]
-"""Finds the weights of a block's layers."""
+"""Finds what becomes of a block's layers."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a layer multiplies by and adds, as it is or while it is learned.
+
+    Args:
+        weight: rounded already.
+        bias: None leaves it as it is.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,18 +89,20 @@ class Pieces:
         targets = tuple(walk.shared(row[block.end] for row in found))
         return cls(walk, block, nodes, inputs, targets, parting)
 
-    def lane(self, weights: Mapping[Layer, Tensor]) -> Lane:
-        """The quantized model with other weights, whose gradients pass the rounding of values."""
+    def lane(self, changes: Mapping[Layer, Change]) -> Lane:
+        """The quantized model with changes, whose gradients pass the rounding of values."""
         lane = self.walk.lanes[ROUNDED].fork()
         for node in self.nodes:
             if is_observer_call(self.walk.model, node) and self.walk.schedule.is_value(node):
                 observer = self.walk.model.get_submodule(str(node.target))
                 rank = int(value_of(node.args[0]).dim())  # type: ignore[arg-type]
                 lane.round_by(observer, _straight_through(rounding_of(observer, rank)))
-        for layer, weight in weights.items():
-            lane.hold({place: weight for place in layer.places})
+        for layer, change in changes.items():
+            lane.hold({place: change.weight for place in layer.places})
             for observer in layer.observers:
                 lane.round_by(observer, _as_it_is)
+            if change.bias is not None:
+                _hold_bias(lane, layer.uses[-1], change.bias)
         return lane
 
     def run(self, lane: Lane, batch: int) -> Tensor:
@@ -112,6 +127,17 @@ class Pieces:
         """The energy of what judges."""
         cut = self.parting.to_check
         return sum(float(cut(self.targets[b]).double().square().sum()) for b in self.parting.check)
+
+
+def _hold_bias(lane: Lane, use: Use, value: Tensor) -> None:
+    """Let a call add another bias, through whatever would round it."""
+    assert use.bias is not None
+    source = observed_value(use.owner, use.bias)
+    lane.hold({(use.owner, str(source.target)): value})
+    at = use.bias
+    while at is not source:
+        lane.round_by(use.owner.get_submodule(str(at.target)), _as_it_is)
+        (at,) = at.all_input_nodes
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -175,8 +201,8 @@ class BlockRun:
         works = [Work(self.walk, layer, collect(self.walk, layer, {})) for layer in block.layers]
         before = pieces.noise(pieces.lane({}))
         found = self.learn(pieces, works)
-        weights = {w.layer: p.rounded(w) for w, p in zip(works, found, strict=True)}
-        after = pieces.noise(pieces.lane(weights))
+        changes = {w.layer: Change(p.rounded(w), p.bias) for w, p in zip(works, found, strict=True)}
+        after = pieces.noise(pieces.lane(changes))
         kept, energy = after < before, pieces.signal
         where = "held-out batches" if parting.apart else "the only batch"
         row = Row(
@@ -201,14 +227,14 @@ def _outside(layers: Sequence[Layer], inside: set[str]) -> Iterator[Passed]:
             )
 
 
-def draw(pieces: Pieces, weights: Mapping[Layer, Tensor]) -> Tensor:
+def draw(pieces: Pieces, changes: Mapping[Layer, Change]) -> Tensor:
     """The mean squared error of a block on a batch drawn at random from those to compute from.
 
     Args:
         pieces: the block.
-        weights: of its layers; gradients reach them.
+        changes: of its layers; gradients reach them.
     """
     fit, cut = pieces.parting.fit, pieces.parting.to_fit
     batch = fit[int(torch.randint(len(fit), ()))]
-    found = pieces.run(pieces.lane(weights), batch)
+    found = pieces.run(pieces.lane(changes), batch)
     return (cut(found) - cut(pieces.targets[batch])).square().mean()

@@ -4,11 +4,12 @@
 |---|---|---|---|
 | weights with one scale for a whole tensor | equalization | equalization | equalization |
 | quantized inputs | SmoothQuant | SmoothQuant | SmoothQuant |
+| quantized inputs with one range for all | | ranges by output error | ranges by output error |
 | weights alone, at most 4 bits | | AWQ | AWQ |
 | weights of at most 4 bits | scale search | GPTQ | GPTQ |
 | weights of more bits | | | GPTQ |
 | weights | | | GPTQ that makes up for the layers before, if that is better |
-| weights of at most 3 bits | | | AdaRound |
+| weights of at most 3 bits | | | AdaRound, four layers together |
 | batch norms that are not folded | | statistics | statistics |
 | quantized inputs with one range for all | | bias correction | bias correction |
 """
@@ -39,6 +40,8 @@ from pt2q.spec import PerTensor, PerToken, granularity_of
 
 FEW, VERY_FEW = 4, 3
 """So many bits are few enough for what takes its time."""
+BLOCK = 4
+"""So many layers are learned together."""
 
 
 def algorithms_for(model: QuantGraphModule, effort: str) -> tuple[Any, ...]:
@@ -87,16 +90,18 @@ def _chosen(asked: _Asked, effort: str) -> Iterator[Any]:
         yield CrossLayerEqualization()
     if asked.inputs:
         yield SmoothQuant()
+    if asked.static and thorough:
+        yield ScaleSearch(weights=False)
     if asked.bits <= FEW:
         if thorough and not asked.inputs:
             yield AWQ()
-        yield GPTQ() if thorough else ScaleSearch()
+        yield GPTQ() if thorough else ScaleSearch(activations=False)
     elif effort == "best":
         yield GPTQ()
     if effort == "best":
         yield GPTQ(aligned=True, sweeps=2)
     if asked.bits <= VERY_FEW and effort == "best":
-        yield AdaRound()
+        yield AdaRound(block=BLOCK)
     if asked.norms and thorough:
         yield BatchNormStatistics()
     if asked.static and thorough:

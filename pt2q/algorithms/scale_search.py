@@ -21,9 +21,16 @@ import torch
 from torch import Tensor
 
 from pt2q.algorithms.engine.rounding import Grid
+from pt2q.algorithms.engine.runner import seeded
+from pt2q.algorithms.engine.walk import FLOAT
+from pt2q.algorithms.layers import find_layers
 from pt2q.algorithms.layerwise import LayerAlgorithm, Proposal, Work
 from pt2q.algorithms.matrix import MatrixForm
+from pt2q.algorithms.originals import originals
+from pt2q.algorithms.range_search import RangeRun
+from pt2q.algorithms.report import Report
 from pt2q.algorithms.second_moments import Moments, moments
+from pt2q.algorithms.task import Task
 
 Energy = Callable[[Tensor], Tensor]
 """What each element of an error costs: a tensor of the error's shape."""
@@ -75,17 +82,32 @@ def best_scales(
 
 @dataclass(frozen=True)
 class ScaleSearch(LayerAlgorithm):
-    """Find the scales of weights by the error of the layer's output.
+    """Find scales of weights and ranges of activations by the error of what is computed with them.
 
     Args:
-        steps: how many scales are tried for each.
+        steps: how many scales are tried for each weight.
         least: the smallest, as a share of what covers the largest value.
+        weights: find those of weights.
+        activations: then find the ranges of values that calibration has found, by the error of what
+            is computed from them, see `pt2q.algorithms.range_search`.
     """
 
     name: ClassVar[str] = "scale_search"
 
     steps: int = 32
     least: float = 0.3
+    weights: bool = True
+    activations: bool = True
+
+    def improve(self, task: Task) -> Report:
+        """See `GraphAlgorithm.improve`."""
+        report = super().improve(task) if self.weights else Report()
+        if not self.activations:
+            return report
+        with seeded(task.seed), task.walk() as walk:
+            walk.lanes[FLOAT].hold(originals(task.model))
+            first = len(find_layers(walk.program).found) if self.weights else 0
+            return report + RangeRun(self.name, walk, task).report(first)
 
     def propose(self, work: Work) -> Iterator[Proposal]:
         """Scales by the inputs' second moments, and by none."""

@@ -50,8 +50,12 @@ def improved(quantizer: Quantizer, **options: Any) -> QuantGraphModule:
     ("quantizer", "effort", "names"),
     [
         (XNNPACKQuantizer, "fast", ["smooth_quant"]),
-        (XNNPACKQuantizer, "balanced", ["smooth_quant", "bias_correction"]),
-        (XNNPACKQuantizer, "best", ["smooth_quant", "gptq", "gptq", "bias_correction"]),
+        (XNNPACKQuantizer, "balanced", ["smooth_quant", "scale_search", "bias_correction"]),
+        (
+            XNNPACKQuantizer,
+            "best",
+            ["smooth_quant", "scale_search", "gptq", "gptq", "bias_correction"],
+        ),
         (per_tensor, "fast", ["equalization", "smooth_quant"]),
         (lambda: bits(4), "fast", ["scale_search"]),
         (lambda: bits(4), "balanced", ["awq", "gptq"]),

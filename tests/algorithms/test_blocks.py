@@ -56,6 +56,17 @@ def test_layers_learned_together() -> None:
     assert all(int(x.max()) <= 3 and int(x.min()) >= -4 for x in stored)
 
 
+def test_scales_and_biases_are_learned_too() -> None:
+    network, batches = Residual().eval(), correlated(8, rows=32, width=32, rank=8)
+    for others in (0.0, 1e-3):
+        prepared = calibrated(network, weights_alone(few_bits(2)), batches)
+        plain = quality(network, prepared, batches)
+        (row,) = AdaRound(block=3, steps=150, others=others)(prepared, batches).rows
+        assert row.kept and quality(network, prepared, batches) > plain + 1
+        bias = dict(prepared.named_parameters())["up.bias"]
+        assert torch.equal(bias, network.up.bias) == (others == 0)
+
+
 def test_gradients_pass_the_rounding_of_activations() -> None:
     network, batches = Residual().eval(), correlated(8, rows=32, width=32, rank=8)
     found = []
