@@ -27,7 +27,7 @@ from pt2q.algorithms.layers import Passed, find_layers
 from pt2q.algorithms.report import Report
 from pt2q.algorithms.site_run import SiteRun
 from pt2q.algorithms.sites import in_order, nearest_sites
-from pt2q.algorithms.strength_search import Family, StrengthSearch, over_inputs, readers_of
+from pt2q.algorithms.strength_search import Families, StrengthSearch, over_inputs, readers_of
 from pt2q.algorithms.task import GraphAlgorithm, Task
 from pt2q.algorithms.transfer import Site
 
@@ -58,11 +58,11 @@ class AWQ(GraphAlgorithm):
                     if layer.name not in found
                 ),
             ]
-            search = run.scaled(StrengthSearch(run, self.strengths, family))
+            search = run.scaled(StrengthSearch(run, {"strength": self.strengths}, family))
             return run.run(in_order(walk.program, found), search, lambda site: 0.0)
 
 
-def family(run: SiteRun, site: Site) -> Family:
+def family(run: SiteRun, site: Site) -> Families:
     """``s`` for a strength, from the inputs to fit on.
 
     Args:
@@ -85,7 +85,7 @@ def family(run: SiteRun, site: Site) -> Family:
             total.index_add_(0, places, found[known])
             count.index_add_(0, places, torch.full(places.shape, float(positions)))
     mean = total / count.clamp(min=1)
-    return lambda strength: factor_of(mean, strength, site.reach.free)
+    return {"strength": lambda strength: factor_of(mean, strength, site.reach.free)}
 
 
 def factor_of(mean: Tensor, strength: float, free: Tensor) -> Tensor:

@@ -1,19 +1,21 @@
 """Ranges of activations by what they do to what is computed from them.
 
 Calibration chooses a range by the values alone. What matters is the error of what reads them:
-channels that meet large weights, the side of a value that an activation cuts off. Ranges are gone
-through in the order of the graph, each behind those found before, and every operator that reads a
-value counts by its relative error:
+channels that meet large weights, the side of a value that an activation cuts off. Every operator
+that reads a value counts by its relative error:
 
     sum over readers of |f - f'|^2 / |f|^2
 
-with ``f`` what the reader gives in float and ``f'`` behind the quantized model (searching clipping
-by the error of the outputs is done in Wu et al. 2020, "EasyQuant: Post-training Quantization via
-Scale Optimization", section 3; ranges are factors of the calibrated one).
+with ``f`` what the reader gives in float and ``f'`` what it gives when the value, its weight and
+its other operands are rounded (searching clipping by the error of the outputs is done in Wu et al.
+2020, "EasyQuant: Post-training Quantization via Scale Optimization", section 3; ranges are factors
+of the calibrated one). The value itself comes from the float model: behind layers that are wrong
+already, every smaller range would look better, for it damps what is noise there.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from pt2q.algorithms.engine.rounding import Grid, grid_of
 from pt2q.algorithms.engine.walk import FLOAT, ROUNDED
 from pt2q.algorithms.kept import Plain
 from pt2q.algorithms.layers import Passed
+from pt2q.algorithms.model_error import is_less
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.pinned import pinned, replace_observer
 from pt2q.algorithms.ranges import ValueRange, find_ranges
@@ -122,15 +125,15 @@ class RangeRun:
         fit, check = (_Judge.of(self, one, fit) for fit in (True, False))
         grid = grid_of(one.observer, one.nodes[0].all_input_nodes[0].meta["val"].dim())
         best = search(grid, one.observer, fit.error)
-        before, after = check.error(grid), check.error(best)
-        kept = after < before
+        before, after = check.errors(grid), check.errors(best)
+        kept = is_less(before, after)
         where = "held-out batches" if self.parting.apart else "the only batch"
         row = Row(
             self.name,
             one.name,
             module_path(one.nodes[0]),
-            decibels(1.0, before),
-            decibels(1.0, after),
+            decibels(1.0, math.fsum(before)),
+            decibels(1.0, math.fsum(after)),
             kept,
             f"range times {_words(grid, best)}: {'less' if kept else 'no less'} error on {where}",
             time.perf_counter() - start,
@@ -180,18 +183,23 @@ class _Judge:
             lane.round_by(self.one.observer, grid.round)
 
         def run() -> Outputs:
-            rows = list(walk.replay(self.one.targets, lane, batches=self.batches))
+            rows = list(walk.replay(self.one.targets, lane, of=FLOAT, batches=self.batches))
             return [[self.cut(row[node]) for row in rows] for node in self.one.targets]
 
         return together(walk.ranks, run)
 
+    def errors(self, grid: Grid) -> tuple[float, ...]:
+        """For each batch, the error of all readers over their energy in all of them."""
+        triples = zip(self.exact, self.outputs(grid), self.energies, strict=True)
+        shares = [
+            [float((a - b).double().square().sum()) / of_all for a, b in zip(x, y, strict=True)]
+            for x, y, of_all in triples
+        ]
+        return tuple(self.run.walk.shared(map(math.fsum, zip(*shares, strict=True)), self.batches))
+
     def error(self, grid: Grid) -> float:
         """The relative error of all readers together."""
-        pairs = zip(self.exact, self.outputs(grid), self.energies, strict=True)
-        return sum(
-            energy(self.run.walk.ranks, [a - b for a, b in zip(one, other, strict=True)]) / of_all
-            for one, other, of_all in pairs
-        )
+        return math.fsum(self.errors(grid))
 
 
 def search(grid: Grid, observer: Any, error: Callable[[Grid], float]) -> Grid:

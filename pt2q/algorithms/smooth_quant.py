@@ -7,7 +7,15 @@ the function:
 
     y = (x / s) (s w),    s_j = max |x_j|^a / max |w_j|^(1 - a)
 
-The strength ``a`` is found layer by layer, by the error of the output. The division goes into what
+The strength ``a`` is found layer by layer, by the error of the output. So is, beside it, a limit
+``t`` for the largest magnitude: where a few channels are far larger than all others, as behind the
+activation of a feed-forward block, it is enough to bring these down to it (Wei et al. 2023,
+"Outlier Suppression+: Accurate quantization of large language models by equivalent and effective
+shifting and scaling", section 4.2):
+
+    s_j = max(1, max |x_j| / (t median_i max |x_i|))
+
+The division goes into what
 makes the value: a norm's affine, a linear layer or convolution, seen through operators that hand
 channels on (attention from values to outputs among them). Where others read the value too, a
 multiplication is written before the layers, if they gain enough by it.
@@ -31,7 +39,7 @@ from pt2q.algorithms.report import Report
 from pt2q.algorithms.site_run import SiteRun
 from pt2q.algorithms.sites import in_order, nearest_sites
 from pt2q.algorithms.strength_search import (
-    Family,
+    Families,
     StrengthSearch,
     input_axis,
     is_quantized,
@@ -50,6 +58,7 @@ class SmoothQuant(GraphAlgorithm):
 
     Args:
         strengths: those to choose from, layer by layer.
+        limits: the same; with none, strengths alone are tried.
         insert: write a multiplication where nothing before a layer can take the factor.
         insert_from: how many decibels it has to bring.
     """
@@ -57,6 +66,7 @@ class SmoothQuant(GraphAlgorithm):
     name: ClassVar[str] = "smooth_quant"
 
     strengths: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    limits: tuple[float, ...] = (0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     insert: bool = True
     insert_from: float = 1.0
 
@@ -77,11 +87,12 @@ class SmoothQuant(GraphAlgorithm):
         found = nearest_sites(walk.program, layers, places)
         run = SiteRun(self.name, walk, task)
         run.passed = [*layers.passed, *_passed_over(layers, found)]
+        numbers = {"strength": self.strengths, "limit": self.limits}
         inserted = frozenset(insertion.product for insertion in insertions)
         cost = 1 - 10 ** (-self.insert_from / 10)
         return run.run(
             in_order(walk.program, found),
-            run.scaled(StrengthSearch(run, self.strengths, family, inserted)),
+            run.scaled(StrengthSearch(run, numbers, families, inserted)),
             lambda site: cost if site.source.node in inserted else 0.0,
         )
 
@@ -113,8 +124,8 @@ def _passed_over(layers: Layers, found: dict[str, Site]) -> Iterator[Passed]:
             yield Passed(layer.name, "nothing before it can take a factor")
 
 
-def family(run: SiteRun, site: Site) -> Family:
-    """``s`` for a strength, from the inputs to fit on.
+def families(run: SiteRun, site: Site) -> Families:
+    """``s`` for a strength and for a limit, from the inputs to fit on.
 
     Args:
         run: stands before the site.
@@ -136,7 +147,11 @@ def family(run: SiteRun, site: Site) -> Family:
         rows = reader.layer.form.rows(reader.layer.weight).abs().amax(1)
         channels = rows.reshape(reader.labels.shape[0], -1).amax(1)
         _raise_to(of_weights, reader.labels, channels)
-    return lambda strength: factor_of(of_inputs, of_weights, strength, site.reach.free)
+    free = site.reach.free
+    return {
+        "strength": lambda strength: factor_of(of_inputs, of_weights, strength, free),
+        "limit": lambda limit: limited(of_inputs, limit, free),
+    }
 
 
 def factor_of(inputs: Tensor, weights: Tensor, strength: float, free: Tensor) -> Tensor:
@@ -155,6 +170,22 @@ def factor_of(inputs: Tensor, weights: Tensor, strength: float, free: Tensor) ->
     )
     factor = torch.ones_like(inputs)
     factor[usable] = (logs - logs.mean()).exp().clamp(1e-4, 1e4).float()
+    return factor
+
+
+def limited(inputs: Tensor, limit: float, free: Tensor) -> Tensor:
+    """``max(1, max |x_j| / (t median_i max |x_i|))``; 1 where a channel is not free.
+
+    Args:
+        inputs: the largest magnitude of each channel.
+        limit: ``t``.
+        free: whether each channel may be scaled.
+    """
+    usable = free & (inputs > 0)
+    factor = torch.ones_like(inputs)
+    if bool(usable.any()):
+        most = limit * inputs[usable].median()
+        factor[usable] = (inputs[usable] / most).clamp(1.0, 1e4)
     return factor
 
 

@@ -1,8 +1,8 @@
-"""Find the factor of a site's channels among a family with one number, the strength."""
+"""Find the factor of a site's channels among families with one number each, as the strength."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,9 @@ ROWS = 512
 IMAGES = 8
 
 Family = Callable[[float], Tensor]
-"""The factor of each channel for a strength."""
+"""The factor of each channel for a number."""
+Families = Mapping[str, Family]
+"""By what the number is called."""
 
 
 @dataclass(frozen=True)
@@ -54,37 +56,47 @@ def readers_of(site: Site) -> list[Reader]:
 
 @dataclass(frozen=True)
 class StrengthSearch:
-    """Finds the strength with the least error of the layers' outputs.
+    """Finds the factor with the least error of the layers' outputs.
 
     Args:
         run: stands before the site.
-        strengths: those to choose from, in order.
-        family: gives the factors of a site.
+        numbers: those to choose from, in order, by what they are called.
+        families: gives the factors of a site for each of these names.
         inserted: multiplications that were written for a site; named in the report.
     """
 
     run: SiteRun
-    strengths: Sequence[float]
-    family: Callable[[SiteRun, Site], Family]
+    numbers: Mapping[str, Sequence[float]]
+    families: Callable[[SiteRun, Site], Families]
     inserted: frozenset[Node] = frozenset()
 
     def __call__(self, site: Site) -> tuple[Tensor, str]:
-        """The factor, and the strength in words.
+        """The factor, and what it is in words.
 
         Raises:
             Declined: none is better than no factor.
         """
-        family = self.family(self.run, site)
+        families = self.families(self.run, site)
         cases = _cases(self.run, readers_of(site))
         least = _error(cases, torch.ones(site.reach.count))
-        errors: dict[float, float] = {}
-        for strength in _coarse_to_fine(self.strengths, errors):
-            errors[strength] = _error(cases, family(strength))
-        best = min(errors, key=lambda strength: (errors[strength], strength))
-        if not errors[best] < least:
-            raise Declined("no strength lowers the error of its output")
+        found = [
+            (*_least(cases, families[name], numbers), name)
+            for name, numbers in self.numbers.items()
+            if numbers
+        ]
+        error, best, name = min(found)
+        if not error < least:
+            raise Declined(f"no {' or '.join(self.numbers)} lowers the error of its output")
         place = ", by a multiplication" if site.source.node in self.inserted else ""
-        return family(best), f"strength {best:g}{place}"
+        return families[name](best), f"{name} {best:g}{place}"
+
+
+def _least(cases: Sequence[_Case], family: Family, numbers: Sequence[float]) -> tuple[float, float]:
+    """The least error among a family, and the number that has it."""
+    errors: dict[float, float] = {}
+    for number in _coarse_to_fine(numbers, errors):
+        errors[number] = _error(cases, family(number))
+    return min((error, number) for number, error in errors.items())
 
 
 def _coarse_to_fine(values: Sequence[float], errors: dict[float, float]) -> Iterator[float]:

@@ -127,7 +127,7 @@ def test_smooth_quant_on_three_large_channels(quantizer: Callable[[], Quantizer]
     report = SmoothQuant()(prepared, batches)
     assert quality(network, prepared, held) >= 34.4
     by_layer = {row.layer: row for row in report.rows}
-    assert by_layer["linear"].kept and "strength" in by_layer["linear"].reason
+    assert by_layer["linear"].kept and by_layer["linear"].reason.split()[0] in ("strength", "limit")
     assert not [n for n in prepared.graph.nodes if ops.is_op(n, ops.MUL)]  # the norm took it
 
 
