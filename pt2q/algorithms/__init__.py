@@ -11,14 +11,14 @@ from pt2q.algorithms.batch_norms import BatchNormStatistics
 from pt2q.algorithms.bias_correction import BiasCorrection
 from pt2q.algorithms.equalization import CrossLayerEqualization
 from pt2q.algorithms.gptq import GPTQ
-from pt2q.algorithms.quantize import (
+from pt2q.algorithms.improving import (
     Improvement,
     apply_improvement,
     check_choice,
     improve,
     improve_and_convert,
-    quantize_pt2e,
 )
+from pt2q.algorithms.quantize import quantize_pt2e
 from pt2q.algorithms.registry import ALGORITHMS, algorithm_named
 from pt2q.algorithms.report import Report, Row
 from pt2q.algorithms.scale_search import ScaleSearch

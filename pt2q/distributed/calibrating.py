@@ -8,7 +8,7 @@ everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from itertools import chain, islice
 from os import PathLike
@@ -21,6 +21,7 @@ from torch import nn
 from pt2q.distributed.checkpoint import Checkpoint, can_tell
 from pt2q.distributed.ranks import Ranks, together
 from pt2q.errors import FlowError, MergeError
+from pt2q.ir.joined import join_programs
 from pt2q.ir.model_state import KeptState
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.module.batch_call import as_call
@@ -34,7 +35,7 @@ Numbered = tuple[int, Any]
 
 
 def calibrate(
-    prepared: QuantGraphModule,
+    prepared: QuantGraphModule | Mapping[str, QuantGraphModule],
     batches: Iterable[Any],
     *,
     call: Callable[[Any], Any] | None = None,
@@ -50,8 +51,9 @@ def calibrate(
 
     Args:
         prepared: what `prepare_pt2e` returned, not calibrated yet; changed in place.
-        batches: each a tensor, a tuple or list of arguments or a dict by their names; read once.
-            Of a sequence with slices this process reads its own share alone.
+        batches: each a tensor, a tuple or list of arguments or a dict by their names; of several
+            programs, a dict by name with such a call of each. Read once. Of a sequence with slices
+            this process reads its own share alone.
         call: runs a batch, where it is something else.
         group: the processes; None for all.
         resume: a folder that keeps how far this came; a run that was stopped goes on from there
@@ -63,6 +65,11 @@ def calibrate(
         DataError: a batch is not a call of the model.
         DistributedError: another process failed, or ``resume`` is of another run.
     """
+    if isinstance(prepared, Mapping):
+        joined = join_programs(prepared)
+        calls = joined.calls(batches) if call is None else batches
+        calibrate(joined.module, calls, call=call, group=group, resume=resume)
+        return
     ranks = Ranks.of(group)
     observers = observers_of(prepared)
     ranks.agree(refusal(prepared, observers, ranks))

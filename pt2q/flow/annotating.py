@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from pt2q.errors import FlowError
 from pt2q.flow.integer_scalars import constants_read, restore_integer_scalars
 from pt2q.ir.control_flow import boundary_links, graph_modules
+from pt2q.ir.graph import is_constant
 from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.ir.record import record_of
 from pt2q.ir.shared_tensors import one_value
 from pt2q.observers.foreign import replacement_for
+from pt2q.passes.batch_norm.qat_record import fused_pairs
 from pt2q.spec import Quantizer, annotated_apart
 from pt2q.spec.foreign import adopt_annotations
 from pt2q.spec.plan import Plan, build_plan
@@ -56,7 +59,22 @@ def resolve_together(models: Mapping[str, QuantGraphModule]) -> Plan:
     """
     graphs = [m.graph for model in models.values() for m in graph_modules(model)]
     links = [link for model in models.values() for link in boundary_links(model)]
-    return build_plan(*graphs, links=[*links, *one_value(models)])
+    return build_plan(*graphs, links=[*links, *one_value(models), *_one_folded_weight(models)])
+
+
+def _one_folded_weight(models: Mapping[str, QuantGraphModule]) -> Iterator[tuple[Node, Node]]:
+    """Pairs of nodes that scale the same weight for the same batch norm, fused for training."""
+    first: dict[tuple[str, ...], Node] = {}
+    for model in models.values():
+        for module in graph_modules(model):
+            nodes = {node.name: node for node in module.graph.nodes}
+            for pair in fused_pairs(record) if (record := record_of(module)) is not None else ():
+                scaled, norm = nodes[pair.weight], nodes[pair.norm]
+                read = filter(is_constant, (*scaled.all_input_nodes, *norm.all_input_nodes))
+                key = tuple(str(node.target) for node in read)
+                one = first.setdefault(key, scaled)
+                if one is not scaled:
+                    yield one, scaled
 
 
 def ask(model: QuantGraphModule, quantizer: Quantizer) -> None:

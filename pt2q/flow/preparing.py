@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import overload
 
@@ -84,7 +84,8 @@ def prepare_pt2e(
         SharedTensorError: programs do not have in common what they call by one name.
     """
     if isinstance(model, Mapping):
-        return _prepare_programs(model, quantizer, fold_batch_norm)
+        folds = [FoldConvBatchNorm()] if fold_batch_norm else []
+        return _prepare_programs(model, quantizer, folds, Stage.PREPARED)[0]
     with _preparing(model, Stage.PREPARED) as prepared:
         if fold_batch_norm:
             run_passes(prepared, [FoldConvBatchNorm()])
@@ -96,35 +97,66 @@ def prepare_pt2e(
 
 
 def _prepare_programs(
-    models: Mapping[str, ExportedProgram | GraphModule], quantizer: Quantizer, fold: bool
-) -> dict[str, QuantGraphModule]:
+    models: Mapping[str, ExportedProgram | GraphModule],
+    quantizer: Quantizer,
+    passes: Sequence[Pass],
+    stage: Stage,
+) -> tuple[dict[str, QuantGraphModule], Plan]:
     """Prepare programs by one plan: what is one value for them has one observer."""
+    is_qat = stage is Stage.PREPARED_QAT
+    with _preparing_all(models, stage) as prepared:
+        for model in prepared.values():
+            # What is fused for training depends on what is quantized; what is folded does not.
+            run_passes(model, () if is_qat else passes)
+            ask(model, quantizer)
+            run_passes(model, passes if is_qat else ())
+        unite_tensors(prepared, made=True)
+        plan = resolve_together(prepared)
+        observers = make_observers(plan, is_qat=is_qat)
+        for model in prepared.values():
+            run_passes(model, [_insertion(plan, quantizer, is_qat=is_qat, observers=observers)])
+            run_passes(model, [SizeLearnedScales()] if is_qat else ())
+    for model in prepared.values():
+        _warn(model, plan)
+        model.record.put(Provenance.of(quantizer, trained=is_qat))
+    return prepared, plan
+
+
+@contextmanager
+def _preparing_all(
+    models: Mapping[str, ExportedProgram | GraphModule], stage: Stage
+) -> Iterator[dict[str, QuantGraphModule]]:
+    """See `_preparing`; what the programs have in common is one tensor."""
     if not models:
         raise FlowError("there is no program to prepare: the mapping is empty")
     with ExitStack() as stack:
         prepared = {
-            name: stack.enter_context(_preparing(model, Stage.PREPARED))
-            for name, model in models.items()
+            name: stack.enter_context(_preparing(model, stage)) for name, model in models.items()
         }
         unite_tensors(prepared)
         check_state(prepared)
         unite_kept_state(tuple(prepared.values()))
-        for model in prepared.values():
-            run_passes(model, [FoldConvBatchNorm()] if fold else [])
-            ask(model, quantizer)
-        unite_tensors(prepared, made=True)
-        plan = resolve_together(prepared)
-        observers = make_observers(plan, is_qat=False)
-        for model in prepared.values():
-            run_passes(model, [_insertion(plan, quantizer, is_qat=False, observers=observers)])
-    for model in prepared.values():
-        _warn(model, plan)
-    return prepared
+        yield prepared
+
+
+@overload
+def prepare_qat_pt2e(
+    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, fast: bool = False
+) -> QuantGraphModule: ...
+
+
+@overload
+def prepare_qat_pt2e(
+    model: Mapping[str, ExportedProgram | GraphModule], quantizer: Quantizer, *, fast: bool = False
+) -> dict[str, QuantGraphModule]: ...
 
 
 def prepare_qat_pt2e(
-    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, fast: bool = False
-) -> QuantGraphModule:
+    model: ExportedProgram | GraphModule | Mapping[str, ExportedProgram | GraphModule],
+    quantizer: Quantizer,
+    *,
+    fast: bool = False,
+) -> QuantGraphModule | dict[str, QuantGraphModule]:
     """Insert fake quantizers into an exported model, for quantization-aware training.
 
     Batch norms stay, and train: what is rounded is the weight with its batch norm folded in
@@ -132,36 +164,48 @@ def prepare_qat_pt2e(
 
     Args:
         model: what ``torch.export.export`` returned, or its ``.module()``. It is not changed;
-            the result shares its parameters, which training then moves.
+            the result shares its parameters, which training then moves. Several programs of one
+            model by name have their weights and fake quantizers in common: a step on one of them is
+            a step on all.
         quantizer: its specs make fake quantizers: `FusedMovingAvgObsFakeQuantize` and its kin.
             A `NothingQuantizedWarning` says so if not one of them does.
         fast: train with a batch norm that undoes the weight's scaling by itself. The function is
             the same; its rounding errors are not those of ``torch.ao.nn.intrinsic.qat``.
 
     Returns:
-        The prepared module, in the mode in which it was exported. Call ``.train()``, train it,
-        and hand it to `convert_pt2e`.
+        The prepared module, in the mode in which it was exported, or those of several programs by
+        name. Call ``.train()``, train it, and hand it to `convert_pt2e`.
 
     Raises:
         NotExportedError, FlowError, AnnotationError, SharingError: as `prepare_pt2e` does.
     """
+    fuse = FuseConvBatchNormQAT(fast)
+    if isinstance(model, Mapping):
+        programs, plan = _prepare_programs(model, quantizer, [fuse], Stage.PREPARED_QAT)
+        _warn_if_no_rounding(plan, programs.values())
+        return programs
     with _preparing(model, Stage.PREPARED_QAT) as prepared:
         ask(prepared, quantizer)
-        run_passes(prepared, [FuseConvBatchNormQAT(fast)])
+        run_passes(prepared, [fuse])
         plan = resolve(prepared)
         run_passes(prepared, [_insertion(plan, quantizer, is_qat=True), SizeLearnedScales()])
     _warn(prepared, plan)
     prepared.record.put(Provenance.of(quantizer, trained=True))
-    if plan.groups and not any(hasattr(m, "fake_quant_enabled") for m in prepared.modules()):
+    _warn_if_no_rounding(plan, [prepared])
+    return prepared
+
+
+def _warn_if_no_rounding(plan: Plan, models: Iterable[QuantGraphModule]) -> None:
+    rounding = (hasattr(m, "fake_quant_enabled") for model in models for m in model.modules())
+    if plan.groups and not any(rounding):
         warnings.warn(
             "the quantizer's specs make observers, no fake quantizers: training does not see the "
             "rounding. Give it a configuration for training, such as "
             "get_symmetric_quantization_config(is_qat=True) or OnnxQDQQuantizer.tensorrt("
             "is_qat=True)",
             NothingQuantizedWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return prepared
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pt2q.algorithms.engine.inputs import placed
 from pt2q.algorithms.engine.lane import Lane, Place
 from pt2q.algorithms.engine.program import Program, Schedule
 from pt2q.algorithms.engine.runner import Runner, Taps, Values
@@ -22,6 +21,7 @@ from pt2q.errors import DataError
 from pt2q.ir.graph import get_constant, holds_tensor
 from pt2q.ir.model_state import KeptState
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.module.batch_call import placed
 from pt2q.ir.storage import copies, is_low, release, storage_of
 from pt2q.ir.torch_private import pytree
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pt2q.algorithms.engine.inputs import placed
 from pt2q.debug.diagnosis.findings import Finding
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.module.batch_call import placed
 
 FEW = 4
 """Fewer batches than this may be too few."""

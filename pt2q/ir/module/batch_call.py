@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pt2q.errors import DataError
-from pt2q.ir.torch_private import codegen_of
+from pt2q.ir.torch_private import codegen_of, forward_pre_hooks, pytree
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -71,3 +71,26 @@ def placeholders(model: GraphModule) -> list[Node]:
         model: the module of the graph.
     """
     return [node for node in model.graph.nodes if node.op == "placeholder"]
+
+
+def placed(model: GraphModule, batch: Any) -> dict[Node, Any]:
+    """What each input of a graph is in a batch.
+
+    Args:
+        model: the module; its own check of inputs is made.
+        batch: see `as_call`.
+
+    Raises:
+        DataError: the batch is not one call of the model.
+        InputShapeError: a size that was exported as a constant differs.
+    """
+    args, kwargs = as_call(model, batch)
+    for hook in forward_pre_hooks(model).values():
+        hook(model, args, kwargs)
+    leaves, inputs = pytree.tree_leaves((args, kwargs)), placeholders(model)
+    if len(leaves) != len(inputs):
+        wanted = ", ".join(node.name for node in inputs)
+        raise DataError(
+            f"a batch holds {len(leaves)} value(s), the model takes {len(inputs)}: {wanted}"
+        )
+    return dict(zip(inputs, leaves, strict=True))
