@@ -61,9 +61,16 @@ def complain(message: object, kind: str = "") -> None:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Our own warnings as one line each, without source lines; third parties' not at all."""
+    """Our own warnings as one line each, once, without source lines; third parties' not at all."""
+    said: set[str] = set()
+
+    def say(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            complain(message, "warning")
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Pt2qWarning)
-        warnings.showwarning = lambda message, *_, **__: complain(message, "warning")
+        warnings.showwarning = say
         yield

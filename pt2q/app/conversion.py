@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +18,7 @@ from pt2q.app.data.growth import together, watched
 from pt2q.app.data.source import Mapped
 from pt2q.deploy.signature import Batch, signature_of
 from pt2q.distributed import Ranks, calibrate
-from pt2q.flow import convert_pt2e, prepare_pt2e
+from pt2q.flow import DataDigest, convert_pt2e, prepare_pt2e, provenance_of
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import is_low
 from pt2q.ir.torch_private import codegen_of
@@ -72,9 +73,10 @@ def calibrated(
     prepared = prepare_pt2e(program, quantizer)
     if show is not None:
         show()
+    digest = DataDigest()
     if is_low():
-        _calibrate_in_pieces(program, prepared, calibration, ranks, look)
-        return prepared
+        _calibrate_in_pieces(program, prepared, calibration, ranks, look, digest)
+        return _knowing(prepared, digest, calibration)
     own = range(ranks.rank, len(calibration), ranks.size)
     seen = Look()
     with watched(prepared) as growth, closing(_ticks(track, own)) as numbers:
@@ -87,13 +89,25 @@ def calibrated(
             with failing("calibration data", growth.last + 1):
                 prepared(*args, **kwargs)
 
-        calibrate(prepared, calibration, call=call, resume=resume)
+        # Each of several processes sees a part of the data alone.
+        shown = digest.watching(calibration) if ranks.size == 1 else calibration
+        calibrate(prepared, shown, call=call, resume=resume)
     found = ranks.gather((growth, seen))
     if look is not None:
         for _, part in found:
             look.add(part)
     if ranks.rank == 0:
         together([part for part, _ in found]).warn()
+    return _knowing(prepared, digest, calibration)
+
+
+def _knowing(
+    prepared: QuantGraphModule, digest: DataDigest, calibration: Sequence[Batch]
+) -> QuantGraphModule:
+    """A module that says what it was calibrated on, where all of that passed by here."""
+    found = digest.result()
+    if found.batches == len(calibration):
+        prepared.record.put(replace(provenance_of(prepared), data=found))
     return prepared
 
 
@@ -103,11 +117,13 @@ def _calibrate_in_pieces(
     calibration: Sequence[Batch],
     ranks: Ranks,
     look: Look | None,
+    digest: DataDigest,
 ) -> None:
     """Layer by layer, all batches through each; whether ranges still grow is not known then."""
     calibrate_in_pieces(prepared, calls_of(program, calibration), ranks)
-    for batch in calibration if look is not None and ranks.rank == 0 else ():
-        look.see(batch)  # type: ignore[union-attr]
+    for batch in digest.watching(calibration) if ranks.rank == 0 else ():
+        if look is not None:
+            look.see(batch)
 
 
 def _ticks(track: Track, numbers: range) -> Generator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -10,31 +11,30 @@ from torch.export import ExportedProgram
 
 from pt2q.app.compare_job import inputs_of
 from pt2q.app.conversion import Track
+from pt2q.app.figures import own
+from pt2q.app.metrics import Measured, Metric, Recorded, measure
 from pt2q.app.trust import TRUSTED
 from pt2q.debug import RuntimeComparison, compare_in_runtime
 from pt2q.deploy.backend import Values
 from pt2q.deploy.describing import room_of
 from pt2q.deploy.onnx.inner_values import InnerValues
-from pt2q.deploy.running import open_file
+from pt2q.deploy.running import FileInUse, open_file
 from pt2q.deploy.signature import Batch, signature_of
-from pt2q.errors import ComparisonError, DataError, UntrustedFileError
+from pt2q.errors import ComparisonError, UntrustedFileError
 from pt2q.files import check_outputs
 
 
-def check_file(file: Path, written: Mapping[str, Path | None], metric: str | None) -> None:
+def check_file(file: Path, written: Mapping[str, Path | None]) -> None:
     """Refuse what cannot be asked for with a finished file.
 
     Args:
         file: to be compared.
         written: the files that the command writes, by the option.
-        metric: a function of the user's.
 
     Raises:
-        DataError: it is written by the command, or is to be judged by a metric.
+        DataError: it is written by the command.
     """
     check_outputs(written, {"--file": file})
-    if metric is not None:
-        raise DataError("--metric judges what the command quantizes: leave it or --file out")
 
 
 def compare_file(
@@ -69,13 +69,38 @@ def compare_file(
         )
     if inside and room != "onnx":
         raise ComparisonError(f"{file}: the values inside can be had of .onnx files alone")
-    values = InnerValues(file) if inside else _results(program, file, backend)
-    return compare_in_runtime(program, values, inputs_of(program, batches, track))
-
-
-def _results(program: ExportedProgram, file: Path, backend: str | None) -> Values:
-    """The results of the file, by the nodes of the program that compute them."""
+    given = inputs_of(program, batches, track)
+    if inside:
+        return compare_in_runtime(program, InnerValues(file), given)
     opened = open_file(file, signature_of(program), backend)
+    found = compare_in_runtime(program, _results(program, file, opened), given)
+    return replace(found, what=f"results of {file.name} in {opened.runtime}")
+
+
+def measure_file(
+    metric: Metric | None,
+    program: ExportedProgram,
+    file: Path,
+    batches: Sequence[Batch],
+    *,
+    backend: str | None = None,
+) -> Measured | None:
+    """Ask a metric of a float program and of a finished file.
+
+    Args:
+        metric: the function; None gives None.
+        program, file, batches, backend: as for `compare_file`.
+    """
+    if metric is None:
+        return None
+    ran = Recorded(open_file(file, signature_of(program), backend).run, program)
+    for batch in batches:
+        ran(own(batch))
+    return measure(metric, program, None, batches, ran.results)
+
+
+def _results(program: ExportedProgram, file: Path, opened: FileInUse) -> Values:
+    """The results of the file, by the nodes of the program that compute them."""
     names = program.graph_signature.user_outputs
 
     def run(*batch: Tensor) -> Mapping[str, Tensor]:

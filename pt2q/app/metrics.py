@@ -53,17 +53,17 @@ class Measured:
 
     Args:
         floating: of the float model.
-        quantized: of the converted model in PyTorch.
+        quantized: of the converted model in PyTorch; None where there is none.
         file: of what runs from the file; None where there is none.
     """
 
     floating: float
-    quantized: float
+    quantized: float | None
     file: float | None = None
 
     def __str__(self) -> str:
-        parts = [f"float {self.floating:.4g}", f"quantized {self.quantized:.4g}"]
-        return ", ".join([*parts, *([] if self.file is None else [f"file {self.file:.4g}"])])
+        said = {"float": self.floating, "quantized": self.quantized, "file": self.file}
+        return ", ".join(f"{name} {x:.4g}" for name, x in said.items() if x is not None)
 
     def to_dict(self) -> dict[str, float | None]:
         """For JSON."""
@@ -100,7 +100,7 @@ class Recorded:
 def measure(
     metric: Metric | None,
     program: ExportedProgram,
-    converted: GraphModule,
+    converted: GraphModule | None,
     batches: Iterable[Batch],
     file: Sequence[Any] | None = None,
 ) -> Measured | None:
@@ -109,7 +109,7 @@ def measure(
     Args:
         metric: the function; None gives None.
         program: the float model.
-        converted: what it was converted to. The state of both stays as it is.
+        converted: what it was converted to, if anything. The state of both stays as it is.
         batches: to run them on.
         file: the results of a file on the same batches.
     """
@@ -118,9 +118,10 @@ def measure(
     held = list(batches)
     places = range(len(held))
     floating, quantized = (
-        metric(list(_results(module, program, held)), places)
+        None if module is None else metric(list(_results(module, program, held)), places)
         for module in (program.module(check_guards=False), converted)
     )
+    assert floating is not None
     return Measured(floating, quantized, None if file is None else metric(file, places))
 
 

@@ -20,6 +20,7 @@ from pt2q.app.conversion import Track, calibrate_and_convert, calibrated, calls_
 from pt2q.app.data.checks import Look
 from pt2q.app.data.holding_out import Data
 from pt2q.app.figures import Figures, References
+from pt2q.app.holdings import Holdings, holdings
 from pt2q.app.metrics import Measured, Metric, Recorded, measure
 from pt2q.app.recipe import Recipe
 from pt2q.app.recipe.writing import recipe_text
@@ -45,6 +46,7 @@ class Outcome:
         data: what was calibrated on, and compared on.
         figures: of the file, against the float program and the converted model.
         improved: what algorithms did, layer by layer.
+        holdings: what the bytes of the file hold.
         metric: what it says, where there is one.
     """
 
@@ -54,6 +56,7 @@ class Outcome:
     data: Data
     figures: Figures
     improved: Improved
+    holdings: Holdings
     metric: Measured | None = None
 
 
@@ -91,34 +94,37 @@ def run_job(
     improvement = Improvement(
         recipe.algorithms, recipe.effort, recipe.seed, is_low(), progress, resume=resume
     )
+    held_out = data.held_out.at_hand()
     converted = calibrate_and_convert(
         program, quantizer, data.calibration, track, show, improvement, resume, look
     )
     if look is not None:
-        look.warn(signature, data.held_out)
-    batches = chain(data.calibration, data.held_out) if backend.bounds_sizes else ()
+        look.warn(signature, held_out)
+    batches = chain(data.calibration, held_out) if backend.bounds_sizes else ()
     shapes = dynamic_shapes(program, signature, batches)
     example = Example(signature, data.calibration[0], shapes)
     recipe.require.check_report(quantizer.report())
     float_size = _float_size(program, backend, example)
-    shown_batches = track(data.held_out, "running in PyTorch")
+    shown_batches = track(held_out, "running in PyTorch")
     wanted = References.of(program, converted, signature, shown_batches)
     _say_so(converted, recipe, data, wanted.converted)
     with replacing(out) as draft:
         deployed = backend.deploy(converted, example, draft)
         ran = Recorded(deployed.run, program, keeps=metric is not None)
-        figures = wanted.figures(ran, track(data.held_out, "comparing"))
+        figures = wanted.figures(ran, track(held_out, "comparing"))
         recipe.require.check_figures(figures, deployed.runtime or backend.runtime)
-        judged = measure(metric, program, converted, data.held_out, ran.results)
+        judged = measure(metric, program, converted, held_out, ran.results)
     done = report_of(converted)
-    return Outcome(deployed, quantizer.report(), float_size, data, figures, done, judged)
+    held = holdings(out, deployed.size, converted)
+    return Outcome(deployed, quantizer.report(), float_size, data, figures, done, held, judged)
 
 
 def _say_so(converted: QuantGraphModule, recipe: Recipe, data: Data, decibels: float) -> None:
     """Have the files that are made of a model say where it comes from."""
+    before = provenance_of(converted)
     known = replace(
-        provenance_of(converted),
-        data=DataDigest.of(data.calibration),
+        before,
+        data=before.data or DataDigest.of(data.calibration),
         recipe=recipe_text(recipe),
         sqnr=decibels,
         held_out=len(data.held_out),

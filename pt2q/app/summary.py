@@ -38,6 +38,7 @@ class Summary(Account):
             ("quantized", f"{sum(row.quantized for row in rows)} of {len(rows)} operators"),
             ("calibrated on", _counts(outcome.data)),
             ("file size", _sizes(outcome.float_size, outcome.deployed.size, self.backend)),
+            ("it holds", str(outcome.holdings)),
             *_improvement(outcome),
             ("SQNR against float", _decibels(outcome, self.backend)),
             *metric,
@@ -69,6 +70,7 @@ class Summary(Account):
             "held_out": len(outcome.data.held_out),
             "held_out_how": outcome.data.how,
             "bytes": {"float": outcome.float_size, "quantized": outcome.deployed.size},
+            "holds": {**dict(outcome.holdings.weights), "program": outcome.holdings.rest},
             "sqnr": {name: finite(value) for name, value in asdict(figures).items()},
             "runtime": outcome.deployed.runtime or self.backend.runtime,
             "metric": outcome.metric and outcome.metric.to_dict(),
@@ -96,7 +98,7 @@ def _sizes(float_size: int, size: int, backend: Backend) -> str:
         return f"{_megabytes(size)}, with code; float tensors {_megabytes(float_size)}"
     ratio = float_size / size
     change = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
-    return f"float {_megabytes(float_size)}, int8 {_megabytes(size)}, {change}"
+    return f"float {_megabytes(float_size)}, quantized {_megabytes(size)}, {change}"
 
 
 def _megabytes(size: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,6 +14,9 @@ from pt2q.ir.module import QuantGraphModule
 
 KEY = "pt2q.provenance"
 """Its name in metadata; also of a method, with an underscore in the place of the dot."""
+
+METHODS = "methods"
+"""Where a file of several methods says what they do not have in common."""
 
 
 def provenance_text(model: object, *packages: str) -> str | None:
@@ -26,6 +29,29 @@ def provenance_text(model: object, *packages: str) -> str | None:
     Returns:
         The text; None for a model that says nothing.
     """
+    content = _content(model, packages)
+    return None if content is None else json.dumps(content, sort_keys=True)
+
+
+def provenance_of_all(models: Mapping[str, object], *packages: str) -> str | None:
+    """Where the models of one file come from; what they have in common is said once.
+
+    Args:
+        models: by the names of their methods.
+        packages: see `provenance_text`.
+
+    Returns:
+        The text, with what differs under ``methods``; None where no model says anything.
+    """
+    found = {name: _content(model, packages) or {} for name, model in models.items()}
+    first = next(iter(found.values()))
+    shared = {k: v for k, v in first.items() if all(each.get(k) == v for each in found.values())}
+    own = {name: {k: v for k, v in each.items() if k not in shared} for name, each in found.items()}
+    content = {**shared, **({METHODS: own} if any(own.values()) else {})}
+    return json.dumps(content, sort_keys=True) if content else None
+
+
+def _content(model: object, packages: Iterable[str]) -> dict[str, Any] | None:
     record = model.record if isinstance(model, QuantGraphModule) else None
     found = None if record is None else record.get(Provenance)
     if record is None or found is None:
@@ -35,7 +61,7 @@ def provenance_text(model: object, *packages: str) -> str | None:
     content["versions"] = {**content.get("versions", {}), **versions}
     if (applied := record.get(Applied)) is not None:
         content["algorithms"] = applied.to_dict()
-    return json.dumps(content, sort_keys=True)
+    return content
 
 
 def _version(package: str) -> str | None:
@@ -69,6 +95,13 @@ def provenance_lines(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """
     if found is None:
         return [("provenance", "the file says nothing of where it comes from")]
+    if METHODS in found:
+        shared = {key: value for key, value in found.items() if key != METHODS}
+        return [
+            row
+            for name, own in found[METHODS].items()
+            for row in (("method", name), *provenance_lines({**shared, **own} or None))
+        ]
     rows = [("quantized by", str(found.get("quantizer", "unknown")))]
     rows += [("", str(line)) for line in found.get("statements", ())]
     if found.get("trained"):

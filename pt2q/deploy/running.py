@@ -10,7 +10,8 @@ from typing import Any
 
 from pt2q.deploy import executorch, inductor, onnx
 from pt2q.deploy.backend import Run
-from pt2q.deploy.describing import room_of
+from pt2q.deploy.describing import describe, room_of
+from pt2q.deploy.onnx.judging import OPENVINO, runs_in_openvino
 from pt2q.deploy.onnx.openvino_session import OpenVinoSession
 from pt2q.deploy.signature import Batch, Signature
 from pt2q.errors import DataError
@@ -38,7 +39,8 @@ def open_file(
     Args:
         path: a ``.pte``, an ``.onnx`` or a package of Inductor, whose machine code is loaded.
         signature: how the program is called that it was made from.
-        runtime: ``"openvino"`` runs an ``.onnx`` there; by default ONNX Runtime does.
+        runtime: ``"openvino"`` or ``"onnxruntime"`` runs an ``.onnx`` there; by default OpenVINO
+            does where the file says that it is for it and it is installed, else ONNX Runtime.
 
     Raises:
         DataError: it is no such file, or damaged.
@@ -49,13 +51,19 @@ def open_file(
     if room == "executorch":
         program = executorch.load(path)
         return FileInUse(lambda batch: program(*signature.leaves(batch)), "ExecuTorch")
-    if room == "onnx" and runtime == "openvino":
-        return FileInUse(_of_tensors(OpenVinoSession(path)), "OpenVINO")
+    if room == "onnx" and (runtime == "openvino" or (runtime is None and _is_for_openvino(path))):
+        return FileInUse(_of_tensors(OpenVinoSession(path)), OPENVINO)
     if room == "onnx":
         return FileInUse(_of_tensors(onnx.load(path)), "ONNX Runtime")
     if room == "inductor":
         return FileInUse(_nested(inductor.load_package(path), signature), "Inductor")
     raise DataError(f"{path} is no finished .pte, .onnx or .pt2 package")
+
+
+def _is_for_openvino(path: Path) -> bool:
+    found = describe(path)
+    said = None if found is None else found.provenance
+    return runs_in_openvino((said or {}).get("statements", ()))
 
 
 def _of_tensors(session: Callable[..., Any]) -> Run:

@@ -23,8 +23,12 @@ def test_quantize(run: Run, folder: Path, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     # 21 images make 10 batches of 2, and the last tenth is held out
     assert "9 batch(es), 1 more held out" in text
-    assert re.search(r"float \d+\.\d+ MB, int8 \d+\.\d+ MB, \d\.\d\dx (smaller|larger)", text)
+    assert re.search(r"float \d+\.\d+ MB, quantized \d+\.\d+ MB, \d\.\d\dx (smaller|larger)", text)
     assert float(re.search(r"(\d+\.\d) dB", text)[1]) > 25  # type: ignore[index]
+    held = re.search(r"it holds +│ weights (\d+) bytes int8 \+ (\d+) bytes float32", text)
+    program = read_program(folder / "small.pt2")
+    named = program.named_parameters()
+    assert held and int(held[1]) == sum(w.numel() for n, w in named if n.endswith("weight"))
     assert re.search(r"runs on XNNPACK +│ (\d+) of \1 operators", text)
     assert re.search(r"portable +│ none ", text)
     assert str(out) in text

@@ -85,6 +85,16 @@ def test_compare_of_a_finished_file(
     ran = torch.cat([loaded(*batch)[0] for batch in batches])
     assert row["node"] == "linear"
     assert row["total"]["sqnr"] == pytest.approx(float(sqnr(exact, ran)), abs=1e-3)
+    assert f"results of {out.name} in" in text and "values inside" not in text
+    metric = tmp_path / "metric.py"
+    metric.write_text(
+        "def mean(results, places):\n    return sum(float(r.mean()) for r in results)\n"
+    )
+    code, text, _ = run(*given, "--metric", f"{metric}:mean")
+    said = json.loads((tmp_path / "found.json").read_text())["metric"]
+    assert code == 0 and "metric: float " in text and said["quantized"] is None
+    means = [sum(float(row.detach().mean()) for row in whole.split(2)) for whole in (exact, ran)]
+    assert [said["float"], said["file"]] == pytest.approx(means, abs=1e-5)
     inside = run(*given, "--in-runtime")
     if suffix == "onnx":
         assert inside[0] == 0 and "relu" in inside[1]

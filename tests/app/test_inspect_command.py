@@ -12,7 +12,10 @@ import pytest
 import torch
 from support.command_line import Run, Small, fails
 
+from pt2q import quantize_pt2e
 from pt2q.deploy import executorch, onnx
+from pt2q.deploy.exported import provenance_in, save
+from pt2q.quantizers import XNNPACKQuantizer
 
 QUANTIZED = ("quantized by", "for ONNX Runtime", "calibrated on", "SQNR", "versions", "recipe")
 
@@ -55,6 +58,18 @@ def test_an_onnx_file(run: Run, folder: Path, tmp_path: Path) -> None:
     assert provenance["recipe"] == 'backend = "onnxruntime"\n'
     assert provenance["calibration"] == {"batches": 9, "sha256": _digest(folder)}
     assert provenance["sqnr"]["batches"] == 1 and 20 < provenance["sqnr"]["decibels"] < 80
+
+
+def test_a_quantized_program(run: Run, tmp_path: Path) -> None:
+    x = (torch.randn(2, 3, 8, 8),)
+    converted = quantize_pt2e(torch.export.export(Small().eval(), x), XNNPACKQuantizer(), [x])
+    save(converted, x, tmp_path / "m.pt2")
+    call = ("inspect", tmp_path / "m.pt2", "--json", tmp_path / "m.json")
+    code, text, err = run(*call)
+    assert code == 0 and "quantized by" in text and "for XNNPACK" in text
+    assert err.count("\n") == 1 and "quantize and dequantize operator(s) already" in err
+    said = json.loads((tmp_path / "m.json").read_text())["provenance"]
+    assert said == provenance_in(tmp_path / "m.pt2")
 
 
 def _digest(folder: Path) -> str:

@@ -20,9 +20,11 @@ from pt2q.app.data.holding_out import parted, read_data
 from pt2q.app.data.reading import read_batches
 from pt2q.app.data.source import Batches
 from pt2q.app.program_file import read_program
+from pt2q.deploy import executorch
 from pt2q.deploy.signature import Batch, Signature, signature_of
 from pt2q.distributed import calibrate
 from pt2q.errors import DataError
+from pt2q.flow import DataDigest
 from pt2q.quantizers import XNNPACKQuantizer
 
 X = torch.arange(13 * 6, dtype=torch.float32).reshape(13, 6)
@@ -361,3 +363,24 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     grown = [int(line) for line in done.stdout.splitlines()]
     assert len(grown) == 3 and max(grown) < 32, grown
+
+
+def test_a_stream_is_gone_through_as_often_as_it_is_needed(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    log, path = tmp_path / "log", tmp_path / "told.py"
+    path.write_text(
+        "import torch\n"
+        "def told():\n"
+        f"    print(file=open({str(log)!r}, 'a'))\n"
+        "    yield from (torch.randn(2, 3, 8, 8) for _ in range(20))\n"
+    )
+    call = ("quantize", folder / "small.pt2", "--calibration", f"{path}:told")
+    assert run(*call, "-o", tmp_path / "m.pte")[0] == 0
+    # Counted; what is held out; calibrated on; the first call as the example.
+    assert len(log.read_text()) <= 5
+    found = executorch.load(tmp_path / "m.pte").provenance
+    read = read_data(read_program(folder / "small.pt2"), Path(f"{path}:told"))
+    assert found is not None
+    assert found["calibration"]["sha256"] == DataDigest.of(read.calibration).sha256
+    assert found["calibration"]["batches"] == 18

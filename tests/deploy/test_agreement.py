@@ -14,6 +14,9 @@ from torch.export import ExportedProgram
 from pt2q import QuantGraphModule, Quantizer, quantize_pt2e
 from pt2q.deploy import executorch, inductor, onnx
 from pt2q.deploy.agreement import Call, check_agreement
+from pt2q.deploy.onnx.openvino_session import OpenVinoSession
+from pt2q.deploy.running import open_file
+from pt2q.deploy.signature import signature_of
 from pt2q.errors import DisagreementError, MissingDependencyError, NotCheckedWarning
 from pt2q.quantizers import OnnxQDQQuantizer, X86InductorQuantizer, XNNPACKQuantizer
 
@@ -129,7 +132,7 @@ def test_onnx_compares_before_the_file_is_in_place(
     path, load = tmp_path / "m.onnx", onnx.load
     path.write_text("old")
     monkeypatch.setattr(
-        "pt2q.deploy.onnx.writing.load", lambda path: lambda *x: [-y for y in load(path)(*x)]
+        "pt2q.deploy.onnx.judging.load", lambda path: lambda *x: [-y for y in load(path)(*x)]
     )
     with pytest.raises(DisagreementError, match="ONNX Runtime computes something else"):
         onnx.export(affine, args, path, kwargs=kwargs, external_data=True)
@@ -137,6 +140,25 @@ def test_onnx_compares_before_the_file_is_in_place(
     onnx.export(affine, args, path, kwargs=kwargs, check=False)
     monkeypatch.undo()
     onnx.export(affine, args, path, kwargs=kwargs)
+
+
+def test_a_file_for_openvino_is_compared_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    affine, (args, kwargs) = converted(OnnxQDQQuantizer.openvino()), inputs()
+    path = tmp_path / "m.onnx"
+    onnx.export(affine, args, path, kwargs=kwargs)
+    run = OpenVinoSession.__call__
+    opened = open_file(path, signature_of(exported()))
+    assert opened.runtime == "OpenVINO"
+    assert open_file(path, signature_of(exported()), "onnxruntime").runtime == "ONNX Runtime"
+    monkeypatch.setattr(OpenVinoSession, "__call__", lambda s, *x: [-y for y in run(s, *x)])
+    with pytest.raises(DisagreementError, match="OpenVINO computes something else"):
+        onnx.export(affine, args, path, kwargs=kwargs)
+    monkeypatch.setattr("pt2q.deploy.onnx.judging.find_spec", lambda name: None)
+    onnx.export(affine, args, path, kwargs=kwargs)  # in ONNX Runtime, where it is not installed
+    assert open_file(path, signature_of(exported())).runtime == "ONNX Runtime"
 
 
 @pytest.mark.slow

@@ -13,9 +13,17 @@ from torch import Tensor, nn
 
 from pt2q import convert_pt2e, prepare_pt2e, prepare_qat_pt2e, quantize_pt2e
 from pt2q.algorithms import BiasCorrection
+from pt2q.app.program_file import read_program
 from pt2q.deploy import executorch, onnx
-from pt2q.deploy.provenance import KEY, provenance_lines, provenance_text, read_provenance
-from pt2q.errors import DataError
+from pt2q.deploy.exported import provenance_in, save
+from pt2q.deploy.provenance import (
+    KEY,
+    provenance_lines,
+    provenance_of_all,
+    provenance_text,
+    read_provenance,
+)
+from pt2q.errors import DataError, FlowError
 from pt2q.flow import DataDigest, Provenance
 from pt2q.quantizers import (
     ComposableQuantizer,
@@ -113,6 +121,46 @@ def test_a_digest_knows_values_types_and_shapes() -> None:
     assert len(digests | {alike.sha256}) == 6
     assert DataDigest.of([x.view(2, 3).t().contiguous().t()]) == alike
     assert DataDigest.of([(x,), (x,)]).batches == 2
+
+
+def test_methods_of_one_file_say_what_each_is() -> None:
+    static = quantize_pt2e(exported(), quantizer(), batches())
+    dynamic = quantize_pt2e(
+        exported(), XNNPACKQuantizer(get_symmetric_quantization_config(is_dynamic=True)), batches()
+    )
+    given = {"one": static, "two": dynamic, "plain": exported()}
+    program = executorch.lower(given, {name: batches()[0] for name in given})
+    found = program.load().provenance
+    assert found is not None and set(found["methods"]) == set(given)
+    assert found["methods"]["plain"] == {}
+    for name, model in {"one": static, "two": dynamic}.items():
+        assert found["methods"][name] == json.loads(provenance_text(model, "executorch") or "")
+    rows = [f"{what} {text}" for what, text in provenance_lines(found)]
+    assert {f"method {name}" for name in given} < set(rows)
+    assert any("dynamic" in row for row in rows) and any("says nothing" in row for row in rows)
+    alike = {"one": static, "two": static}
+    shared = json.loads(provenance_of_all(alike, "executorch") or "")
+    assert shared == json.loads(provenance_text(static, "executorch") or "")
+    several = json.loads(provenance_of_all({"one": static, "two": dynamic}) or "")
+    assert set(several["methods"]["two"]) == {"statements"}  # all else is the same
+
+
+def test_a_program_says_it_too(tmp_path: Path) -> None:
+    converted = quantize_pt2e(exported(), quantizer(), batches())
+    path = tmp_path / "m.pt2"
+    path.write_text("old")
+    program = save(converted, batches()[0], path)
+    assert provenance_in(path) == json.loads(provenance_text(converted) or "")
+    loaded = read_program(path)  # without --trust
+    assert torch.equal(loaded.module()(*batches()[1]), converted(*batches()[1]))
+    torch.export.save(program, path)
+    assert provenance_in(path) is None
+    with pytest.raises(DataError, match="truncated or damaged"):
+        provenance_in(__file__)
+    prepared = prepare_pt2e(exported(), quantizer())
+    with pytest.raises(FlowError, match="prepared, not converted"):
+        save(prepared, batches()[0], path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "1"])

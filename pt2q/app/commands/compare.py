@@ -41,7 +41,7 @@ def compare(
     """Say, operator by operator, where a quantized model departs from float."""
     from pt2q.app.chosen import all_of, chosen_recipe, data_of
     from pt2q.app.compare_job import Compared, run_comparison, run_in_runtime
-    from pt2q.app.file_comparison import check_file, compare_file
+    from pt2q.app.file_comparison import check_file, compare_file, measure_file
     from pt2q.app.metrics import read_metric
     from pt2q.app.program_file import read_program
     from pt2q.app.written import write_json
@@ -50,11 +50,12 @@ def compare(
     program = read_program(asked.model)
     found: Compared[Any]
     if file is not None:
-        check_file(file, {"--json": json}, metric)
+        check_file(file, {"--json": json})
         batches = all_of(program, asked, chosen)
         runtime = asked.backend
         report = compare_file(program, file, batches, track, backend=runtime, inside=in_runtime)
-        found = Compared(report)
+        judge = read_metric(metric, batches.numbers)
+        found = Compared(report, measure_file(judge, program, file, batches, backend=runtime))
     else:
         data = data_of(program, asked, chosen)
         judge = read_metric(metric, data.held_out.numbers)

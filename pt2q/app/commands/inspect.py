@@ -45,18 +45,25 @@ def inspect(
     from pt2q.app.program_file import read_program
     from pt2q.app.written import write_json
     from pt2q.deploy.describing import describe
+    from pt2q.deploy.exported import provenance_in
+    from pt2q.deploy.provenance import provenance_lines
+    from pt2q.tables import text_table
 
     asked = Asked(
         model=model, backend=backend, recipe=recipe, per_tensor=per_tensor, dynamic=dynamic
     )
-    quantizers = _quantizers(asked, json)
+    quantizers, said = _quantizers(asked, json), None
     found: Account | None = describe(model) if model.is_file() else None
     if found is not None and (backend, recipe) != (None, None):
         raise DataError(f"{model} is finished: nothing is quantized of it, leave --backend out")
     if found is None:
         found = debug.inspect(read_program(model), quantizers)
+        said = provenance_in(model)
     print(found.text(console().width))
-    write_json(json, found)
+    if said is not None:
+        lines = provenance_lines(said)
+        print(f"\n{text_table(('what', 'of the file'), lines, width=console().width)}")
+    write_json(json, found, provenance=said)
 
 
 def _quantizers(asked: Asked, json: Path | None) -> dict[str, TableQuantizer]:

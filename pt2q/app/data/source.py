@@ -12,10 +12,15 @@ from typing import Generic, TypeVar, overload
 from pt2q.deploy.signature import Batch
 
 T = TypeVar("T")
+AT_HAND = 2**28
+"""So many bytes are kept in memory rather than read again."""
 
 
 class Source(ABC):
     """Where calls of a model come from."""
+
+    by_number = True
+    """A call can be read without those before it."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -102,6 +107,14 @@ class Batches(Lazy[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         return self.source.read(self.numbers)
+
+    def at_hand(self) -> Sequence[Batch]:
+        """The same calls in memory, where they are small and reading them reads others, too."""
+        if self.source.by_number or not self.numbers:
+            return self
+        if len(self) * sum(tensor.nbytes for tensor in self[0]) > AT_HAND:
+            return self
+        return list(self)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Stream(Source):
         DataError: it fails, gives nothing, or what does not fit.
     """
 
+    by_number = False
+
     def __init__(
         self, where: str, function: Callable[[], Any], signature: Signature, limit: int | None
     ) -> None:

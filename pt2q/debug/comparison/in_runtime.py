@@ -33,11 +33,13 @@ class RuntimeComparison(Account):
         errors: by name of the node, in the order of the float graph; with all that comes before.
         unmatched: values of the runtime that the float model has none of the name and shape of.
         batches: how many were run.
+        what: was compared, for readers.
     """
 
     errors: Mapping[str, Error]
     unmatched: tuple[str, ...]
     batches: int
+    what: str = "values inside the runtime"
 
     def worst(self, count: int) -> RuntimeComparison:
         """The values with the largest errors, the worst first.
@@ -58,7 +60,7 @@ class RuntimeComparison(Account):
         rows = [(f"{e.sqnr:.1f}", f"{e.max_abs:.3g}", name) for name, e in self.errors.items()]
         table = text_table(headers, rows, right=headers[:2], width=width)
         batches = f"{self.batches} batch{'' if self.batches == 1 else 'es'}"
-        end = f"values inside the runtime, over {batches}"
+        end = f"{self.what}, over {batches}"
         missing = f"not compared: {', '.join(self.unmatched)}" if self.unmatched else ""
         return "\n".join(filter(None, (table, end, missing)))
 

@@ -25,7 +25,7 @@ from pt2q.deploy.executorch.refusals import (
 )
 from pt2q.deploy.executorch.runtime import PROVENANCE, LoadedProgram, load
 from pt2q.deploy.export import export_rewritten, in_float32, refuse_prepared
-from pt2q.deploy.provenance import provenance_text
+from pt2q.deploy.provenance import provenance_of_all
 from pt2q.deploy.signature import dynamic_shapes as dynamic_shapes_of
 from pt2q.deploy.signature import signature_of, unbounded_sizes
 from pt2q.errors import LoweringError, UnboundedSizeWarning
@@ -142,7 +142,7 @@ def packed(
         kwargs, dynamic_shapes = {FORWARD: kwargs}, {FORWARD: dynamic_shapes}
     given: list[dict[str, Any]] = [dict(x or {}) for x in (args, kwargs, dynamic_shapes)]
     _check_names(converted, given)
-    origin = provenance_text(next(iter(converted.values())), "executorch")
+    origin = provenance_of_all(converted, "executorch")
     programs = {
         name: _exported(model, given[0].get(name), given[1].get(name), given[2].get(name))
         for name, model in converted.items()

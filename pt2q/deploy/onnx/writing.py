@@ -19,9 +19,10 @@ from pt2q.deploy.agreement import Call, check_agreement
 from pt2q.deploy.export import export_rewritten, require_graph
 from pt2q.deploy.onnx.file_info import OnnxProgramInfo, stored_bytes
 from pt2q.deploy.onnx.graph import for_onnx
+from pt2q.deploy.onnx.judging import judging_runtime
 from pt2q.deploy.onnx.names import output_names, rename
 from pt2q.deploy.onnx.opsets import WIDE_OPSET, choose_opset
-from pt2q.deploy.onnx.session import FLOAT8_KEY, load
+from pt2q.deploy.onnx.session import FLOAT8_KEY
 from pt2q.deploy.onnx.state import KEY as STATE_KEY
 from pt2q.deploy.onnx.state import State, without_state
 from pt2q.deploy.provenance import KEY as PROVENANCE
@@ -61,8 +62,9 @@ def export(
         dynamic_shapes: as for ``torch.export.export``.
         external_data: store constants in a file beside it, ``<path>.<digest>.data``; None does so
             beyond 1 GiB. It is in place before the graph, and that of an older graph goes after it.
-        check: run the file in ONNX Runtime, where it is installed, and compare it with a converted
-            model on the example inputs before it is put in place.
+        check: run the file, and compare it with a converted model on the example inputs before it
+            is put in place: in OpenVINO, where the quantizer was for it and it is installed; else
+            in ONNX Runtime, where that is.
 
     Returns:
         What was written.
@@ -89,7 +91,8 @@ def export(
     call = Call.of(model, args, kwargs or {})
 
     def compare(draft: Path) -> None:
-        check_agreement(model, call, lambda call: load(draft)(*call.tensors()), "ONNX Runtime")
+        session, runtime = judging_runtime(model)
+        check_agreement(model, call, lambda call: session(draft)(*call.tensors()), runtime)
 
     data = _save(written, path, external_data, compare if check else None)
     return OnnxProgramInfo.of(written, path, version, data)
