@@ -8,7 +8,6 @@
 | weights alone, at most 4 bits | | AWQ | AWQ |
 | weights of at most 4 bits | scale search | GPTQ | GPTQ |
 | weights of more bits | | | GPTQ |
-| weights | | | GPTQ that makes up for the layers before, if that is better |
 | weights of at most 3 bits | | | AdaRound, four layers together |
 | batch norms that are not folded | | statistics | statistics |
 | quantized inputs with one range for all | | bias correction | bias correction |
@@ -98,8 +97,6 @@ def _chosen(asked: _Asked, effort: str) -> Iterator[Any]:
         yield GPTQ() if thorough else ScaleSearch(activations=False)
     elif effort == "best":
         yield GPTQ()
-    if effort == "best":
-        yield GPTQ(aligned=True, sweeps=2)
     if asked.bits <= VERY_FEW and effort == "best":
         yield AdaRound(block=BLOCK)
     if asked.norms and thorough:

@@ -18,7 +18,8 @@ made up for before anything is rounded: ``sum |f W^T - x V^T|^2`` is smallest at
 (Li et al. 2025, "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", section
 3, derives the same target), and GPTQ for ``W*`` minimises what is left. ``W*`` damps what is noise
 to it, in the same way at every position: where outputs are averaged over positions, that stays and
-errors at random go, so a layer's own error does not say which is better. See `GPTQ.aligned`.
+errors at random go, so a layer's own error does not say which is better. The error of the whole
+model's outputs does, see `GPTQ.both_ways`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pt2q.algorithms.alternatives import the_better
 from pt2q.algorithms.engine.rounding import Grid
 from pt2q.algorithms.layerwise import Declined, LayerAlgorithm, Proposal, Proposed, Work
 from pt2q.algorithms.matrix import MatrixForm
+from pt2q.algorithms.report import Report
 from pt2q.algorithms.scale_search import best_scales, output_energy
 from pt2q.algorithms.second_moments import Moments, moments
+from pt2q.algorithms.task import Task
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,8 @@ class GPTQ(LayerAlgorithm):
         sweeps: how often the rounded columns are gone through again: lowers the error on the inputs
             seen, and on others where these are many more than a row has elements.
         aligned: also try the weight that makes up for errors of the layers before; needs as many.
+        both_ways: where ``aligned`` is not asked for, go through the model with it as well, with
+            two sweeps, and keep it if the outputs of the model gain by that on held-out batches.
     """
 
     name: ClassVar[str] = "gptq"
@@ -181,6 +187,15 @@ class GPTQ(LayerAlgorithm):
     search_scales: bool = True
     sweeps: int = 0
     aligned: bool = False
+    both_ways: bool = True
+
+    def improve(self, task: Task) -> Report:
+        """See `GraphAlgorithm.improve`."""
+        if self.aligned or not self.both_ways:
+            return super().improve(task)
+        as_asked = replace(self, both_ways=False)
+        made_up = replace(as_asked, aligned=True, sweeps=max(self.sweeps, 2))
+        return the_better(task, as_asked, made_up)
 
     def propose(self, work: Work) -> Iterator[Proposed]:
         """For the float weight, and for what makes up for quantized inputs, on both grids."""

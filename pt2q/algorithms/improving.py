@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +14,14 @@ import torch.distributed as dist
 
 from pt2q.algorithms.applied import Applied
 from pt2q.algorithms.effort import algorithms_for
+from pt2q.algorithms.batches import Batches
 from pt2q.algorithms.model_error import ModelError, is_less
+from pt2q.algorithms.originals import fork
 from pt2q.algorithms.report import Report, decibels
 from pt2q.algorithms.task import GraphAlgorithm, Progress
 from pt2q.distributed import Ranks
 from pt2q.errors import SpecError
 from pt2q.flow import convert_pt2e
-from pt2q.ir.graph import named_tensors
 from pt2q.ir.module import QuantGraphModule
 from pt2q.offers import EFFORTS
 
@@ -158,6 +158,7 @@ def improve(
     """
     if not algorithms:
         return model, Report()
+    batches = Batches(batches, options.get("seed", 0))
     judge = ModelError(model, batches, Ranks.of(group))
     states, errors, reports = [model], [judge.of(model)], []
     for place, algorithm in enumerate(algorithms):
@@ -178,12 +179,6 @@ def improve(
     for report, before, after in list(zip(reports, errors, errors[1:], strict=False))[best:]:
         kept.append(_taken_back(report, math.fsum(before), math.fsum(after)))
     return states[best], sum(kept, Report())
-
-
-def fork(model: QuantGraphModule) -> QuantGraphModule:
-    """A copy with observers of its own that shares the weights, which are replaced, not written."""
-    held = {id(t): t for t in named_tensors(model).values() if isinstance(t, torch.nn.Parameter)}
-    return copy.deepcopy(model, dict(held))
 
 
 def _taken_back(report: Report, before: float, after: float) -> Report:

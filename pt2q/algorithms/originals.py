@@ -6,15 +6,16 @@ the weights that were there before both.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pt2q.algorithms.engine.lane import Place
 from pt2q.algorithms.layers import set_tensor
 from pt2q.ir.control_flow import named_graph_modules
 from pt2q.ir.float_tensors import FloatTensors
-from pt2q.ir.graph import get_constant
+from pt2q.ir.graph import get_constant, named_tensors
 from pt2q.ir.module import QuantGraphModule
 
 
@@ -40,3 +41,9 @@ def replace_float(model: QuantGraphModule, places: tuple[Place, ...], value: Ten
         kept.setdefault((paths[owner], target), get_constant(owner, target).detach())
     model.record.put(FloatTensors(kept))
     set_tensor(places, value)
+
+
+def fork(model: QuantGraphModule) -> QuantGraphModule:
+    """A copy with observers of its own that shares the weights, which are replaced, not written."""
+    held = {id(t): t for t in named_tensors(model).values() if isinstance(t, nn.Parameter)}
+    return copy.deepcopy(model, dict(held))

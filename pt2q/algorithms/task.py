@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch.distributed as dist
 
+from pt2q.algorithms.batches import Batches
 from pt2q.algorithms.engine import Lane, Walk
 from pt2q.algorithms.kept import NOTHING, Kept
 from pt2q.algorithms.report import Report
@@ -64,7 +65,8 @@ class GraphAlgorithm(ABC):
 
         Args:
             model: what `pt2q.prepare_pt2e` gave, calibrated; changed in place.
-            batches: each a tensor, a tuple of arguments or a dict by their names.
+            batches: each a tensor, a tuple of arguments or a dict by their names; what can be gone
+                through only once is kept in memory.
             seed: of random choices.
             spill: keep the values of the run in files: True, or the folder for them.
             progress: is told where the run stands.
@@ -77,11 +79,13 @@ class GraphAlgorithm(ABC):
             What was done, layer by layer.
 
         Raises:
+            DataError: there is no batch, or one is not a call of the model.
             DistributedError: another process failed, or ``resume`` is of another run.
         """
         ranks = Ranks.of(group)
         kept = Kept.of(resume, ranks, model, f"{self} seed={seed}")
-        return self.improve(Task(model, batches, seed, spill, progress, ranks, kept))
+        data = Batches(batches, seed)
+        return self.improve(Task(model, data, seed, spill, progress, ranks, kept))
 
     @abstractmethod
     def improve(self, task: Task) -> Report:

@@ -54,12 +54,12 @@ def improved(quantizer: Quantizer, **options: Any) -> QuantGraphModule:
         (
             XNNPACKQuantizer,
             "best",
-            ["smooth_quant", "scale_search", "gptq", "gptq", "bias_correction"],
+            ["smooth_quant", "scale_search", "gptq", "bias_correction"],
         ),
         (per_tensor, "fast", ["equalization", "smooth_quant"]),
         (lambda: bits(4), "fast", ["scale_search"]),
         (lambda: bits(4), "balanced", ["awq", "gptq"]),
-        (lambda: weights_alone(few_bits(3)), "best", ["awq", "gptq", "gptq", "adaround"]),
+        (lambda: weights_alone(few_bits(3)), "best", ["awq", "gptq", "adaround"]),
         (lambda: bits(8), "balanced", []),
     ],
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pt2q import QuantizationSpec, convert_pt2e, prepare_pt2e
 from pt2q.algorithms import GPTQ, ScaleSearch
 from pt2q.algorithms.layerwise import LayerAlgorithm
+from pt2q.algorithms.model_error import ModelError, is_less
 from pt2q.algorithms.scale_search import best_scales
 from pt2q.observers import PerChannelMinMaxObserver
 from pt2q.quantizers import WeightQuantizer, get_weight_only_quantization_config
@@ -234,3 +235,22 @@ def test_int8_per_channel_weights_of_ours_are_layers_too() -> None:
     network, batches = TwoLinears(64).eval(), correlated(8, width=64)
     prepared = calibrated(network, weights_alone(weight_per_channel(0)), batches)
     assert len(GPTQ()(prepared, batches).rows) == 2
+
+
+def test_gptq_goes_both_ways_and_keeps_what_the_outputs_say() -> None:
+    """Where inputs are many, to make up for the layer before wins."""
+    chosen = []
+    for rows in (64, 2):
+        network, batches = TwoLinears(32).eval(), correlated(12, rows=rows, width=32, rank=8)
+        states, errors = [], []
+        for algorithm in (GPTQ(both_ways=False), GPTQ(aligned=True, sweeps=2), GPTQ()):
+            prepared = calibrated(network, weights_alone(few_bits(3)), batches)
+            judge = ModelError(prepared, batches)
+            algorithm(prepared, batches)
+            errors.append(judge.of(prepared))
+            states.append(prepared.state_dict())
+        better = int(is_less(*errors[:2]))
+        assert errors[2] == errors[better]
+        assert_same(states[2], states[better])
+        chosen.append(better)
+    assert chosen[0] == 1

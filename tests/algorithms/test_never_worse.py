@@ -23,6 +23,7 @@ from pt2q.algorithms import (
     AWQ,
     GPTQ,
     AdaRound,
+    BatchNormStatistics,
     BiasCorrection,
     CrossLayerEqualization,
     ScaleSearch,
@@ -47,7 +48,9 @@ ALL = (
     AWQ(),
     ScaleSearch(),
     GPTQ(),
+    AdaRound(steps=20, block=3),
     AdaRound(steps=20),
+    BatchNormStatistics(),
     BiasCorrection(),
 )
 
@@ -118,6 +121,7 @@ def test_random_sequence_networks(recipe: random_sequences.Recipe, kind: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @drawn(110)
 @given(recipe=random_images.recipes(), kind=KINDS)
 def test_many_image_networks(recipe: random_images.Recipe, kind: int) -> None:
@@ -125,6 +129,7 @@ def test_many_image_networks(recipe: random_images.Recipe, kind: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @drawn(110)
 @given(recipe=random_sequences.recipes(), kind=KINDS)
 def test_many_sequence_networks(recipe: random_sequences.Recipe, kind: int) -> None:
