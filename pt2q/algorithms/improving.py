@@ -9,12 +9,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 import torch.distributed as dist
 
 from pt2q.algorithms.applied import Applied
-from pt2q.algorithms.effort import algorithms_for
 from pt2q.algorithms.batches import Batches
+from pt2q.algorithms.effort import algorithms_for
 from pt2q.algorithms.model_error import ModelError, is_less
 from pt2q.algorithms.originals import fork
 from pt2q.algorithms.report import Report, decibels
