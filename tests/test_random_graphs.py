@@ -8,6 +8,7 @@ worst of several such runs. In integers each operator may be off by one more ste
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -68,17 +69,22 @@ class Stand(nn.Module):
         self.observer = [observer]  # hidden: it is no part of the model
         self.error = error
 
+    @functools.cached_property
+    def grid(self) -> tuple[Tensor, Tensor]:
+        scale, zero_point = self.observer[0].calculate_qparams()
+        return scale.float(), zero_point.float()
+
     def forward(self, x: Tensor) -> Tensor:
         observer = self.observer[0]
         if getattr(observer, "is_dynamic", False):
             assert self.error is not None
             scale = (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / 255
             return x + self.error(x) * scale
-        scale, zero_point = observer.calculate_qparams()
+        scale, zero_point = self.grid
         shape = [1] * x.dim()
         if getattr(observer, "ch_axis", None) is not None and scale.numel() > 1:
             shape[observer.ch_axis] = -1
-        scale, zero_point = scale.float().reshape(shape), zero_point.float().reshape(shape)
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
         steps = x * (1.0 / scale)
         if self.error is None:
             steps = torch.round(steps)
@@ -102,6 +108,14 @@ def with_errors(ready: QuantGraphModule, error: Error | None) -> QuantGraphModul
     return noisy
 
 
+def erring(noisy: QuantGraphModule, error: Error) -> QuantGraphModule:
+    """The same model with another error in the place of every observer."""
+    for module in noisy.modules():
+        if isinstance(module, Stand):
+            module.error = error
+    return noisy
+
+
 def errors(size: float) -> list[Error]:
     """Errors of each element by itself, and of a whole tensor at once, as constants have them."""
     each = [lambda x: (torch.rand_like(x) * 2 - 1) * size] * 3
@@ -111,7 +125,8 @@ def errors(size: float) -> list[Error]:
 def bounds(ready: QuantGraphModule, recipe: Recipe, start: Any, size: float) -> list[float]:
     """For each result the least SQNR of several runs with errors."""
     expected = run(restored(copy.deepcopy(ready), start), recipe)
-    runs = [run(restored(with_errors(ready, e), start), recipe) for e in errors(size)]
+    noisy = with_errors(ready, None)
+    runs = [run(restored(erring(noisy, e), start), recipe) for e in errors(size)]
     return [
         min(float(sqnr(one, other)) for other in column)
         for one, *column in zip(expected, *runs, strict=True)
