@@ -13,8 +13,10 @@ from __future__ import annotations
 import pkgutil
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._ops import OpOverload as OpOverload
@@ -58,6 +60,9 @@ CHECKED = {
     "torch._inductor.custom_graph_pass.CustomGraphPass": "2.13.0",  # the base of such a pass
     "torch._inductor.fx_passes.mkldnn_fusion": "2.13.0",  # _qlinear_binary_can_be_inplace
     "torch._inductor.virtualized.V": "2.13.0",  # V.graph is the graph at work
+    "torch._export.utils": "2.13.0",  # the module that taking programs apart is written in
+    "torch._export.utils._materialize_cpp_cia_ops": "2.13.0",  # looks each composite operator up
+    "torch._C._dispatch_get_registrations_for_dispatch_key": "2.13.0",  # names, by key
 }
 """Name and the release it was checked on."""
 
@@ -80,6 +85,7 @@ __all__ = [
     "OpOverloadPacket",
     "PyTreeCodeGen",
     "codegen_of",
+    "composites_looked_up_once",
     "default_store",
     "disable_current_modes",
     "forward_pre_hooks",
@@ -145,6 +151,31 @@ def default_store() -> Any:
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("no process group is initialized")
     return dist.distributed_c10d._get_default_store()
+
+
+@contextmanager
+def composites_looked_up_once() -> Iterator[None]:
+    """Have torch look its composite operators up once while this lasts, and not 200 times.
+
+    Taking a program apart, as every lowering does several times, looks all of them up for each
+    namespace of operators: half a second in which nothing changes. They are looked up again when
+    an operator has come.
+    """
+    utils = private("torch._export.utils")
+    before, known = utils._materialize_cpp_cia_ops, -1
+
+    def once() -> None:
+        nonlocal known
+        found = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        if len(found) != known:
+            before()
+            known = len(found)
+
+    utils._materialize_cpp_cia_ops = once
+    try:
+        yield
+    finally:
+        utils._materialize_cpp_cia_ops = before
 
 
 def is_erased(node: Node) -> bool:

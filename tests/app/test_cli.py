@@ -41,17 +41,18 @@ def test_quantize(run: Run, folder: Path, tmp_path: Path) -> None:
 def test_report_and_options(run: Run, folder: Path, tmp_path: Path) -> None:
     code, text, _ = run(
         *("quantize", folder / "small.pt2", "--calibration", folder / "images.npz"),
-        *("-o", tmp_path / "a.pte", "--report", "--per-tensor", "--limit", 3),
+        *("-o", tmp_path / "a.onnx", "--backend", "onnxruntime"),
+        *("--report", "--per-tensor", "--limit", 3),
     )
     assert code == 0
     assert "3 batch(es), 1 more held out" in text
     assert "aten.conv2d.default" in text
-    per_tensor = (tmp_path / "a.pte").stat().st_size
+    per_tensor = (tmp_path / "a.onnx").stat().st_size
     run(
         *("quantize", folder / "small.pt2", "--calibration", folder / "images.npz"),
-        *("-o", tmp_path / "b.pte"),
+        *("-o", tmp_path / "b.onnx", "--backend", "onnxruntime"),
     )
-    assert (tmp_path / "b.pte").stat().st_size != per_tensor
+    assert (tmp_path / "b.onnx").stat().st_size != per_tensor
 
 
 def test_low_memory(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from pt2q.app.requirements import Requirements
 from pt2q.deploy.registry import BACKENDS
 from pt2q.errors import DisagreementError, RequirementError
 
+OPTION, LINE = ("--backend", "onnxruntime"), "backend = 'onnxruntime'\n"  # the quickest to write
+
 
 def _call(folder: Path, out: Path) -> tuple[object, ...]:
     data = folder / "images.npz"
@@ -30,41 +32,45 @@ def _call(folder: Path, out: Path) -> tuple[object, ...]:
     ("lines", "message"),
     [
         ("[require]\nquantized = 0.99\n[skip]\nmodules = ['head']", r"2 of 4 .* asks for 0.99"),
-        ("[require]\nmin_sqnr = 90", r"\d\d\.\d dB against float in ExecuTorch, .* asks for 90"),
+        ("[require]\nmin_sqnr = 90", r"\d\d\.\d dB against float in ONNX Runtime, .* asks for 90"),
         ("[default]\nmode = 'float'", "nothing was quantized, and nothing is written"),
     ],
 )
 def test_what_is_required(run: Run, folder: Path, tmp_path: Path, lines: str, message: str) -> None:
-    recipe, out = tmp_path / "r.toml", tmp_path / "m.pte"
-    recipe.write_text(lines)
+    recipe, out = tmp_path / "r.toml", tmp_path / "m.onnx"
+    recipe.write_text(LINE + lines)
     out.write_text("old")
     code, text, err = run(*_call(folder, out), "--recipe", recipe)
     assert (code, text) == (3, "")
     fails((code, text, err.splitlines(True)[-1]), 3, message)
     assert out.read_text() == "old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pte", "r.toml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "r.toml"]
 
 
 def test_what_is_required_and_is_so(run: Run, folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
-    recipe.write_text("[require]\nquantized = 0.5\nmin_sqnr = 20\n")
-    code, text, err = run(*_call(folder, tmp_path / "m.pte"), "--recipe", recipe)
+    recipe.write_text(f"{LINE}[require]\nquantized = 0.5\nmin_sqnr = 20\n")
+    code, text, err = run(*_call(folder, tmp_path / "m.onnx"), "--recipe", recipe)
     assert (code, err) == (0, "")
-    assert "dB, held-out data, in ExecuTorch" in text
+    assert "dB, held-out data, in ONNX Runtime" in text
 
 
 def test_a_runtime_that_computes_something_else_is_an_error(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = BACKENDS["xnnpack"]
+    row = BACKENDS["onnxruntime"]
 
     def wrong(model, example, path):  # type: ignore[no-untyped-def]
         deployed = row.deploy(model, example, path)
         return replace(deployed, run=lambda batch: [-x for x in deployed.run(batch)])
 
-    monkeypatch.setitem(BACKENDS._loaded, "xnnpack", replace(row, deploy=wrong))
-    out = tmp_path / "m.pte"
-    fails(run(*_call(folder, out)), 4, "ExecuTorch computes something else than the converted")
+    monkeypatch.setitem(BACKENDS._loaded, "onnxruntime", replace(row, deploy=wrong))
+    out = tmp_path / "m.onnx"
+    fails(
+        run(*_call(folder, out), *OPTION),
+        4,
+        "ONNX Runtime computes something else than the converted",
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -134,9 +140,9 @@ cli.main(sys.argv[2:])
 def test_a_process_asked_to_end_leaves_nothing(
     folder: Path, tmp_path: Path, name: str, code: int, word: str
 ) -> None:
-    out = tmp_path / "new" / "m.pte"
+    out = tmp_path / "new" / "m.onnx"
     done = subprocess.run(
-        [sys.executable, "-c", ASKED_TO_END, name, *map(str, _call(folder, out))],
+        [sys.executable, "-c", ASKED_TO_END, name, *map(str, _call(folder, out)), *OPTION],
         capture_output=True,
         text=True,
     )

@@ -122,10 +122,10 @@ def metric(folder: Path, tmp_path: Path) -> Path:
 
 def test_a_metric_and_json(run: Run, folder: Path, tmp_path: Path, metric: Path) -> None:
     given = (folder / "small.pt2", "--calibration", folder / "images.npz")
-    out, written = tmp_path / "m.pte", tmp_path / "m.json"
+    out, written = tmp_path / "m.onnx", tmp_path / "m.json"
     code, text, err = run(
         *("quantize", *given, "-o", out, "--json", written, "--seed", 4, "--limit", 5),
-        *("--metric", f"{metric}:accuracy", "--per-tensor"),
+        *("--metric", f"{metric}:accuracy", "--per-tensor", "--backend", "onnxruntime"),
     )
     assert (code, err) == (0, "")
     assert "metric" in text and "float 1, quantized 1, file 1" in text
@@ -156,12 +156,13 @@ def test_a_metric_that_is_wrong(
     run: Run, folder: Path, tmp_path: Path, metric: Path, name: str, message: str
 ) -> None:
     given = (folder / "small.pt2", "--calibration", folder / "images.npz")
+    out, options = tmp_path / "m.onnx", ("--backend", "onnxruntime")
     fails(
-        run("quantize", *given, "-o", tmp_path / "m.pte", "--metric", f"{metric}:{name}"),
+        run("quantize", *given, "-o", out, *options, "--metric", f"{metric}:{name}"),
         1,
         message,
     )
-    assert not (tmp_path / "m.pte").exists()
+    assert not out.exists()
     same = run("compare", *given, "--metric", f"{metric}:place", "--json", metric)
     fails(same, 1, r"is read by this command \(--metric\)")
 

@@ -10,7 +10,7 @@ from support.nets import image_net
 from pt2q.deploy.executorch import lower
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def small() -> Lowered:
     stages = ((1, 8, 1, 1), (4, 16, 2, 2))
     net = image_net(lambda: MobileNetV2(10, stages, stem=8, head=32), 32)

@@ -151,7 +151,7 @@ def in_runtime(model: QuantGraphModule) -> tuple[LoadedMethod, int]:
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        ("dynamic", 100),
+        pytest.param("dynamic", 100, marks=pytest.mark.slow),
         # One rounding may fall on the other side, and the cache remembers it.
         pytest.param("static", 30, marks=pytest.mark.slow),
         pytest.param("8da4w", 45, marks=pytest.mark.slow),

@@ -65,6 +65,15 @@ def test_the_names_that_are_wrapped() -> None:
     assert not torch_private.forward_pre_hooks(module)
 
 
+def test_composites_are_looked_up_once() -> None:
+    utils = torch_private.private("torch._export.utils")
+    before, expected = utils._materialize_cpp_cia_ops, utils._collect_all_valid_cia_ops()
+    with torch_private.composites_looked_up_once():
+        assert utils._materialize_cpp_cia_ops is not before
+        assert [utils._collect_all_valid_cia_ops() for _ in range(2)] == [expected] * 2
+    assert utils._materialize_cpp_cia_ops is before
+
+
 def run_rule(*folders: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(RULE), *map(str, folders)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -32,6 +32,7 @@ from pt2q.errors import LoweringError, UnboundedSizeWarning
 from pt2q.files import write_bytes
 from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.ir.qparams import quantized_nodes
+from pt2q.ir.torch_private import composites_looked_up_once
 from pt2q.library_output import first_line, quiet_python
 from pt2q.optional import optional_modules
 from pt2q.passes import OwnBiases, run_passes
@@ -149,7 +150,7 @@ def packed(
     }
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
-        with quiet_python(), torch.no_grad():
+        with quiet_python(), composites_looked_up_once(), torch.no_grad():
             return _packed(programs, exir, origin)
     except Exception as error:
         raise LoweringError(

@@ -26,6 +26,7 @@ from pt2q.deploy.given_tensors import why_no_memory
 from pt2q.deploy.signature import leaf_shape
 from pt2q.errors import DataError, InputShapeError
 from pt2q.ir.emit import copied, restored
+from pt2q.ir.torch_private import composites_looked_up_once
 from pt2q.library_output import quiet_python
 
 KEY = "pt2q.state"
@@ -149,7 +150,7 @@ def without_state(program: ExportedProgram) -> tuple[ExportedProgram, State, tup
         The program; its state; the names of the outputs that carry it, the last ones. Where nothing
         is written the program is the one that was given.
     """
-    with quiet_python():
+    with quiet_python(), composites_looked_up_once():
         plain = program.run_decompositions({})  # writes become values
     signature = plain.graph_signature
     if not signature.buffers_to_mutate and not signature.user_inputs_to_mutate:

@@ -32,6 +32,7 @@ from pt2q.files import ensure_writable, final_path, outdated, replacing
 from pt2q.ir import ops
 from pt2q.ir.dtypes import FLOAT8_DTYPES
 from pt2q.ir.qparams import read_qparams
+from pt2q.ir.torch_private import composites_looked_up_once
 from pt2q.library_output import cause_line, quiet_python
 from pt2q.optional import optional_modules
 
@@ -103,7 +104,7 @@ def _translated(program: ExportedProgram, opset: int) -> Any:
         "pt2q.deploy.onnx.rewrites", "pt2q.deploy.onnx.translation", extra="onnx"
     )
     try:
-        with quiet_python(), _quiet_exporter(), torch.no_grad():
+        with quiet_python(), _quiet_exporter(), composites_looked_up_once(), torch.no_grad():
             written: Any = torch.onnx.export(
                 program,
                 dynamo=True,
