@@ -18,7 +18,7 @@ from pt2q.debug import (
     compare_results,
     generate_numeric_debug_handle,
 )
-from pt2q.errors import InputShapeError, NotExportedError
+from pt2q.errors import DataError, InputShapeError, NotExportedError
 
 
 def test_the_report_is_a_table_and_json() -> None:
@@ -81,8 +81,15 @@ def test_mistakes_are_named() -> None:
         compare(converted, program, inputs)
     with pytest.raises(ComparisonError, match="no batch"):
         compare(program, converted, [])
-    with pytest.raises(ComparisonError, match="takes 1 input"):
+    with pytest.raises(DataError, match=r"has 2 arg.*as a list of tuples"):
         compare(program, converted, (inputs[0], inputs[1]))
+    by_name, by_place = ({"x": inputs[0]},), (inputs[0],)
+    named = str(compare(program, converted, list(by_name)))
+    assert named == str(compare(program, converted, [by_place]))
+    with pytest.raises(DataError, match=r"a batch has \['y'\], the model takes \['x'\]"):
+        compare(program, converted, [{"y": inputs[0]}])
+    with pytest.raises(DataError, match=r"a dict by their names, found int"):
+        compare(program, converted, [3])
     with pytest.raises(ComparisonError, match="iterable of batches"):
         compare(program, converted, 3)
     with pytest.raises(InputShapeError, match="'x'"):

@@ -1,4 +1,4 @@
-"""The inputs of a comparison: batches, and the flat inputs of one call."""
+"""The batches of a comparison, and copies of their values."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from pt2q.errors import ComparisonError
-from pt2q.ir.module import InputCheck
-from pt2q.ir.torch_private import pytree
 
 
 def batches_of(inputs: Any) -> Iterator[Any]:
@@ -27,38 +25,6 @@ def batches_of(inputs: Any) -> Iterator[Any]:
             f"inputs must be a tuple of arguments or an iterable of batches, found "
             f"{type(inputs).__name__}"
         )
-
-
-def flat_inputs(batch: Any, check: InputCheck) -> list[Any]:
-    """The inputs of one call, flat.
-
-    Args:
-        batch: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        check: what the model was exported with.
-
-    Raises:
-        ComparisonError: the model takes another number of inputs.
-        InputShapeError: an input has another size.
-    """
-    args, kwargs = _arguments(batch, check)
-    leaves = pytree.tree_leaves((args, kwargs))
-    if len(leaves) != len(check.names):
-        raise ComparisonError(
-            f"the model takes {len(check.names)} input(s) {list(check.names)}, a batch holds "
-            f"{len(leaves)}. A tuple is the arguments of one call; several batches come as a list "
-            "of tuples"
-        )
-    check(None, args, kwargs)  # type: ignore[arg-type]
-    return leaves
-
-
-def _arguments(batch: Any, check: InputCheck) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if not isinstance(batch, Mapping):
-        return tuple(batch) if isinstance(batch, tuple) else (batch,), {}
-    for names in (check.keywords, check.names):
-        if set(batch) == set(names):
-            return (), {name: batch[name] for name in names}
-    return (), dict(batch)
 
 
 def own_inputs(leaves: list[Any]) -> list[Any]:

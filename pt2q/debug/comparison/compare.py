@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pt2q.debug.comparison.batches import batches_of, flat_inputs
+from pt2q.debug.comparison.batches import batches_of
 from pt2q.debug.comparison.comparison import Comparison
 from pt2q.debug.comparison.findings import comparison_of
 from pt2q.debug.comparison.four_runs import FourRuns
 from pt2q.debug.comparison.matching import match_values
 from pt2q.debug.comparison.subjects import Model, subjects_of
-from pt2q.ir.module import InputCheck
+from pt2q.ir.module.batch_call import placed
 
 
 def compare(float_model: Model, quantized_model: Model, inputs: Any) -> Comparison:
@@ -41,12 +41,11 @@ def compare(float_model: Model, quantized_model: Model, inputs: Any) -> Comparis
 
     Raises:
         NotExportedError: a model was not captured with ``torch.export``.
-        ComparisonError: the two have nothing in common, there is no batch, or a batch does not
-            fit the model.
+        ComparisonError: the two have nothing in common, or there is no batch.
+        DataError, InputShapeError: a batch is not one call of the model.
     """
     subjects = subjects_of(float_model, quantized_model)
     runs = FourRuns(subjects, match_values(subjects.floating, subjects.quantized))
-    check = InputCheck.of(subjects.floating.graph)
     for batch in batches_of(inputs):
-        runs.add(flat_inputs(batch, check))
+        runs.add(list(placed(subjects.floating, batch).values()))
     return comparison_of(runs)

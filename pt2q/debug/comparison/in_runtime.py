@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from pt2q.account import Account
-from pt2q.debug.comparison.batches import batches_of, flat_inputs, own_inputs
+from pt2q.debug.comparison.batches import batches_of, own_inputs
 from pt2q.debug.comparison.subjects import Model
 from pt2q.debug.error import Error
 from pt2q.debug.error_sums import ErrorSums
@@ -18,7 +18,7 @@ from pt2q.debug.graph_runner import GraphRunner
 from pt2q.debug.own_copy import own_copy
 from pt2q.errors import ComparisonError
 from pt2q.ir.graph import origin_name
-from pt2q.ir.module import InputCheck
+from pt2q.ir.module.batch_call import placed
 from pt2q.tables import text_table
 
 Values = Callable[..., Mapping[str, Tensor]]
@@ -87,13 +87,13 @@ def compare_in_runtime(float_model: Model, values: Values, inputs: Any) -> Runti
         ComparisonError: no value has a counterpart, or there is no batch.
     """
     floating, _ = own_copy(float_model)
-    runner, check = GraphRunner(floating), InputCheck.of(floating.graph)
+    runner = GraphRunner(floating)
     sums: dict[str, ErrorSums] = {}
     unmatched: dict[str, None] = {}
     count = 0
     for batch in batches_of(inputs):
         count += 1
-        leaves = flat_inputs(batch, check)
+        leaves = list(placed(floating, batch).values())
         references = _references(runner, leaves)
         found = values(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
         unmatched.update(dict.fromkeys(_added(sums, references, found)))

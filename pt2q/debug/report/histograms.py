@@ -12,11 +12,12 @@ from torch.fx import Node
 
 from pt2q.algorithms.engine import Program
 from pt2q.algorithms.engine.rounding import grid_of, is_integer
-from pt2q.debug.comparison.batches import flat_inputs, own_inputs
+from pt2q.debug.comparison.batches import own_inputs
 from pt2q.debug.graph_runner import GraphRunner
 from pt2q.debug.own_copy import own_copy
 from pt2q.debug.sensitivities.subjects import Rounded, rounded_tensors
-from pt2q.ir.module import InputCheck, QuantGraphModule
+from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.module.batch_call import placed
 from pt2q.observers.protocol import has_data
 
 BINS = 48
@@ -82,9 +83,8 @@ def histograms(prepared: QuantGraphModule, batches: Iterable[Any]) -> dict[str, 
             _add(found, call, args[0])
         return args[0] if call is not None else value
 
-    check = InputCheck.of(prepared.graph)
     for batch in batches:
-        runner(own_inputs(flat_inputs(batch, check)), visit)
+        runner(own_inputs(list(placed(prepared, batch).values())), visit)
     return found
 
 

@@ -1,4 +1,4 @@
-"""One batch of data as the call of a model that it stands for."""
+"""One batch of data as the call of a model that it stands for: the one reading of batches."""
 
 from __future__ import annotations
 
@@ -21,31 +21,50 @@ def as_call(model: GraphModule, batch: Any) -> Call:
     Args:
         model: an exported or prepared module.
         batch: a tensor (the one argument), a tuple or list (the arguments in their order), or a
-            dict by the names of the arguments.
+            dict by the names of the arguments, or of the graph's inputs.
 
     Raises:
         DataError: the batch is none of these, or names other arguments.
     """
     names, positional = _names(model)
-    if isinstance(batch, Mapping) and _takes_one_dict(model):
-        batch = (batch,) if set(batch) != set(names) else batch
+    if isinstance(batch, Mapping) and set(batch) != set(names):
+        if (found := _by_inputs(model, batch)) is not None:
+            return found
+        batch = (batch,) if len(names) == 1 and _takes_one_dict(model) else batch
+    given = _given(batch, names)
+    keywords = zip(names[positional:], given[positional:], strict=True)
+    return tuple(given[:positional]), dict(keywords)
+
+
+def _given(batch: Any, names: tuple[str, ...]) -> list[Any]:
+    """The arguments in their order."""
     if isinstance(batch, Mapping):
         if set(batch) != set(names):
-            raise DataError(f"a batch has {sorted(batch)}, the model takes {list(names)}")
-        given = [batch[name] for name in names]
-    elif isinstance(batch, tuple | list):
-        given = list(batch)
-    elif isinstance(batch, Tensor):
-        given = [batch]
-    else:
+            found = sorted(map(str, batch))
+            raise DataError(f"a batch has {found}, the model takes {list(names)}")
+        return [batch[name] for name in names]
+    if not isinstance(batch, Tensor | tuple | list):
         raise DataError(
             f"a batch is a tensor, a tuple of arguments or a dict by their names, found "
             f"{type(batch).__name__}"
         )
+    given = [batch] if isinstance(batch, Tensor) else list(batch)
     if len(given) != len(names):
-        raise DataError(f"a batch has {len(given)} argument(s), the model takes {list(names)}")
-    keywords = zip(names[positional:], given[positional:], strict=True)
-    return tuple(given[:positional]), dict(keywords)
+        raise DataError(
+            f"a batch has {len(given)} argument(s), the model takes {list(names)}. A tuple is the "
+            "arguments of one call; several batches come as a list of tuples"
+        )
+    return given
+
+
+def _by_inputs(model: GraphModule, batch: Mapping[Any, Any]) -> Call | None:
+    """A call of what has the names of the graph's inputs, nested as the model takes it."""
+    inputs = [str(node.target) for node in placeholders(model)]
+    info = getattr(codegen_of(model.graph), "pytree_info", None)
+    if info is None or set(batch) != set(inputs):
+        return None
+    args, kwargs = pytree.tree_unflatten([batch[name] for name in inputs], info.in_spec)
+    return args, kwargs
 
 
 def _names(model: GraphModule) -> tuple[tuple[str, ...], int]:
