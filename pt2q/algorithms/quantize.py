@@ -137,10 +137,10 @@ def quantize_pt2e(
             loaded = {name: _loaded(one) for name, one in model.items()}
             joined = join_programs(prepare_pt2e(loaded, quantizer))
             improved = _improved(joined.module, joined.calls(data), improvement)
-            ready = _apart(joined, improved)
-        else:
-            ready = _improved(prepare_pt2e(_loaded(model), quantizer), data, improvement)
-        return convert_pt2e(ready, use_reference_representation, fold_quantize)
+            programs = _apart(joined, improved)
+            return convert_pt2e(programs, use_reference_representation, fold_quantize)
+        one = _improved(prepare_pt2e(_loaded(model), quantizer), data, improvement)
+        return convert_pt2e(one, use_reference_representation, fold_quantize)
 
 
 def _improved(

@@ -11,12 +11,14 @@ import torch
 import torch.multiprocessing as mp
 from support.ranks import (
     COUNT,
+    KINDS,
     Layers,
     batch_of,
     calibrate_in_groups,
     converted_state,
     die_on_the_way,
     prepared,
+    watch_in_groups,
 )
 
 from pt2q import disable_fake_quant, prepare_qat_pt2e
@@ -67,6 +69,20 @@ def test_any_number_of_processes_finds_the_same(tmp_path: Path) -> None:
     for size in (1, 2, 3, 4):
         for rank in range(size):
             assert same(torch.load(tmp_path / f"{size}-{rank}.pt"), expected), (size, rank)
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_finds_the_same_with_every_observer(tmp_path: Path) -> None:
+    mp.spawn(watch_in_groups, (str(tmp_path),), nprocs=4)
+    made = {}
+    assert len(list(tmp_path.glob("*.pt"))) == 10 * len(KINDS)
+    for kind in KINDS:
+        made[kind] = torch.load(tmp_path / f"{kind}-1-0.pt")
+        for path in sorted(tmp_path.glob(f"{kind}-[234]-*.pt")):
+            assert same(torch.load(path), made[kind]), path
+    assert same(made["own"], made["extremes"])
+    assert not same(made["histogram"], made["extremes"])
+    assert not same(made["averages"], made["extremes"])
 
 
 @pytest.mark.slow

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pt2q import convert_pt2e, prepare_pt2e
+from pt2q import convert_pt2e, disable_fake_quant, prepare_pt2e, prepare_qat_pt2e
 from pt2q.distributed import calibrate
 from pt2q.ir.module import QuantGraphModule
-from pt2q.quantizers import XNNPACKQuantizer
+from pt2q.observers import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver
+from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 
 COUNT = 10
 
@@ -28,6 +30,10 @@ class Layers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+class Largest(MinMaxObserver):
+    """An observer of one's own, which says how it is put together by its base class."""
 
 
 def batch_of(index: int) -> tuple[Tensor]:
@@ -58,6 +64,45 @@ def calibrate_in_groups(rank: int, folder: str) -> None:
             module = prepared()
             calibrate(module, [batch_of(i) for i in range(COUNT)], group=group)
             torch.save(converted_state(module), f"{folder}/{size}-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def watched_by(kind: str) -> QuantGraphModule:
+    """The layers, prepared with one kind of observer for activations; "trained" only watches."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        program = torch.export.export(Layers().eval(), batch_of(0))
+    if kind == "trained":
+        config = get_symmetric_quantization_config(is_qat=True)
+        made = prepare_qat_pt2e(program, XNNPACKQuantizer().set_global(config))
+        return made.eval().apply(disable_fake_quant)
+    config = get_symmetric_quantization_config()
+    assert config.input_activation is not None
+    spec = replace(config.input_activation, observer_or_fake_quant_ctr=ACTIVATIONS[kind])
+    config = replace(config, input_activation=spec, output_activation=spec)
+    return prepare_pt2e(program, XNNPACKQuantizer().set_global(config))
+
+
+ACTIVATIONS: dict[str, Any] = {
+    "histogram": HistogramObserver,
+    "extremes": MinMaxObserver,
+    "averages": MovingAverageMinMaxObserver,
+    "own": Largest,
+}
+KINDS = (*ACTIVATIONS, "trained")
+
+
+def watch_in_groups(rank: int, folder: str) -> None:
+    """Calibrate with each kind of observer as one of one to four; leave what came of each."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4)
+    for size in (1, 2, 3, 4):
+        group = dist.new_group(list(range(size)))
+        for kind in KINDS if rank < size else ():
+            module = watched_by(kind)
+            calibrate(module, [batch_of(i) for i in range(COUNT)], group=group)
+            torch.save(converted_state(module), f"{folder}/{kind}-{size}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -19,7 +19,7 @@ from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
 from pt2q.deploy.executorch.partitions import xnnpack_partitioner
 from pt2q.deploy.executorch.refusals import (
     refuse_measured_constants,
-    refuse_uint8,
+    refuse_other_types,
     refuse_weight_only,
     why_not_bodies,
 )
@@ -193,7 +193,7 @@ def _exported(
         model = copy_module(model.module(check_guards=False))
     if not isinstance(model, ExportedProgram):
         model = export_rewritten(model, _for_xnnpack, args or (), kwargs, dynamic_shapes)
-    refuse_uint8(model.graph)
+    refuse_other_types(model.graph)
     refuse_weight_only(model.graph)
     refuse_measured_constants(model)
     _warn_of_unbounded_sizes(model)

@@ -11,9 +11,15 @@ from pt2q.errors import LoweringError
 from pt2q.ir import ops
 from pt2q.ir.control_flow import named_graph_modules
 
+_FOR_OTHERS = {
+    torch.uint8: "uint8 activations are for Inductor and ONNX Runtime",
+    torch.int16: "16-bit activations are for ONNX Runtime and Arm's TOSA; in PyTorch what "
+    "convert_pt2e gave computes them",
+}
 
-def refuse_uint8(graph: Graph) -> None:
-    """Refuse a graph that is quantized to uint8.
+
+def refuse_other_types(graph: Graph) -> None:
+    """Refuse a graph that is quantized to integers that XNNPACK has no kernels for.
 
     Args:
         graph: of an exported program.
@@ -24,11 +30,13 @@ def refuse_uint8(graph: Graph) -> None:
     for node in graph.nodes:
         if not ops.is_op(node, ops.QUANTIZE | ops.DEQUANTIZE):
             continue
-        if torch.uint8 in (*node.args, *node.kwargs.values()):
-            raise LoweringError(
-                f"{node.name} is uint8, and XNNPACK computes in int8 alone. Quantize with "
-                "XNNPACKQuantizer; uint8 activations are for Inductor and ONNX Runtime."
-            )
+        for dtype, others in _FOR_OTHERS.items():
+            if dtype in (*node.args, *node.kwargs.values()):
+                name = str(dtype).removeprefix("torch.")
+                raise LoweringError(
+                    f"{node.name} is {name}, and XNNPACK computes in int8 alone. Quantize with "
+                    f"XNNPACKQuantizer; {others}."
+                )
 
 
 def refuse_weight_only(graph: Graph) -> None:

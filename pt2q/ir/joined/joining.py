@@ -95,8 +95,7 @@ class JoinedPrograms:
 
     def _results(self, graph: Graph) -> Iterator[Any]:
         """What each program gives, in its own structure."""
-        (output,) = (node for node in graph.nodes if node.op == "output")
-        values = iter(output.args[0])  # type: ignore[arg-type]
+        values = iter(pytree.tree_leaves(_output(graph).args[0]))
         for model in self.programs.values():
             leaves, structure = pytree.tree_flatten(_output(model.graph).args[0])
             yield pytree.tree_unflatten([next(values) for _ in leaves], structure)
@@ -105,7 +104,8 @@ class JoinedPrograms:
         self, name: str, module: QuantGraphModule, nodes: Iterable[Node], result: Any
     ) -> QuantGraphModule:
         source, own, root = self.programs[name], self.targets[name], nn.Module()
-        graph, memo = Graph(tracer_cls=tracer_class(source.graph)), {}
+        graph = Graph(tracer_cls=tracer_class(source.graph))
+        memo: dict[Node, Node] = {}
         set_codegen(graph, copy.copy(codegen_of(source.graph)))
         for node in nodes:
             target = own.get(str(node.target), node.target)
@@ -139,7 +139,8 @@ def join_programs(programs: Programs) -> JoinedPrograms:
         programs: what `pt2q.prepare_pt2e` made of several programs of one model, by name, as they
             are run one after the other; they are not changed.
     """
-    graph, memo, nodes = Graph(), {}, {}
+    graph, nodes = Graph(), {}
+    memo: dict[Node, Node] = {}
     root, names = nn.Module(), {name: _Names(name) for name in programs}
     taken: dict[str, Any] = {}
     for name, node in in_order(programs):
@@ -199,7 +200,8 @@ def _renamed(graph: Graph, node: Node, target: Any, memo: dict[Node, Node], name
 
 
 def _output(graph: Graph) -> Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    node: Node = graph.output_node()
+    return node
 
 
 def _finish(graph: Graph, like: Node, result: Any) -> None:
