@@ -83,18 +83,21 @@ METHODS: dict[str, tuple[Any, ...] | str] = {
     "gptq": (GPTQ(),),
     "awq, gptq": (AWQ(), GPTQ()),
     "adaround": (AdaRound(),),
+    "adaround, blocks": (AdaRound(block=4, steps=300),),
     "equalization": (CrossLayerEqualization(),),
     "smooth_quant": (SmoothQuant(),),
     "bias_correction": (BiasCorrection(),),
     "smooth_quant, gptq": (SmoothQuant(), GPTQ()),
+    "smooth_quant, ranges": (SmoothQuant(), ScaleSearch(weights=False)),
     "smooth_quant, bias_correction": (SmoothQuant(), BiasCorrection()),
-    "gptq, gptq aligned": (GPTQ(), GPTQ(aligned=True, sweeps=2)),
+    "gptq one way": (GPTQ(both_ways=False),),
+    "awq, gptq one way": (AWQ(), GPTQ(both_ways=False)),
     "effort fast": "fast",
     "effort balanced": "balanced",
     "effort best": "best",
 }
-WEIGHTS = ("-", "scale_search", "awq", "gptq", "awq, gptq")
-STATIC = ("-", "smooth_quant", "smooth_quant, bias_correction", "effort balanced")
+WEIGHTS = ("-", "scale_search", "awq", "gptq one way", "awq, gptq one way", "gptq")
+STATIC = ("-", "smooth_quant", "smooth_quant, ranges", "smooth_quant, gptq")
 FULL = ("-", "equalization", "smooth_quant", "gptq", "bias_correction", "effort best")
 
 
@@ -238,7 +241,7 @@ WORKS: dict[str, Callable[[], Work]] = {
     ),
     **{
         f"{name}-{bits}-row": lambda path=path, net=net, bits=bits: digits(
-            path, net, weights(bits, None), "-", "scale_search", "gptq", "adaround"
+            path, net, weights(bits, None), "-", "gptq", "adaround, blocks"
         )
         for name, path, net, few in (
             ("digits", CHECKPOINT, DigitNet, (3, 2)),

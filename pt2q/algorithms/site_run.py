@@ -49,8 +49,17 @@ class SiteRun:
         self.passed: list[Passed] = []
         self.parting = Parting.of(walk)
 
-    def scaled(self, factor: Callable[[Site], tuple[Tensor, str]]) -> Propose:
-        """Propose to scale the channels of a site by what a function says."""
+    def scaled(
+        self,
+        factor: Callable[[Site], tuple[Tensor, str]],
+        covers: Callable[[str], bool] = lambda words: False,
+    ) -> Propose:
+        """Propose to scale the channels of a site by what a function says.
+
+        Args:
+            factor: of a site, with words for the report.
+            covers: whether, by these words, ranges between have to cover all.
+        """
 
         def search(site: Site) -> Plain:
             try:
@@ -63,7 +72,8 @@ class SiteRun:
             found = self.task.kept.recall(next(self.steps), partial(search, site))
             if "passed" in found:
                 raise Declined(found["passed"])
-            return trial_of(self.walk, self.rounding, site, found["factor"]), found["words"]
+            trial = trial_of(self.walk, self.rounding, site, found["factor"])
+            return trial.covering() if covers(found["words"]) else trial, found["words"]
 
         return propose
 

@@ -65,8 +65,8 @@ class SmoothQuant(GraphAlgorithm):
 
     name: ClassVar[str] = "smooth_quant"
 
-    strengths: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    limits: tuple[float, ...] = (0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+    strengths: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    limits: tuple[float, ...] = (0.7, 1.0, 1.5, 2.0, 3.0)
     insert: bool = True
     insert_from: float = 1.0
 
@@ -89,10 +89,11 @@ class SmoothQuant(GraphAlgorithm):
         run.passed = [*layers.passed, *_passed_over(layers, found)]
         numbers = {"strength": self.strengths, "limit": self.limits}
         inserted = frozenset(insertion.product for insertion in insertions)
+        search = StrengthSearch(run, numbers, families, inserted)
         cost = 1 - 10 ** (-self.insert_from / 10)
         return run.run(
             in_order(walk.program, found),
-            run.scaled(StrengthSearch(run, numbers, families, inserted)),
+            run.scaled(search, lambda words: words.startswith("limit")),
             lambda site: cost if site.source.node in inserted else 0.0,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,31 +79,30 @@ class StrengthSearch:
         families = self.families(self.run, site)
         cases = _cases(self.run, readers_of(site))
         least = _error(cases, torch.ones(site.reach.count))
-        found = [
-            (*_least(cases, families[name], numbers), name)
+        tried = {
+            (name, place): _error(cases, families[name](numbers[place]))
             for name, numbers in self.numbers.items()
-            if numbers
-        ]
-        error, best, name = min(found)
-        if not error < least:
+            for place in _coarse(numbers)
+        }
+        name, place = _best(tried)
+        for near in (place - 1, place + 1):
+            if 0 <= near < len(self.numbers[name]) and (name, near) not in tried:
+                tried[name, near] = _error(cases, families[name](self.numbers[name][near]))
+        name, place = _best(tried)
+        if not tried[name, place] < least:
             raise Declined(f"no {' or '.join(self.numbers)} lowers the error of its output")
-        place = ", by a multiplication" if site.source.node in self.inserted else ""
-        return families[name](best), f"{name} {best:g}{place}"
+        found = self.numbers[name][place]
+        where = ", by a multiplication" if site.source.node in self.inserted else ""
+        return families[name](found), f"{name} {found:g}{where}"
 
 
-def _least(cases: Sequence[_Case], family: Family, numbers: Sequence[float]) -> tuple[float, float]:
-    """The least error among a family, and the number that has it."""
-    errors: dict[float, float] = {}
-    for number in _coarse_to_fine(numbers, errors):
-        errors[number] = _error(cases, family(number))
-    return min((error, number) for number, error in errors.items())
+def _coarse(numbers: Sequence[float]) -> range:
+    """The places of every second number; the neighbours of the best of them are tried after."""
+    return range(1 if len(numbers) > 1 else 0, len(numbers), 2)
 
 
-def _coarse_to_fine(values: Sequence[float], errors: dict[float, float]) -> Iterator[float]:
-    """Every second value, then the neighbours of the best of them."""
-    yield from values[1::2] or values
-    best = values.index(min(errors, key=lambda value: (errors[value], value)))
-    yield from (v for v in values[max(best - 1, 0) : best + 2] if v not in errors)
+def _best(tried: Mapping[tuple[str, int], float]) -> tuple[str, int]:
+    return min(tried, key=lambda one: (tried[one], one))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -27,6 +27,7 @@ from pt2q.algorithms.layerwise import Declined
 from pt2q.algorithms.parting import Parting
 from pt2q.algorithms.pinned import PinnedObserver, replace_observer
 from pt2q.distributed import Ranks, together
+from pt2q.observers import HistogramObserver, MinMaxObserver
 
 
 def fresh(observer: Any) -> Any:
@@ -60,6 +61,20 @@ def forget(observer: Any) -> None:
             method()
             return
     raise Declined(f"{type(observer).__name__} cannot forget what it has seen")
+
+
+def covering(observer: Any) -> Any:
+    """An observer whose range covers all that it sees, for one that searches what to clip.
+
+    Args:
+        observer: any; one that does not search is given back itself.
+    """
+    if type(observer) is not HistogramObserver:
+        return observer
+    fields = ("dtype", "qscheme", "quant_min", "quant_max", "eps")
+    made = MinMaxObserver(**{name: getattr(observer, name) for name in fields})
+    made.node_name = observer.node_name
+    return made.train(observer.training)
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,14 @@ class Trial:
     def outputs(self, targets: Sequence[Node], parting: Parting) -> list[Tensor]:
         """What layers give with the change, each fed from float values before it."""
         return outputs(self.walk, targets, self._changed(self.rounding.fork()), parting)
+
+    def covering(self) -> Trial:
+        """The same with ranges that cover all between.
+
+        What is far larger than all else is clipped by a search over the values alone, however large
+        the weights are that the change has given it.
+        """
+        return replace(self, between=tuple((old, covering(new)) for old, new in self.between))
 
     def make(self) -> None:
         """Make the change, in the model and in both lanes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from support.few_bits import few_bits, weights_alone
 from support.planted import calibrated, correlated, quality
@@ -14,6 +15,8 @@ from pt2q.algorithms import AdaRound
 from pt2q.algorithms.blocks import find_blocks
 from pt2q.algorithms.engine import Program
 from pt2q.algorithms.layers import find_layers
+from pt2q.demo.digits import load_digits
+from pt2q.demo.net import CHECKPOINT, DigitNet, load_checkpoint
 
 
 class Residual(nn.Module):
@@ -95,3 +98,16 @@ def test_what_cannot_be_learned_together_is_passed_over() -> None:
     assert {item.name: item.reason for _, item in report.passed} == {
         "linear": "it is called several times"
     }
+
+
+@pytest.mark.slow
+def test_digits_with_two_bits_from_images_alone() -> None:
+    """Labels are not asked for; plain rounding is right about every fifth image."""
+    net, data = load_checkpoint(CHECKPOINT, DigitNet), load_digits()
+    batches = [(part,) for part in data.train[:240].split(16)]
+    prepared = calibrated(net, weights_alone(few_bits(2)), batches)
+    AdaRound(block=4, steps=200)(prepared, batches)
+    converted, held = convert_pt2e(prepared), data.held_out[:448]
+    with torch.no_grad():
+        guesses = torch.cat([converted(part) for part in held.split(16)]).argmax(1)
+    assert float((guesses == data.held_out_labels[:448]).float().mean()) > 0.95
