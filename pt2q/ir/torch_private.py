@@ -10,6 +10,7 @@ have written to since the first releases. `make lint` finds every other private 
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ CHECKED = {
     "torch._export.utils": "2.13.0",  # the module that taking programs apart is written in
     "torch._export.utils._materialize_cpp_cia_ops": "2.13.0",  # looks each composite operator up
     "torch._C._dispatch_get_registrations_for_dispatch_key": "2.13.0",  # names, by key
+    "torch.onnx._internal._lazy_import.onnxscript_apis": "2.13.0",  # get_torchlib_ops: a list
 }
 """Name and the release it was checked on."""
 
@@ -101,6 +103,7 @@ __all__ = [
     "set_codegen",
     "storage_address",
     "tracer_class",
+    "translations_read_once",
     "version_of",
 ]
 
@@ -176,6 +179,25 @@ def composites_looked_up_once() -> Iterator[None]:
         yield
     finally:
         utils._materialize_cpp_cia_ops = before
+
+
+@contextmanager
+def translations_read_once() -> Iterator[None]:
+    """Have torch.onnx read its translations once in a process, and not once per file.
+
+    Each reading parses the source of 500 functions: half of the time that a small file takes.
+    """
+    apis = private("torch.onnx._internal._lazy_import.onnxscript_apis")
+    apis.get_torchlib_ops = lambda: list(_translations(apis))
+    try:
+        yield
+    finally:
+        vars(apis).pop("get_torchlib_ops", None)
+
+
+@functools.cache
+def _translations(apis: Any) -> tuple[Any, ...]:
+    return tuple(type(apis).__getattr__(apis, "get_torchlib_ops")())
 
 
 def is_erased(node: Node) -> bool:

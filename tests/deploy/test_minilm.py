@@ -16,18 +16,19 @@ from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 
 HELD_OUT = 12
 CALIBRATION = 24
+LAYERS = (1, pytest.param(6, marks=pytest.mark.slow))  # all of it takes minutes
 
 
 @functools.cache
-def encoder() -> tuple[Any, torch.export.ExportedProgram, list[dict[str, Tensor]]]:
-    model = minilm.load()
+def encoder(layers: int) -> tuple[Any, torch.export.ExportedProgram, list[dict[str, Tensor]]]:
+    model = minilm.load(num_hidden_layers=layers)
     texts = minilm.sentences()
     batches = minilm.encode(texts[:CALIBRATION] + texts[-HELD_OUT:])
     return model, minilm.export(model, batches[0]), batches
 
 
-def mean_cosine(program: executorch.Program) -> float:
-    model, _, batches = encoder()
+def mean_cosine(program: executorch.Program, layers: int) -> float:
+    model, _, batches = encoder(layers)
     loaded = program.load()
     values = []
     for batch in batches[-HELD_OUT:]:
@@ -39,9 +40,10 @@ def mean_cosine(program: executorch.Program) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize(("dynamic", "least"), [(False, 0.98), (True, 0.998)])
-def test_embeddings_survive_quantization(dynamic: bool, least: float) -> None:
-    _, exported, batches = encoder()
+def test_embeddings_survive_quantization(dynamic: bool, least: float, layers: int) -> None:
+    _, exported, batches = encoder(layers)
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
     quantizer = XNNPACKQuantizer().set_global(config)
     prepared = prepare_pt2e(exported, quantizer)
@@ -52,6 +54,6 @@ def test_embeddings_survive_quantization(dynamic: bool, least: float) -> None:
     converted = convert_pt2e(prepared)
     program = executorch.lower(converted, kwargs=batches[0])
     assert program.delegation.quantized_left == ()
-    assert mean_cosine(program) >= least
+    assert mean_cosine(program, layers) >= least
     decisions = {row.operator: row.how for row in quantizer.report().rows}
     assert "int8" in decisions["aten.linear.default"]

@@ -74,6 +74,18 @@ def test_composites_are_looked_up_once() -> None:
     assert utils._materialize_cpp_cia_ops is before
 
 
+def test_translations_are_read_once() -> None:
+    pytest.importorskip("onnxscript")
+    apis = private("torch.onnx._internal._lazy_import.onnxscript_apis")
+    expected = [meta.qualified_name for meta in apis.get_torchlib_ops()]
+    assert len(expected) > 400
+    with torch_private.translations_read_once():
+        one, other = apis.get_torchlib_ops(), apis.get_torchlib_ops()
+        assert one is not other and all(a is b for a, b in zip(one, other, strict=True))
+        assert [meta.qualified_name for meta in one] == expected
+    assert vars(apis).keys() == {"_name", "_module"}
+
+
 def run_rule(*folders: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(RULE), *map(str, folders)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -32,7 +32,7 @@ from pt2q.files import ensure_writable, final_path, outdated, replacing
 from pt2q.ir import ops
 from pt2q.ir.dtypes import FLOAT8_DTYPES
 from pt2q.ir.qparams import read_qparams
-from pt2q.ir.torch_private import composites_looked_up_once
+from pt2q.ir.torch_private import composites_looked_up_once, translations_read_once
 from pt2q.library_output import cause_line, quiet_python
 from pt2q.optional import optional_modules
 
@@ -104,7 +104,7 @@ def _translated(program: ExportedProgram, opset: int) -> Any:
         "pt2q.deploy.onnx.rewrites", "pt2q.deploy.onnx.translation", extra="onnx"
     )
     try:
-        with quiet_python(), _quiet_exporter(), composites_looked_up_once(), torch.no_grad():
+        with quiet_python(), _quiet_exporter(), _read_once(), torch.no_grad():
             written: Any = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -121,6 +121,13 @@ def _translated(program: ExportedProgram, opset: int) -> Any:
     except Exception as error:
         raise LoweringError(f"torch.onnx could not write the model: {cause_line(error)}") from error
     return written.model
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Nothing that torch knows is gathered again: it takes longer than writing a small file."""
+    with composites_looked_up_once(), translations_read_once():
+        yield
 
 
 def _name(model: Any, names: tuple[str, ...], state: State, carried: tuple[str, ...]) -> None:
