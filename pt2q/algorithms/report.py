@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pt2q.algorithms.layers import Passed
+from pt2q.tables import stacked_table
+
+_HEADERS = ("algorithm", "layer", "output against float", "kept", "seconds")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,13 @@ class Row:
     kept: bool
     reason: str
     seconds: float
+
+    @property
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """All but the reason, for a table."""
+        error = f"{self.before:.2f} dB -> {self.after:.2f} dB"
+        word = "yes" if self.kept else "no"
+        return self.algorithm, self.layer, error, word, f"{self.seconds:.2f}"
 
     def __str__(self) -> str:
         word = "kept" if self.kept else "not kept"
@@ -62,6 +72,17 @@ class Report:
             f"{name:<16} {item.name:<28} passed over: {item.reason}" for name, item in self.passed
         ]
         return "\n".join(lines)
+
+    def text(self, width: int) -> str:
+        """The same within so many columns: each reason below its row.
+
+        Args:
+            width: columns of the terminal.
+        """
+        rows = [row.cells for row in self.rows]
+        rows += [(name, item.name, "passed over", "", "") for name, item in self.passed]
+        reasons = [row.reason for row in self.rows] + [item.reason for _, item in self.passed]
+        return stacked_table(_HEADERS, rows, reasons, right=("seconds",), width=width)
 
     def to_dict(self) -> dict[str, Any]:
         """As numbers and words, for JSON; what is infinite is None."""

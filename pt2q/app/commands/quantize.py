@@ -109,7 +109,7 @@ def _quantize(
         show = (lambda found: print(f"{found.text(console().width)}\n")) if report else None
         outcome = run_job(program, data, chosen, track, out, show, progress, resume, judge)
     if report and outcome.improved.rows:
-        print(f"{outcome.improved}\n")
+        print(f"{outcome.improved.text(console().width)}\n")
     summary = Summary(f"{asked.model.name} for {row.name}", outcome, row)
     console().print(summary.table())
     print(f"written: {out}")
