@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.big_decoder import quantized, save_decoder, tokens
+from support.memory_limit import limited_group
 from support.qat_quantizer import QATQuantizer
 
 from pt2q import quantize_pt2e
@@ -93,9 +95,27 @@ def test_a_third_of_the_model_is_enough(saved: Path, tmp_path: Path) -> None:
     size = big.stat().st_size
     grown = {}
     for kind in ("plain", "low"):
-        command = [sys.executable, "-m", "support.big_decoder", str(saved), str(big), kind]
-        done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=600)
+        done = in_own_process(saved, big, kind)
         assert done.returncode == 0, done.stderr
         grown[kind] = json.loads(done.stdout.splitlines()[-1])["grown"]
     assert grown["low"] < size / 3
     assert grown["plain"] > size
+
+
+@pytest.mark.slow
+def test_a_model_three_times_the_memory_that_is_allowed(saved: Path, tmp_path: Path) -> None:
+    """The kernel ends what takes more: the plain way is killed, the other comes to its end."""
+    big = tmp_path / "big.pt2"
+    save_decoder(big, width=1024, depth=4)
+    ends = {}
+    with limited_group(big.stat().st_size // 3) as group:
+        if group is None:
+            pytest.skip("this user may make no group of processes with a limit of memory")
+        for kind in ("plain", "low"):
+            ends[kind] = in_own_process(saved, big, kind, str(group)).returncode
+    assert ends == {"plain": -signal.SIGKILL, "low": 0}
+
+
+def in_own_process(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "support.big_decoder", *map(str, arguments)]
+    return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=600)

@@ -172,4 +172,4 @@ def test_16_bits_are_computed_in_pytorch_and_refused_by_xnnpack(kind: str) -> No
     with pytest.raises(LoweringError, match=r"is int16, and XNNPACK computes in int8 alone"):
         executorch.lower(made, kwargs=EXAMPLES)
     with torch.no_grad():
-        assert sqnr(expected(kind), logits(made, 9)) > 28
+        assert sqnr(expected(kind), logits(made, 9)) > 18

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pt2q import quantize_pt2e
 from pt2q.quantizers import XNNPACKQuantizer
+from support.memory_limit import join
 
 
 class Block(nn.Module):
@@ -67,10 +68,12 @@ def memory(name: str) -> int:
     raise LookupError(name)
 
 
-def main(small: str, big: str, low: str) -> None:
-    """Print by how much memory grew, at most, while a decoder was quantized."""
+def main(small: str, big: str, low: str, group: str | None = None) -> None:
+    """Print by how much memory grew, at most, while a decoder was quantized, in a group or not."""
     torch.set_num_threads(1)
     quantized(small, low_memory=low == "low")  # what is imported and compiled once
+    if group is not None:
+        join(Path(group))
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     made = quantized(big, low_memory=low == "low")
