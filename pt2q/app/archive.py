@@ -54,11 +54,12 @@ _ARITHMETIC = (
 _OF_INPUTS = frozenset({"size", "stride", "dim", "storage_offset"})
 
 
-def check_archive(path: Path) -> None:
+def check_archive(path: Path, *, trusted: bool = False) -> None:
     """Refuse what is no exported program, and one whose loading could run code.
 
     Args:
         path: a zip archive.
+        trusted: it may run code.
 
     Raises:
         DataError: it is another kind of archive.
@@ -66,20 +67,32 @@ def check_archive(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check(path, archive)
+            _check_kind(path, [name.partition("/")[2] for name in archive.namelist()])
+            if not trusted:
+                _check(path, archive)
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise DataError(f"model {path}: truncated or damaged: {error}") from error
+
+
+def _check_kind(path: Path, members: list[str]) -> None:
+    """Say what an archive is that is no exported program, and what to give instead."""
+    if any(member.startswith(COMPILED) for member in members):
+        raise DataError(
+            f"model {path}: a compiled package, not an exported program: give what it was made from"
+        )
+    if any(re.fullmatch(r"models/[^/]+\.json", member) for member in members):
+        return
+    found = "no exported program: write it"
+    if any(member.startswith("code/") for member in members):
+        found = "TorchScript, not an exported program: export its model, and write that"
+    elif "data.pkl" in members:
+        found = "what torch.save writes, no exported program: export the model, and write that"
+    raise DataError(f"model {path}: {found} with torch.export.save")
 
 
 def _check(path: Path, archive: zipfile.ZipFile) -> None:
     names = archive.namelist()
     members = [name.partition("/")[2] for name in names]
-    if any(member.startswith(COMPILED) for member in members):
-        raise DataError(
-            f"model {path}: a compiled package, not an exported program: give what it was made from"
-        )
-    if not any(re.fullmatch(r"models/[^/]+\.json", member) for member in members):
-        raise DataError(f"model {path}: no exported program: write it with torch.export.save")
     if len(set(names)) < len(names) or len({name.partition("/")[0] for name in names}) > 1:
         raise _untrusted(path, "two files with one name, or more than one archive")
     for name, member in zip(names, members, strict=True):

@@ -12,10 +12,13 @@ from torch.export import ExportedProgram
 
 from pt2q.app.archive import check_archive
 from pt2q.app.trust import TRUSTED
+from pt2q.deploy.describing import room_of
 from pt2q.errors import DataError
 from pt2q.ir.mapped_program import mapped_program
 from pt2q.ir.storage import is_low
 from pt2q.library_output import first_line, quiet_python
+
+_FINISHED = {"executorch": "a finished ExecuTorch program", "onnx": "an ONNX file"}
 
 
 def read_program(path: str | PathLike[str]) -> ExportedProgram:
@@ -29,13 +32,17 @@ def read_program(path: str | PathLike[str]) -> ExportedProgram:
     if not os.path.isfile(path):
         what = "a folder, not a file" if os.path.isdir(path) else "no such file"
         raise DataError(f"model {path}: {what}")
+    if (room := room_of(path)) in _FINISHED:
+        raise DataError(
+            f"model {path}: {_FINISHED[room]}, not an exported program: give the float program "
+            f"that it was made from; pt2q inspect {path} says what it is"
+        )
     if not zipfile.is_zipfile(path):
         raise DataError(
             f"model {path}: truncated, or not written by torch.export.save "
             f"({path.stat().st_size} bytes)"
         )
-    if not TRUSTED.get():
-        check_archive(path)
+    check_archive(path, trusted=TRUSTED.get())
     try:
         with quiet_python():
             return mapped_program(path) if is_low() else torch.export.load(path)

@@ -158,7 +158,7 @@ def test_other_kinds_of_archives_are_named(honest: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match="a compiled package, not an exported program"):
         read_program(_changed(honest, tmp_path / "a.pt2", lambda _, d: d, package))
     torch.save({"a": torch.ones(2)}, tmp_path / "b.pt2")
-    with pytest.raises(DataError, match=r"no exported program: write it"):
+    with pytest.raises(DataError, match=r"what torch.save writes, no exported program"):
         read_program(tmp_path / "b.pt2")
     (tmp_path / "c.pt2").write_bytes(honest.read_bytes()[:2000])
     with pytest.raises(DataError, match="truncated"):

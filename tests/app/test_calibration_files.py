@@ -165,6 +165,16 @@ def test_a_dynamic_batch(run: Run, folder: Path, tmp_path: Path) -> None:
     assert [loaded(torch.randn(n, 3, 8, 8))[0].shape[0] for n in (1, 4, 8)] == [1, 4, 8]
 
 
+def test_one_sample_is_a_batch_where_the_batch_is_dynamic(tmp_path: Path) -> None:
+    shapes = ({0: torch.export.Dim("n", max=8)},)
+    program = torch.export.export(
+        nn.Linear(4, 4).eval(), (torch.randn(2, 4),), dynamic_shapes=shapes
+    )
+    np.savez(tmp_path / "one.npz", np.ones((1, 4), np.float32))
+    (only,) = read_batches(tmp_path / "one.npz", signature_of(program))
+    assert tuple(only[0].shape) == (1, 4)
+
+
 class Sums(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -136,6 +137,16 @@ def test_a_bad_model(run: Run, folder: Path, tmp_path: Path) -> None:
     cut.write_bytes(whole[: len(whole) // 2])
     fails(call(cut), 1, r"cut.pt2: truncated")
     fails(call(folder / "images.npz"), 1, r"images.npz: no exported program")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "state.pt2")
+    fails(call(tmp_path / "state.pt2"), 1, "what torch.save writes.*export the model.*export.save")
+    with zipfile.ZipFile(tmp_path / "script.pt2", "w") as archive:
+        archive.writestr("script/code/model.py", "")
+    fails(call(tmp_path / "script.pt2"), 1, "TorchScript, not an exported program: export")
+    for name, kind in (("m.pte", "a finished ExecuTorch program"), ("m.onnx", "an ONNX file")):
+        (tmp_path / name).write_bytes(b"whatever")
+        fails(call(tmp_path / name), 1, f"{kind}, not an exported program: give the float program")
+    trusted = run("--trust", *("compare", tmp_path / "state.pt2", "--calibration", cut))
+    fails(trusted, 1, "what torch.save writes")
     assert not (tmp_path / "x.pte").exists()
 
 
