@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from pt2q.errors import FlowError
-from pt2q.flow.integer_scalars import constants_read, restore_integer_scalars
+from pt2q.flow.transforming import take, transform
 from pt2q.ir.control_flow import boundary_links, graph_modules
 from pt2q.ir.graph import is_constant
-from pt2q.ir.module import QuantGraphModule, copy_module
+from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.record import record_of
 from pt2q.ir.shared_tensors import one_value
 from pt2q.observers.foreign import replacement_for
@@ -89,11 +88,9 @@ def ask(model: QuantGraphModule, quantizer: Quantizer) -> None:
     """
     _check_quantizer(quantizer)
     for module in graph_modules(model):
-        known = constants_read(module)
-        _take(module, quantizer.transform_for_annotation(module))
-        restore_integer_scalars(module, known)
+        transform(module, quantizer)
     for module in annotated_apart(quantizer, model):
-        _take(module, quantizer.annotate(module))
+        take(module, quantizer.annotate(module))
     for module in graph_modules(model):
         quantizer.validate(module)
         adopt_annotations(module.graph, replacement_for)
@@ -111,14 +108,3 @@ def _check_quantizer(quantizer: object) -> None:
             f"{what} is no quantizer instance (it lacks {missing or 'being instantiated'}); "
             "pass an object such as XNNPACKQuantizer()"
         )
-
-
-def _take(model: GraphModule, result: Any) -> None:
-    """Adopt what a quantizer gave back, which may be another module."""
-    if result is model or result is None:
-        return
-    if not isinstance(result, GraphModule):
-        raise FlowError(f"a quantizer must give back the model, found {type(result).__name__}")
-    moved = copy_module(result)
-    model.__dict__.update({k: moved.__dict__[k] for k in ("_modules", "_parameters", "_buffers")})
-    model.graph = moved.graph

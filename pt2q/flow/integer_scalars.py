@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
+from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import get_constant, is_constant, value_of
 
 
@@ -36,6 +37,36 @@ def restore_integer_scalars(module: GraphModule, known: frozenset[str]) -> int:
         if not constant.users:
             module.graph.erase_node(constant)
     return len(found)
+
+
+def unite_integer_types(module: GraphModule) -> int:
+    """Let what is written into integers have their type, where a quantizer narrowed one of them.
+
+    Args:
+        module: what the quantizer's ``transform_for_annotation`` left; changed in place.
+
+    Returns:
+        How many casts were written.
+    """
+    found = [node for node in module.graph.nodes if ops.is_op(node, ops.INDEX_PUT)]
+    found = [node for node in found if _differ(*_written(node))]
+    for node in found:
+        target, values = _written(node)
+        emit = Emitter(module, "pt2q.integers").before(node, origin=values)
+        cast = emit.call(ops.TO_DTYPE, values, value_of(target).dtype)
+        ops.set_argument(node, "values", cast)
+    return len(found)
+
+
+def _written(node: Node) -> tuple[Node, Node]:
+    """What an operator writes into, and what."""
+    return ops.argument(node, "self"), ops.argument(node, "values")
+
+
+def _differ(target: Node, values: Node) -> bool:
+    types = [getattr(n.meta.get("val"), "dtype", None) for n in (target, values)]
+    known = [t for t in types if t is not None and not (t.is_floating_point or t.is_complex)]
+    return len(set(known)) == 2
 
 
 def _made_of_scalars(

@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from pt2q.errors import AnnotationError
 from pt2q.ir.dtypes import QUANTIZABLE
 from pt2q.ir.graph import EdgeOrNode, edge_name, is_float_tensor
+from pt2q.ir.integers_in_float import integers_in_float
 from pt2q.ir.storage import StorageMap
 from pt2q.ir.torch_private import FakeTensor
 from pt2q.spec.annotation import annotation_of
@@ -46,9 +47,21 @@ def read_requests(graphs: Sequence[Graph]) -> Requests:
     found = Requests()
     for graph in graphs:
         _read_graph(found, graph, StorageMap.of(graph))
+        _skip_integers(found, graph)
         for node in graph.nodes:
             _unite_observers(found, node)
     return found
+
+
+def _skip_integers(found: Requests, graph: Graph) -> None:
+    """Leave alone what counts in floating point, and what it is made of."""
+    for node in integers_in_float(graph):
+        edges: list[EdgeOrNode] = [node]
+        edges += [(source, node) for source in node.all_input_nodes]
+        edges += [(node, reader) for reader in node.users]
+        for key in edges:
+            if key in found.specs:
+                found.skip(key, "integers are made of it: rounded, they would be others")
 
 
 def _unite_observers(found: Requests, node: Node) -> None:

@@ -32,6 +32,7 @@ EINSUM = every(aten.einsum)
 # In place by their schema, but no element changes.
 WRITES_NOTHING = every(aten.detach_)
 # What writes the elements of one tensor into another and computes nothing.
+INDEX_PUT = every(aten.index_put, aten.index_put_)
 STORES = every(aten.copy_, aten.index_put_, aten.index_copy_, aten.scatter_.src)
 
 COUNT_ONE = aten.add_.Tensor
