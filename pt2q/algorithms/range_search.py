@@ -50,6 +50,9 @@ SIDES = (0.7, 0.85, 1.2)
 SEARCHED = 12
 """So many batches are enough to find a range on."""
 
+GAINED = 0.5
+"""A change leaves at most this share of the error: smaller gains are lost on values that few batches lack."""
+
 Outputs = list[list[Tensor]]
 """By target, what it gives for each batch."""
 
@@ -126,7 +129,7 @@ class RangeRun:
         grid = grid_of(one.observer, one.nodes[0].all_input_nodes[0].meta["val"].dim())
         best = search(grid, one.observer, fit.error)
         before, after = check.errors(grid), check.errors(best)
-        kept = is_less(before, after)
+        kept = is_less(before, after) and math.fsum(after) < GAINED * math.fsum(before)
         where = "held-out batches" if self.parting.apart else "the only batch"
         row = Row(
             self.name,

@@ -89,6 +89,7 @@ class Stopped(Exception):
 class Stopping(GPTQ):
     """Counts layers, and stops before one of them."""
 
+    both_ways: bool = False
     stop: int = 99
     seen: list[str] = field(default_factory=list, repr=False)
 
@@ -130,7 +131,7 @@ def test_what_is_kept_is_taken(
     report = algorithm(first, batches, resume=tmp_path)
     assert len(list(tmp_path.iterdir())) >= 2
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("SoftRounding.of", "AdaRound._minimised"):
+        for place in ("SoftRounding.of", "AdaRound._minimise"):
             patch.setattr(f"pt2q.algorithms.adaround.{place}", None)
         patch.setattr("pt2q.algorithms.smooth_quant.StrengthSearch.__call__", None)
         again = algorithm(second, batches, resume=tmp_path)
