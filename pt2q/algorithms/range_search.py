@@ -51,7 +51,7 @@ SEARCHED = 12
 """So many batches are enough to find a range on."""
 
 GAINED = 0.5
-"""A change leaves at most this share of the error: smaller gains are lost on values that few batches lack."""
+"""A change leaves at most this share of the error: less is lost on values that few batches lack."""
 
 Outputs = list[list[Tensor]]
 """By target, what it gives for each batch."""
