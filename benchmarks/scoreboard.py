@@ -5,9 +5,10 @@
     python benchmarks/scoreboard.py --jobs 2           two architectures at a time
 
 Each architecture has a process of its own. It is exported once with plain and once with outlier
-weights; each quantizer calibrates on eight inputs and is judged on four others, in decibels against
-the float model. XNNPACK's static programs run in the ExecuTorch runtime, too. The other stack is
-``torchao.quantization.pt2e`` with the quantizer of the same name. Results go to
+weights; each quantizer calibrates on eight inputs and is judged on twelve others, in decibels
+against the float model, all outputs together. XNNPACK's static programs run in the ExecuTorch
+runtime, too. The other stack is ``torchao.quantization.pt2e`` with the quantizer of the same name.
+Results go to
 ``benchmarks/results/scoreboard.json``, the page to ``docs/scoreboard.md``.
 """
 
@@ -33,6 +34,8 @@ from zoo import NAMES, TRAINED, Subject, subject
 
 import pt2q
 from pt2q.deploy import executorch
+from pt2q.errors import LoweringError
+from pt2q.ir import ops
 from pt2q.quantizers import (
     OnnxQDQQuantizer,
     X86InductorQuantizer,
@@ -43,6 +46,7 @@ from pt2q.quantizers import (
 
 RESULT = measuring.RESULTS / "scoreboard.json"
 PAGE = measuring.ROOT / "docs" / "scoreboard.md"
+PRODUCTS = ops.LINEAR | ops.CONV | ops.CONV_GENERIC | ops.ADDMM | ops.MM | ops.BMM | ops.MATMUL
 LIMIT = 1800
 """Seconds for one architecture."""
 BEHIND = 1.0
@@ -86,7 +90,7 @@ SETTINGS: dict[str, Setting] = {
             torchaos.get_default_x86_inductor_quantization_config()
         ),
     ),
-    "ONNX QDQ": Setting(OnnxQDQQuantizer, improves=True),
+    "ONNX QDQ": Setting(OnnxQDQQuantizer),
 }
 
 
@@ -139,11 +143,26 @@ def _tried(make: Callable[[], Any], work: Subject, lowered: bool) -> dict[str, A
     try:
         found["seconds"], converted = cpu_seconds(make)
         found["db"] = _decibels(work, converted)
+        found["quantized"] = _products(converted)
         if lowered:
             found |= _in_the_runtime(work, converted)
     except Exception as error:  # whatever a stack raises is the result
-        found["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        found["error"] = _words(error)
     return found
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _products(converted: Any) -> list[int]:
+    """How many of a model's products (convolutions included) read something quantized, and all."""
+    found = [node for node in converted.graph.nodes if ops.is_op(node, PRODUCTS)]
+    return [sum(any(map(_is_rounded, n.all_input_nodes)) for n in found), len(found)]
+
+
+def _is_rounded(node: Any) -> bool:
+    return "dequantize" in str(node.target)
 
 
 def _decibels(work: Subject, run: Callable[..., Any]) -> float:
@@ -158,7 +177,10 @@ def _together(tensors: list[Tensor]) -> Tensor:
 
 
 def _in_the_runtime(work: Subject, converted: Any) -> dict[str, Any]:
-    lowered = executorch.lower(converted, work.held_out[0])
+    try:
+        lowered = executorch.lower(converted, work.held_out[0])
+    except LoweringError as error:
+        return {"runtime_error": _words(error), "float_lowers": _lowers(work)}
     found = lowered.delegation
     total = found.delegated + found.left
     return {
@@ -166,6 +188,15 @@ def _in_the_runtime(work: Subject, converted: Any) -> dict[str, Any]:
         "delegated": found.delegated,
         "operators": total,
     }
+
+
+def _lowers(work: Subject) -> bool:
+    """Whether the float model runs in ExecuTorch."""
+    try:
+        executorch.lower(work.model, work.held_out[0])
+    except LoweringError:
+        return False
+    return True
 
 
 # ------------------------------------------------------------------ all of them
@@ -189,7 +220,8 @@ Made by `python benchmarks/scoreboard.py`: small networks of each architecture o
 with random weights (*outliers*: two channels of every norm are eight times as large), and networks
 with trained weights. Decibels against the float model on held-out inputs; *other* is
 `torchao.quantization.pt2e` with the quantizer of the same name, *balanced* is
-`quantize_pt2e(..., effort="balanced")`. *In ExecuTorch* is what the runtime gives and how many of
+`quantize_pt2e(..., effort="balanced")`. Where not every product (matrix products and convolutions)
+is quantized, it says how many are. *In ExecuTorch* is what the runtime gives and how many of
 the program's operators XNNPACK runs. Seconds are CPU seconds of quantizing, one thread.
 
 """
@@ -225,16 +257,30 @@ def _summary(results: dict[str, Any], whole: dict[str, Any]) -> Iterator[str]:
         for name, kind, settings in _cases(whole)
         for label, columns in settings.items()
     ]
-    failures = [where for where, c in cells if "error" in c["pt2q"]]
-    theirs = [where for where, c in cells if "error" in c.get("peer", {})]
-    lead = [(c["pt2q"]["db"] - c["peer"]["db"], where) for where, c in cells if _both(c)]
-    behind = [f"{where} ({-gain:.1f} dB)" for gain, where in lead if gain < -BEHIND]
+    failures = [where for where, c in cells if _fails(c["pt2q"])]
+    theirs = [where for where, c in cells if _fails(c.get("peer", {}))]
+    both = [(where, c["pt2q"], c["peer"]) for where, c in cells if _both(c)]
+    behind = [cell for cell in both if _lead(cell) < -BEHIND]
+    alike = [cell for cell in behind if cell[1]["quantized"] <= cell[2]["quantized"]]
+    ahead = sum(_lead(cell) > BEHIND for cell in both)
     yield f"{len(whole)} of {len(results)} architectures, {len(cells)} cases.\n"
-    yield f"- pt2q fails in {len(failures)}{_listed(failures)}; the other stack in {len(theirs)}."
-    yield f"- Of {len(lead)} cases in both, pt2q is more than {BEHIND:g} dB behind in {len(behind)}"
-    yield f"  {_listed(behind).lstrip(': ')}" if behind else "  of them,"
-    ahead = sum(gain > BEHIND for gain, _ in lead)
-    yield f"  and more than {BEHIND:g} dB ahead in {ahead}."
+    yield f"- pt2q fails in {len(failures)}{_listed(failures)};"
+    yield f"  the other stack in {len(theirs)}."
+    yield f"- Of {len(both)} cases in both, pt2q is more than {BEHIND:g} dB ahead in {ahead} and"
+    yield f"  behind in {len(behind)}; in {len(behind) - len(alike)} of these it quantizes more"
+    yield f"  products. The others are {len(alike)}{_listed([_told(cell) for cell in alike])}."
+
+
+def _fails(found: dict[str, Any]) -> bool:
+    return "error" in found or found.get("float_lowers", False)
+
+
+def _lead(cell: tuple[str, dict[str, Any], dict[str, Any]]) -> float:
+    return cell[1]["db"] - cell[2]["db"]
+
+
+def _told(cell: tuple[str, dict[str, Any], dict[str, Any]]) -> str:
+    return f"{cell[0]} ({cell[1]['db']:.1f} for {cell[2]['db']:.1f} dB)"
 
 
 def _both(columns: dict[str, Any]) -> bool:
@@ -263,10 +309,15 @@ def _row(name: str, kind: str, columns: dict[str, Any], setting: Setting) -> lis
 
 
 def _decibel_cell(found: dict[str, Any]) -> str:
-    return f"{found['db']:.1f}" if "db" in found else "error"
+    if "db" not in found:
+        return "error"
+    done, of = found["quantized"]
+    return f"{found['db']:.1f} ({done} of {of})" if done < of else f"{found['db']:.1f}"
 
 
 def _runtime_cell(found: dict[str, Any]) -> str:
+    if "runtime_error" in found:
+        return "does not lower" if found["float_lowers"] else "nor does float"
     if "runtime_db" not in found:
         return ""
     return f"{found['runtime_db']:.1f} ({found['delegated']} of {found['operators']})"

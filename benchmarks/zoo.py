@@ -8,6 +8,7 @@ outliers, two channels of every norm are eight times as large, as those of train
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pt2q.demo.net import CHECKPOINT, DigitNet, load_checkpoint
 from pt2q.demo.text import load_text, windows
 from pt2q.demo.vision import MOBILENET_V3, VIT, DigitMobileNetV3, DigitViT
 
-CALIBRATION, HELD_OUT = 8, 4
+CALIBRATION, HELD_OUT = 8, 12
 OUTLIER = 8.0
 WIDTH, TOKENS, IMAGE = 64, 24, 64
 SIZES: Mapping[str, Any] = {
@@ -33,12 +34,14 @@ SIZES: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "intermediate_size": 2 * WIDTH,
     "head_dim": WIDTH // 4,
+    "rotary_dim": WIDTH // 4,
     "vocab_size": 200,
     "max_position_embeddings": 64,
     "use_cache": False,
     "image_size": IMAGE,
     "num_local_experts": 4,
     "num_experts": 4,
+    "num_experts_per_tok": 2,
     "moe_intermediate_size": WIDTH,
     "d_model": WIDTH,
     "d_kv": 16,
@@ -54,6 +57,8 @@ SIZES: Mapping[str, Any] = {
     "decoder_ffn_dim": 2 * WIDTH,
 }
 """What of it a configuration has is set; the rest is left as it is."""
+OF_ONE: Mapping[str, Mapping[str, Any]] = {"squeezebert": {"embedding_size": WIDTH}}
+"""What only one architecture asks for."""
 BY_STAGE = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads"})
 """Of convolution nets these are lists, one for each stage."""
 
@@ -117,12 +122,16 @@ def _configured(name: str) -> Any:
     """A configuration of a small model."""
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(name)
+    config = AutoConfig.for_model(name, **OF_ONE.get(name, {}))
     for key, value in SIZES.items():
         there = getattr(config, key, None)
         staged = key in BY_STAGE and isinstance(there, (list, tuple))
         if there is not None and not staged:
-            setattr(config, key, value)
+            with suppress(AttributeError, NotImplementedError):  # worked out from others, or none
+                setattr(config, key, value)
+    padding = getattr(config, "pad_token_id", None)
+    if padding is not None and padding >= SIZES["vocab_size"]:
+        config.pad_token_id = 0
     return config
 
 

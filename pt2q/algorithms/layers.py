@@ -53,12 +53,16 @@ class Use:
         dtype = torch.promote_types(x.dtype, weight.dtype)
         given: dict[Node, Any] = {self.x: x.to(dtype), self.weight: weight.to(dtype)}
         if self.bias is not None:
-            given[self.bias] = None if bias is None else bias.to(dtype)
+            given[self.bias] = self._without_bias(x) if bias is None else bias.to(dtype)
         args, kwargs = map_arg((self.node.args, self.node.kwargs), given.__getitem__)
         y: Tensor = self.node.target(*args, **kwargs)  # type: ignore[operator]
         if self.bias is None and bias is not None:
             y = y + bias.reshape(_beside(y, self.node))
         return y
+
+    def _without_bias(self, x: Tensor) -> Tensor | None:
+        """What is added where nothing is: `addmm` does not take None."""
+        return x.new_zeros(1) if ops.is_op(self.node, ops.ADDMM) else None
 
 
 def _beside(y: Tensor, node: Node) -> list[int]:

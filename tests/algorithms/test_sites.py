@@ -131,6 +131,26 @@ def test_smooth_quant_on_three_large_channels(quantizer: Callable[[], Quantizer]
     assert not [n for n in prepared.graph.nodes if ops.is_op(n, ops.MUL)]  # the norm took it
 
 
+class AddmmFeedForward(FeedForward):
+    """The same as `addmm` on rows, as GPT-2 writes its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x).flatten(0, 1)
+        for layer in (self.up, self.down):
+            y = torch.addmm(layer.bias, y, layer.weight.t())
+            y = nn.functional.gelu(y) if layer is self.up else y
+        return y.unflatten(0, x.shape[:2])
+
+
+def test_smooth_quant_through_addmm() -> None:
+    network, batches, held = AddmmFeedForward(), sequences(8), sequences(3)
+    prepared = calibrated(network, XNNPACKQuantizer(), batches)
+    assert quality(network, prepared, held) < 13
+    report = SmoothQuant()(prepared, batches)
+    assert next(row.kept for row in report.rows if row.layer.startswith("addmm"))
+    assert quality(network, prepared, held) >= 34.4
+
+
 def test_smooth_quant_with_dynamic_inputs() -> None:
     network, batches = FeedForward(), sequences(8)
     prepared = calibrated(network, SmallQuantizer(DYNAMIC), batches)
