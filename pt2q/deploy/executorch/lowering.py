@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from pt2q.deploy.agreement import Call, check_agreement
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegation_of_all
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
+from pt2q.deploy.executorch.node_sources import shared_node_sources
 from pt2q.deploy.executorch.partitions import xnnpack_partitioner
 from pt2q.deploy.executorch.refusals import (
     refuse_measured_constants,
@@ -150,7 +151,7 @@ def packed(
     }
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
-        with quiet_python(), composites_looked_up_once(), torch.no_grad():
+        with quiet_python(), composites_looked_up_once(), shared_node_sources(), torch.no_grad():
             return _packed(programs, exir, origin)
     except Exception as error:
         raise LoweringError(
