@@ -57,8 +57,17 @@ SIZES: Mapping[str, Any] = {
     "decoder_ffn_dim": 2 * WIDTH,
 }
 """What of it a configuration has is set; the rest is left as it is."""
-OF_ONE: Mapping[str, Mapping[str, Any]] = {"squeezebert": {"embedding_size": WIDTH}}
-"""What only one architecture asks for."""
+_STAGES = {"depths": [1, 1, 2, 1], "hidden_sizes": [24, 48, 96, 192]}
+OF_ONE: Mapping[str, Mapping[str, Any]] = {
+    "squeezebert": {"embedding_size": WIDTH},
+    "bit": {**_STAGES, "embedding_size": 24, "num_groups": 8},
+    "convnext": _STAGES,
+    "convnextv2": _STAGES,
+    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
+    "regnet": {**_STAGES, "groups_width": 8, "embedding_size": 24},
+    "resnet": {**_STAGES, "embedding_size": 24},
+}
+"""What only one architecture asks for; convolution nets are large as they come."""
 BY_STAGE = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads"})
 """Of convolution nets these are lists, one for each stage."""
 
@@ -125,7 +134,9 @@ def _configured(name: str) -> Any:
     config = AutoConfig.for_model(name, **OF_ONE.get(name, {}))
     for key, value in SIZES.items():
         there = getattr(config, key, None)
-        staged = key in BY_STAGE and isinstance(there, (list, tuple))
+        staged = key in BY_STAGE and (
+            isinstance(there, (list, tuple)) or config.attribute_map.get(key) == "num_stages"
+        )
         if there is not None and not staged:
             with suppress(AttributeError, NotImplementedError):  # worked out from others, or none
                 setattr(config, key, value)
