@@ -9,7 +9,7 @@ from pt2q.algorithms.kept import Kept, Plain
 from pt2q.algorithms.model_error import ModelError, is_less
 from pt2q.algorithms.originals import fork
 from pt2q.algorithms.report import Report
-from pt2q.algorithms.task import GraphAlgorithm, Task
+from pt2q.algorithms.task import GraphAlgorithm, Progress, Task
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,19 @@ def the_better(task: Task, first: GraphAlgorithm, second: GraphAlgorithm) -> Rep
     for place, algorithm in enumerate((first, second)):
         tried = fork(task.model)
         kept.append(_of(task.kept, place))
-        algorithm.improve(replace(task, model=tried, kept=kept[-1]))
+        told = _as_one(task, place)
+        algorithm.improve(replace(task, model=tried, kept=kept[-1], progress=told))
         errors.append(judge.of(tried))
     best = int(is_less(*errors))
     return (first, second)[best].improve(replace(task, kept=kept[best], progress=None))
+
+
+def _as_one(task: Task, place: int) -> Progress | None:
+    """What tells the progress of one of the two as a half of the whole."""
+    tell = task.progress
+    if tell is None:
+        return None
+    return lambda done, total, words: tell(place * total + done, 2 * total, words)
 
 
 def _of(kept: Kept, place: int) -> _Remembered:
