@@ -8,9 +8,11 @@ from pt2q.ir import ops
 from pt2q.quantizers.onnx_qdq import shared_rows as shared
 from pt2q.quantizers.onnx_qdq.configs import get_onnxruntime_quantization_config
 from pt2q.quantizers.onnx_qdq.kernels import ACTIVATION, AT_RUN_TIME, unweighted, weighted
+from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_activations
+from pt2q.quantizers.toolkit.table.products import of_product
 from pt2q.quantizers.toolkit.table.rule import Rule, When
 
 CONVOLUTION = replace(
@@ -102,6 +104,14 @@ ONNXRUNTIME = shared.OnnxTable(
         MOVE,
         DROPOUT,
     ),
-    in_float=shared.IN_FLOAT,
+    in_float=(
+        (
+            ops.PRODUCT_ADDED,
+            of_product(
+                reasons.CONSTANT_FACTOR, reasons.PRODUCT_WITH_ADDITION, reasons.SCALED_PRODUCT
+            ),
+        ),
+        *shared.IN_FLOAT,
+    ),
     leaves_out_relu=True,
 )

@@ -12,6 +12,7 @@ from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table import common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_weighted_inputs
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
+from pt2q.quantizers.toolkit.table.products import of_product
 from pt2q.quantizers.toolkit.table.rule import Match, Rule, in_training
 
 FUSED = ops.RELU | ops.RELU6 | ops.HARDTANH
@@ -52,4 +53,5 @@ PRODUCT = replace(common_rows.PRODUCT, checks=(*common_rows.PRODUCT.checks, _com
 IN_FLOAT = (
     (ops.SDPA, reasons.FUSED_ATTENTION),
     (ops.BATCH_NORM, reasons.BATCH_NORM_ALONE),
+    (ops.PRODUCT_ADDED, of_product(reasons.CONSTANT_FACTOR, reasons.NO_INT8_KERNEL)),
 )

@@ -42,6 +42,7 @@ _BY_NAME = (
     "int8 between float operators costs time and gains nothing; to have it all the same, name "
     "the operator: set_operator_type(...), or [[override]] operator in a recipe"
 )
+_AS_LINEAR = "write it as a linear layer for each matrix, and an addition"
 _OUT_OF_PLACE = "write the operator out of place: add, not add_"
 
 # ------------------------------------------------------------------ what the user said
@@ -116,7 +117,11 @@ ATTENTION_MASK = Reason(
     "an operand is an attention mask: its huge values would take up the whole range",
 )
 ALPHA = Reason("alpha", "alpha is {alpha}, not 1", "multiply the operand first")
-SCALED_PRODUCT = Reason("scaled-product", "it scales its product or its bias (alpha, beta)")
+SCALED_PRODUCT = Reason(
+    "scaled-product",
+    "it scales its product or its bias (alpha, beta)",
+    "multiply weights and biases by them before export",
+)
 NO_BATCH = Reason(
     "no-batch-dimension",
     "its input has no batch dimension",
@@ -130,7 +135,14 @@ COMPUTED_FACTORS = Reason(
     "both factors are computed, or are not matrices: {runtime} multiplies in float",
 )
 CONSTANT_FACTOR = Reason(
-    "constant-factor", "its second factor is a constant: write it as a linear layer"
+    "constant-factor",
+    "it multiplies by a constant, which {runtime} takes from linear layers only",
+    _AS_LINEAR,
+)
+PRODUCT_WITH_ADDITION = Reason(
+    "product-with-addition",
+    "{runtime} has no int8 kernel for a product and an addition in one",
+    "write it as matmul and an addition",
 )
 MEAN_NOT_OVER_IMAGE = Reason(
     "mean-not-over-image", "the int8 kernel averages the last two of four dimensions"
@@ -208,7 +220,7 @@ NOT_TAKEN_APART = Reason("not-taken-apart", "not taken apart: {why}")
 NEEDS_LINEAR_LAYER = Reason(
     "needs-linear-layer",
     "{runtime}'s int8 patterns start at linear layers",
-    "write it as a linear layer",
+    _AS_LINEAR,
 )
 
 # ------------------------------------------------------------------ activations that are not fused

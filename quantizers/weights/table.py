@@ -25,6 +25,7 @@ from pt2q.quantizers.toolkit.table.kernel_limits import (
     StoredAs,
     TensorLimits,
 )
+from pt2q.quantizers.toolkit.table.products import of_product
 from pt2q.quantizers.toolkit.table.rule import Match, Rule
 from pt2q.quantizers.weights.configs import (
     get_dynamic_activation_4bit_weight_config,
@@ -104,6 +105,12 @@ WEIGHTS = BackendTable(
     configure=_configure,
     configuration="get_weight_only_quantization_config()",
     rules=(LINEAR, CONVOLUTION, TRANSPOSED),
+    in_float=(
+        (
+            ops.BMM | ops.MATMUL | ops.MM | ops.PRODUCT_ADDED,
+            of_product(reasons.CONSTANT_FACTOR, reasons.NO_WEIGHT),
+        ),
+    ),
     else_in_float=reasons.NO_WEIGHT,
 )
 

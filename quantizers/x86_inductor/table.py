@@ -16,6 +16,7 @@ from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_weighted_inputs
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
+from pt2q.quantizers.toolkit.table.products import of_product
 from pt2q.quantizers.toolkit.table.rule import Match, Rule, When, in_training
 from pt2q.quantizers.x86_inductor import kernels
 from pt2q.quantizers.x86_inductor.configs import get_default_x86_inductor_quantization_config
@@ -108,7 +109,10 @@ X86_INDUCTOR = BackendTable(
     ),
     in_float=(
         (ops.BMM | ops.MATMUL | ops.SDPA, reasons.PRODUCT_IN_FLOAT),
-        (ops.ADDMM | ops.MM, reasons.NEEDS_LINEAR_LAYER),
+        (
+            ops.PRODUCT_ADDED | ops.MM,
+            of_product(reasons.NEEDS_LINEAR_LAYER, reasons.PRODUCT_IN_FLOAT),
+        ),
         (
             ops.CONV3D | ops.CONV_TRANSPOSE,
             reasons.NO_CONVOLUTION_KERNEL.filled(kind="3d or transposed"),

@@ -11,6 +11,7 @@ from pt2q.ir.ops import argument, has_argument
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
+from pt2q.quantizers.toolkit.table.products import is_unscaled, multiplies_constant
 from pt2q.quantizers.toolkit.table.rule import Match
 
 
@@ -23,10 +24,10 @@ def matrix_operand(match: Match) -> Reason | None:
 
 
 def unscaled(match: Match) -> Reason | None:
-    """The delegate drops the factors of ``addmm``."""
-    if argument(match.head, "alpha") == 1 and argument(match.head, "beta") == 1:
-        return None
-    return reasons.SCALED_PRODUCT
+    """The delegate drops the factors of ``addmm``, and two activations it multiplies in float."""
+    if not multiplies_constant(match.head):
+        return reasons.PRODUCT_IN_FLOAT
+    return None if is_unscaled(match.head) else reasons.SCALED_PRODUCT
 
 
 def several_channels(match: Match) -> Reason | None:

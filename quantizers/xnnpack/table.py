@@ -22,6 +22,7 @@ from pt2q.quantizers.toolkit.table.annotate import (
     annotate_weighted,
 )
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
+from pt2q.quantizers.toolkit.table.products import of_product
 from pt2q.quantizers.toolkit.table.rule import Rule, When, in_training
 from pt2q.quantizers.xnnpack import checks as own
 from pt2q.quantizers.xnnpack import kernels
@@ -256,7 +257,11 @@ XNNPACK = BackendTable(
     ),
     else_in_float_dynamic=reasons.DYNAMIC_PRODUCTS_ONLY,
     in_float=(
-        (ops.BMM | ops.MATMUL | ops.SDPA, reasons.PRODUCT_IN_FLOAT),
+        (
+            ops.BMM | ops.PRODUCT_ADDED,
+            of_product(reasons.CONSTANT_FACTOR, reasons.PRODUCT_IN_FLOAT),
+        ),
+        (ops.MATMUL | ops.SDPA, reasons.PRODUCT_IN_FLOAT),
         (
             ops.CONV3D | ops.CONV_TRANSPOSE3D,
             reasons.NO_CONVOLUTION_KERNEL.filled(kind="3d"),
