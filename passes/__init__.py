@@ -32,6 +32,7 @@ from pt2q.passes.transform.computed_weights import FoldComputedWeights
 from pt2q.passes.transform.einsum import DecomposeEinsum
 from pt2q.passes.transform.float32 import ComputeInFloat32
 from pt2q.passes.transform.own_biases import OwnBiases
+from pt2q.passes.transform.product_with_addition import SplitProducts
 from pt2q.passes.transform.recurrent import DecomposeRecurrent
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "RemoveUnusedConstants",
     "RewriteToReference",
     "SizeLearnedScales",
+    "SplitProducts",
     "StoreStateQuantized",
     "run_passes",
     "verified_passes",

@@ -8,6 +8,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from pt2q.ir import ops
+from pt2q.ir.constants import Constants
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import (
     is_constant,
@@ -15,6 +16,7 @@ from pt2q.ir.graph import (
     value_of,
 )
 
+PASS_NAME = "pt2q.compose_linear"
 _PRODUCTS = ops.ADDMM | ops.MM | ops.MATMUL
 
 
@@ -29,14 +31,26 @@ class ComposeLinear:
         keep: operators that stay as they are.
         turn: also products with a constant that is not transposed (``[in, out]``, as GPT-2 has
             them): the weight is then transposed in the graph, for `FoldComputedWeights` to compute.
+        unscale: also ``addmm`` of a constant with an alpha or beta: weight and bias are then
+            multiplied by them in the graph, as above. Not for training.
     """
 
     keep: frozenset[ops.Target] = frozenset()
     turn: bool = False
+    unscale: bool = False
 
     def __call__(self, model: GraphModule) -> bool:
         """Rewrite in place; returns whether anything was."""
-        return any([self._rewrite(node) for node in list(model.graph.nodes)])
+        unscaled = self._unscale(model)
+        return any([self._rewrite(node) for node in list(model.graph.nodes)]) or unscaled
+
+    def _unscale(self, model: GraphModule) -> bool:
+        wanted = ops.ADDMM - self.keep if self.unscale else frozenset()
+        found = [n for n in model.graph.nodes if ops.is_op(n, wanted) and _is_scaled(n)]
+        if not found:
+            return False
+        constants = Constants(model)
+        return any([_multiply_constants(model, node, constants) for node in found])
 
     def _rewrite(self, node: Node) -> bool:
         if node.target in self.keep:
@@ -53,6 +67,33 @@ class ComposeLinear:
         return True
 
 
+def _is_scaled(node: Node) -> bool:
+    """Whether an ``addmm`` scales by numbers, and not all of the product by nothing."""
+    alpha, beta = (ops.argument(node, name) for name in ("alpha", "beta"))
+    numbers = all(isinstance(scale, int | float) for scale in (alpha, beta))
+    numbers &= not ops.has_argument(node, "out_dtype")
+    return numbers and alpha != 0 and (alpha, beta) != (1, 1)
+
+
+def _multiply_constants(model: GraphModule, node: Node, constants: Constants) -> bool:
+    """``linear(x, (alpha w)^T, beta b)`` of an ``addmm``, where w and b are constants."""
+    bias, x, factor = (ops.argument(node, name) for name in ("self", "mat1", "mat2"))
+    alpha, beta = (ops.argument(node, name) for name in ("alpha", "beta"))
+    if not constants.is_constant(factor) or not is_float_tensor(factor):
+        return False
+    fits = constants.is_constant(bias) and value_of(bias).shape == value_of(factor).shape[1:]
+    if beta != 0 and not fits:
+        return False
+    emit = Emitter(model, PASS_NAME).before(node, origin=factor)
+    weight = factor if alpha == 1 else emit.call(ops.aten.mul.Tensor, factor, alpha)
+    weight = emit.call(ops.aten.permute.default, weight, [1, 0])
+    if beta not in (0, 1):
+        bias = emit.before(node, origin=bias).call(ops.aten.mul.Tensor, bias, beta)
+    node.target, node.kwargs = ops.aten.linear.default, {}
+    node.args = (x, weight, bias if beta != 0 else None)
+    return True
+
+
 def _turn(node: Node) -> None:
     """Let a product read its constant factor transposed twice."""
     name = "mat2" if ops.is_op(node, ops.ADDMM | ops.MM) else "other"
@@ -62,7 +103,7 @@ def _turn(node: Node) -> None:
     model = node.graph.owning_module
     if model is None or not is_float_tensor(factor) or value_of(factor).dim() != 2:
         return
-    emit = Emitter(model, "pt2q.compose_linear").before(node, origin=factor)
+    emit = Emitter(model, PASS_NAME).before(node, origin=factor)
     stored = emit.call(ops.aten.permute.default, factor, [1, 0])
     ops.set_argument(node, name, emit.call(ops.aten.permute.default, stored, [1, 0]))
 

@@ -38,7 +38,7 @@ def transform(module: GraphModule, quantizer: Quantizer) -> None:
     try:
         take(module, quantizer.transform_for_annotation(module))
     except Exception as error:
-        if before is None or not ComposeLinear(turn=True)(before):
+        if before is None or not ComposeLinear(turn=True, unscale=True)(before):
             raise
         run_passes(before, [FoldComputedWeights()])
         before.recompile()

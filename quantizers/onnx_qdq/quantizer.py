@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from pt2q.passes import SplitProducts
 from pt2q.quantizers.onnx_qdq.configs import (
     get_onnxruntime_quantization_config,
     get_tensorrt_quantization_config,
@@ -61,6 +62,15 @@ class OnnxQDQQuantizer(TableQuantizer):
     def tensorrt(cls, *, is_qat: bool = False) -> OnnxQDQQuantizer:
         """For TensorRT: symmetric int8, zero points 0, biases in float."""
         return cls(TENSORRT, get_tensorrt_quantization_config(is_qat))
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """As for every table; where both parts run in integers, also ``baddbmm`` in two."""
+        is_static = any(not config.is_dynamic for config in self.selection.configs())
+        if self.table.adds_to_products and is_static:
+            split = SplitProducts(self.selection.stated_operators())
+            if split(model):
+                model.recompile()
+        return super().transform_for_annotation(model)
 
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, Any]

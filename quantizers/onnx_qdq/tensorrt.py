@@ -89,4 +89,5 @@ TENSORRT = shared.OnnxTable(
     ),
     in_float=shared.IN_FLOAT,
     leaves_out_relu=False,
+    adds_to_products=False,
 )

@@ -127,6 +127,17 @@ class Transposed(nn.Module):
         return torch.addmm(self.bias, x, self.weight.t())
 
 
+class Added(nn.Module):
+    """A product of two activations that is added to a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.t(), x)
+
+
 class Sliced(nn.Module):
     """A layer whose weight is computed from a larger one."""
 
@@ -248,6 +259,7 @@ CASES: dict[type, Case] = {
         lambda: nn.RNN(2, 2), STEPS, imported, always(p.DecomposeRecurrent()), 1e-6
     ),
     p.ComposeLinear: Case(Transposed, VECTOR, imported, always(p.ComposeLinear())),
+    p.SplitProducts: Case(Added, VECTOR, imported, always(p.SplitProducts())),
     p.OwnBiases: Case(CalledTwice, VECTOR, imported, always(p.OwnBiases())),
     p.FoldComputedWeights: Case(Sliced, VECTOR, imported, always(p.FoldComputedWeights())),
     p.OpenControlFlow: Case(Branches, VECTOR, imported, always(p.OpenControlFlow())),

@@ -176,7 +176,7 @@ class TableQuantizer(Quantizer):
         is_qat = any(getattr(c, "is_qat", False) for c in self.selection.configs())
         turn = not is_qat and not any(rule.heads & ADDMM for rule in self.table.rules)
         stated = self.selection.stated_operators()
-        steps += [DecomposeEinsum(stated), ComposeLinear(stated, turn)]
+        steps += [DecomposeEinsum(stated), ComposeLinear(stated, turn, not is_qat)]
         if not is_qat:
             steps.append(FoldComputedWeights())
         if any([step(model) for step in steps]):
