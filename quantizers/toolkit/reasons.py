@@ -43,6 +43,7 @@ _BY_NAME = (
     "the operator: set_operator_type(...), or [[override]] operator in a recipe"
 )
 _AS_LINEAR = "write it as a linear layer for each matrix, and an addition"
+_STATIC = "give it a static configuration"
 _OUT_OF_PLACE = "write the operator out of place: add, not add_"
 
 # ------------------------------------------------------------------ what the user said
@@ -204,8 +205,15 @@ DYNAMIC_PRODUCTS_ONLY = Reason(
 )
 DEPTHWISE = Reason(
     "depthwise",
-    "{runtime} does not measure the input of depthwise convolutions at run time",
-    "give it a static configuration",
+    "{runtime} does not measure the input of depthwise convolutions, or of those with one input "
+    "channel, at run time",
+    _STATIC,
+)
+DYNAMIC_IMAGES_ONLY = Reason(
+    "dynamic-images-only",
+    "{runtime} measures the input of convolutions at run time only over images, and of transposed "
+    "ones only without groups",
+    _STATIC,
 )
 NOTHING_TO_MEASURE = Reason(
     "nothing-to-measure",

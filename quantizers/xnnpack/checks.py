@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from pt2q.ir.graph import value_of
-from pt2q.ir.ops import argument, has_argument
+from pt2q.ir.ops import CONV_TRANSPOSE, argument, has_argument, is_op
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
@@ -33,7 +33,13 @@ def unscaled(match: Match) -> Reason | None:
 def several_channels(match: Match) -> Reason | None:
     """Each output channel reads several input channels: others count as depthwise."""
     weight = roles_of(match.head).weight
-    return reasons.DEPTHWISE if weight is not None and value_of(weight).shape[1] == 1 else None
+    axis = 0 if is_op(match.head, CONV_TRANSPOSE) else 1
+    return reasons.DEPTHWISE if weight is not None and value_of(weight).shape[axis] == 1 else None
+
+
+def one_group(match: Match) -> Reason | None:
+    """A transposed convolution whose input is measured at run time has no groups."""
+    return None if argument(match.head, "groups") == 1 else reasons.DYNAMIC_IMAGES_ONLY
 
 
 def mean_over_image(match: Match) -> Reason | None:

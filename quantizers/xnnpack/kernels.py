@@ -33,6 +33,11 @@ DYNAMIC_CONVOLUTION = KernelLimits(
 )
 # Weights are [in, out / groups, ...].
 TRANSPOSED = replace(CONVOLUTION, names=("XNNConvTranspose2d",), weight=replace(WEIGHT, axis=1))
+DYNAMIC_TRANSPOSED = replace(
+    DYNAMIC_CONVOLUTION,
+    names=TRANSPOSED.names,
+    weight=replace(DYNAMIC_CONVOLUTION.weight, axis=1),
+)
 GROUPED_TRANSPOSED = replace(TRANSPOSED, weight=ONE_SCALE)
 LINEAR = KernelLimits(
     names=("XNNFullyConnected",),

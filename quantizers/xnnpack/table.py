@@ -79,6 +79,14 @@ DYNAMIC_CONVOLUTION = replace(
     modes=frozenset({Mode.DYNAMIC}),
     examples=(examples.ONE_IMAGE,),
 )
+DYNAMIC_TRANSPOSED = replace(
+    DYNAMIC_CONVOLUTION,
+    name="dynamic transposed convolution",
+    heads=ops.CONV_TRANSPOSE2D,
+    kernel=kernels.DYNAMIC_TRANSPOSED,
+    checks=(*common_rows.CONVOLUTION.checks, own.one_group, own.several_channels),
+    examples=(examples.ONE_TRANSPOSED_IMAGE,),
+)
 # An activation fused with a bare matrix product makes the runtime reject the model.
 ADDMM = Rule(
     name="addmm",
@@ -221,6 +229,10 @@ def _configure(mode: Mode) -> QuantizationConfig:
     )
 
 
+IN_THREE_DIMENSIONS = (
+    ops.CONV3D | ops.CONV_TRANSPOSE3D,
+    reasons.NO_CONVOLUTION_KERNEL.filled(kind="3d"),
+)
 XNNPACK = BackendTable(
     runtime="XNNPACK",
     configure=_configure,
@@ -236,6 +248,7 @@ XNNPACK = BackendTable(
         in_training(LINEAR, examples.LINEAR_IN_TRAINING),
         DYNAMIC_LINEAR,
         DYNAMIC_CONVOLUTION,
+        DYNAMIC_TRANSPOSED,
         ADDMM,
         DYNAMIC_ADDMM,
         PRODUCT,
@@ -255,6 +268,10 @@ XNNPACK = BackendTable(
         COPY,
         DROPOUT,
     ),
+    in_float_dynamic=(
+        (ops.CONV1D | ops.CONV_TRANSPOSE1D, reasons.DYNAMIC_IMAGES_ONLY),
+        IN_THREE_DIMENSIONS,
+    ),
     else_in_float_dynamic=reasons.DYNAMIC_PRODUCTS_ONLY,
     in_float=(
         (
@@ -262,10 +279,7 @@ XNNPACK = BackendTable(
             of_product(reasons.CONSTANT_FACTOR, reasons.PRODUCT_IN_FLOAT),
         ),
         (ops.MATMUL | ops.SDPA, reasons.PRODUCT_IN_FLOAT),
-        (
-            ops.CONV3D | ops.CONV_TRANSPOSE3D,
-            reasons.NO_CONVOLUTION_KERNEL.filled(kind="3d"),
-        ),
+        IN_THREE_DIMENSIONS,
         (ops.BATCH_NORM, reasons.BATCH_NORM_ALONE),
     ),
 )

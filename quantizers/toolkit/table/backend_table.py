@@ -30,7 +30,7 @@ class BackendTable:
         rules: its rows; of several for one operator the first that passes its checks wins.
         in_float: why operators that no rule names stay in float; the first that fits.
         else_in_float: why all others do.
-        else_in_float_dynamic: why all do under a dynamic configuration.
+        in_float_dynamic, else_in_float_dynamic: the same under a dynamic configuration.
     """
 
     runtime: str
@@ -39,6 +39,7 @@ class BackendTable:
     rules: tuple[Rule, ...]
     in_float: tuple[tuple[frozenset[Target], FloatReason], ...] = ()
     else_in_float: Reason = NO_INT8_KERNEL
+    in_float_dynamic: tuple[tuple[frozenset[Target], FloatReason], ...] = ()
     else_in_float_dynamic: Reason = DYNAMIC_LINEAR_ONLY
 
     def of_mode(self, mode: Mode) -> tuple[Rule, ...]:
@@ -47,9 +48,10 @@ class BackendTable:
 
     def why_float(self, node: Node, config: QuantizationConfig) -> Reason:
         """Why a node that no rule names stays in float."""
+        reasons, other = self.in_float, self.else_in_float
         if config.is_dynamic:
-            return self.else_in_float_dynamic
-        found = next((why for ops, why in self.in_float if is_op(node, ops)), self.else_in_float)
+            reasons, other = self.in_float_dynamic, self.else_in_float_dynamic
+        found = next((why for ops, why in reasons if is_op(node, ops)), other)
         return found if isinstance(found, Reason) else found(node)
 
     def with_rule(self, rule: Rule) -> BackendTable:

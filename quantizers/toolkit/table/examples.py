@@ -106,6 +106,7 @@ CONVOLUTION = on_images(lambda m, x: m[1](F.relu(m[0](x))), CONV, CONV)
 ONE_IMAGE = Example(
     forward=lambda layers, x: layers[0](x).relu(), layers=(CONV,), shapes=((1, 8, 8, 8),)
 )
+ONE_TRANSPOSED_IMAGE = replace(ONE_IMAGE, layers=(partial(nn.ConvTranspose2d, 8, 8, 2, 2),))
 CONVOLUTION_1D = on_signals(lambda m, x: m[1](F.relu(m[0](x))), CONV1D, CONV1D)
 DEPTHWISE = on_images(lambda m, x: F.relu6(m[0](x)), partial(CONV, groups=8))
 CONVOLUTION_3D = Example(
