@@ -36,7 +36,7 @@ TRANSPOSED = replace(CONVOLUTION, names=("XNNConvTranspose2d",), weight=replace(
 DYNAMIC_TRANSPOSED = replace(
     DYNAMIC_CONVOLUTION,
     names=TRANSPOSED.names,
-    weight=replace(DYNAMIC_CONVOLUTION.weight, axis=1),
+    weight=replace(WEIGHT, stored=(INT8.scaled(PerAxis),), axis=1),
 )
 GROUPED_TRANSPOSED = replace(TRANSPOSED, weight=ONE_SCALE)
 LINEAR = KernelLimits(
