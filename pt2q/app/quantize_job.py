@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from warnings import catch_warnings, simplefilter
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -24,10 +21,9 @@ from pt2q.app.holdings import Holdings, holdings
 from pt2q.app.metrics import Measured, Metric, Recorded, measure
 from pt2q.app.recipe import Recipe
 from pt2q.app.recipe.writing import recipe_text
-from pt2q.deploy.backend import Backend, Deployed, Example
+from pt2q.deploy.backend import Deployed, Example
 from pt2q.deploy.registry import BACKENDS
 from pt2q.deploy.signature import dynamic_shapes, signature_of
-from pt2q.errors import LoweringError, UnboundedSizeWarning
 from pt2q.files import replacing
 from pt2q.flow import DataDigest, provenance_of
 from pt2q.ir.module import QuantGraphModule
@@ -42,7 +38,7 @@ class Outcome:
     Args:
         deployed: the quantized model, written.
         report: the quantizer's account, operator by operator.
-        float_size: bytes of the float model, written the same way, or of its tensors.
+        float_size: bytes of the tensors of the float model.
         data: what was calibrated on, and compared on.
         figures: of the file, against the float program and the converted model.
         improved: what algorithms did, layer by layer.
@@ -104,7 +100,6 @@ def run_job(
     shapes = dynamic_shapes(program, signature, batches)
     example = Example(signature, data.calibration[0], shapes)
     recipe.require.check_report(quantizer.report())
-    float_size = _float_size(program, backend, example)
     shown_batches = track(held_out, "running in PyTorch")
     wanted = References.of(program, converted, signature, shown_batches)
     _say_so(converted, recipe, data, wanted.converted)
@@ -116,7 +111,9 @@ def run_job(
         judged = measure(metric, program, converted, held_out, ran.results)
     done = report_of(converted)
     held = holdings(out, deployed.size, converted)
-    return Outcome(deployed, quantizer.report(), float_size, data, figures, done, held, judged)
+    return Outcome(
+        deployed, quantizer.report(), _float_size(program), data, figures, done, held, judged
+    )
 
 
 def _say_so(converted: QuantGraphModule, recipe: Recipe, data: Data, decibels: float) -> None:
@@ -153,11 +150,7 @@ def take_part(
     apply_improvement(found, calls_of(program, data.calibration), improvement)
 
 
-def _float_size(program: ExportedProgram, backend: Backend, example: Example) -> int:
-    """Bytes of the float model, written the same way where that takes little time."""
-    if backend.deploys_float and not is_low():
-        with tempfile.TemporaryDirectory() as folder, suppress(LoweringError), catch_warnings():
-            simplefilter("ignore", UnboundedSizeWarning)
-            return backend.deploy(program, example, Path(folder) / f"float{backend.suffix}").size
+def _float_size(program: ExportedProgram) -> int:
+    """Bytes of the tensors of the float model."""
     tensors = [*program.state_dict.values(), *program.constants.values()]
     return sum(t.nbytes for t in tensors if isinstance(t, Tensor))

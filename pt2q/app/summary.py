@@ -94,11 +94,10 @@ def _improvement(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def _sizes(float_size: int, size: int, backend: Backend) -> str:
-    if not backend.deploys_float:
-        return f"{_megabytes(size)}, with code; float tensors {_megabytes(float_size)}"
+    written = f"{_megabytes(size)}{', with code' * backend.holds_code}"
     ratio = float_size / size
-    change = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
-    return f"float {_megabytes(float_size)}, quantized {_megabytes(size)}, {change}"
+    smaller = f", {ratio:.2f}x smaller" if ratio > 1 else ""
+    return f"{written}{smaller}; float tensors {_megabytes(float_size)}"
 
 
 def _megabytes(size: int) -> str:

@@ -87,7 +87,7 @@ class Backend:
         deploy: writes a model to a path. What it needs and may not be installed, it imports.
         modes: those it runs, the default first.
         scales: what its weights may have a scale for.
-        deploys_float: a float model can be written in the same form in little time.
+        holds_code: its files hold compiled code beside the weights.
         runtime: what runs the file, as people call it; "" takes the name.
         bounds_sizes: its files take no size without an upper bound: the data's largest is taken.
         inner_values: gives what shows the values inside the runtime; None where none can be had.
@@ -103,7 +103,7 @@ class Backend:
     deploy: Callable[[Model, Example, Path], Deployed]
     modes: tuple[ActivationMode, ...] = ("static", "dynamic")
     scales: tuple[WeightScale, ...] = ("channel", "tensor")
-    deploys_float: bool = True
+    holds_code: bool = False
     runtime: str = ""
     bounds_sizes: bool = False
     inner_values: Callable[[Model, Example], Values] | None = None

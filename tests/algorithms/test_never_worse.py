@@ -108,13 +108,13 @@ def check_sequences(recipe: random_sequences.Recipe, kind: int) -> None:
 KINDS = st.integers(0, len(QUANTIZERS) - 1)
 
 
-@drawn(10)
+@drawn(4)
 @given(recipe=random_images.recipes(), kind=KINDS)
 def test_random_image_networks(recipe: random_images.Recipe, kind: int) -> None:
     check_images(recipe, kind)
 
 
-@drawn(10)
+@drawn(4)
 @given(recipe=random_sequences.recipes(), kind=KINDS)
 def test_random_sequence_networks(recipe: random_sequences.Recipe, kind: int) -> None:
     check_sequences(recipe, kind)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +10,7 @@ import torch
 from support.command_line import Masked, Run, Small
 from support.recipe_programs import Net
 
-from pt2q.app import cli, quantize_job
-from pt2q.deploy.backend import Backend, Example
-from pt2q.ir.storage import is_low
-
-
-@pytest.fixture(scope="session", autouse=True)
-def float_files_are_written_once() -> Iterator[None]:
-    """Many tests quantize one program; the float file, of which only the size is told, is one."""
-    known: dict[tuple[object, ...], int] = {}
-    write = quantize_job._float_size
-
-    def size(program: torch.export.ExportedProgram, backend: Backend, example: Example) -> int:
-        key = (str(program), backend.name, is_low())
-        if key not in known:
-            known[key] = write(program, backend, example)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantize_job, "_float_size", size)
-        yield
+from pt2q.app import cli
 
 
 @pytest.fixture(scope="module")

@@ -66,5 +66,5 @@ X86 = Backend(
     deploy=_deploy,
     modes=("static", "dynamic", "weights"),
     scales=("channel",),
-    deploys_float=False,  # that is another compilation, of a minute
+    holds_code=True,
 )
