@@ -73,10 +73,11 @@ class QuantizationConfig:
 def _stored(spec: QuantizationSpec) -> str:
     dtype = str(spec.dtype).removeprefix("torch.")
     limits = f" [{spec.quant_min}, {spec.quant_max}]" if spec.quant_min is not None else ""
-    return f"{dtype}{limits} {_scales(granularity_of(spec))}"
+    return f"{dtype}{limits} {words_for_scales(granularity_of(spec))}"
 
 
-def _scales(granularity: Granularity) -> str:
+def words_for_scales(granularity: Granularity) -> str:
+    """What shares a scale, in a few words."""
     if isinstance(granularity, PerGroup):
         return f"in groups of {granularity.group_size}"
     if isinstance(granularity, PerAxis):

@@ -98,6 +98,12 @@ def test_groups_must_divide_a_row():
     assert "do not divide by 48" in quantizer.report()["linear"].how
 
 
+def test_the_report_says_what_shares_a_scale():
+    quantizer = WeightQuantizer(W4)
+    converted(quantizer)
+    assert quantizer.report()["linear"].how == "weight only, weight int4 in groups of 32"
+
+
 def test_finer_groups_are_nearer_to_float():
     model = mlp()
     with torch.no_grad():  # columns of many sizes, as trained weights have

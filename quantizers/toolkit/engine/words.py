@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from pt2q.quantizers.toolkit.config import has_channels
+from pt2q.quantizers.toolkit.config import words_for_scales
 from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.table.annotate import source_of_values
 from pt2q.quantizers.toolkit.table.rule import Match, When
-from pt2q.spec import QuantizationSpec, annotation_of
+from pt2q.spec import QuantizationSpec, annotation_of, granularity_of
 
 
 def describe(match: Match, node: Node) -> str:
@@ -29,8 +29,8 @@ def describe(match: Match, node: Node) -> str:
     found = annotation.input_qspec_map.get(weight) if annotation and weight else None
     if not isinstance(found, QuantizationSpec):
         return words
-    axis = "per-channel" if has_channels(found) else "per-tensor"
-    return f"{words}, weight {bits_words(found)} {axis}"
+    shared = words_for_scales(granularity_of(found)).replace("per ", "per-")
+    return f"{words}, weight {bits_words(found)} {shared}"
 
 
 def type_words(spec: QuantizationSpec) -> str:
