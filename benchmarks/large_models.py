@@ -4,8 +4,8 @@
     python benchmarks/large_models.py --only decoder-dynamic
 
 Each has a process of its own, which exports it, prepares it, calibrates it on one input and
-converts it. Seconds are those of the clock, on all cores; memory is the most that the process held,
-beside what it held with the exported model and its weights alone.
+converts it. Seconds are those of the clock, on all cores; memory is what the process held with the
+exported float model alone, and the most that it held from there on.
 Results go to ``benchmarks/results/large_models.json``.
 """
 
@@ -138,6 +138,19 @@ def measured(name: str) -> dict[str, Any]:
         "peak_gib": memory("VmHWM") / GIB,
         "linear": quantizer.report().counts()["aten.linear.default"],
     }
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table of the results."""
+    head = ["model", "nodes", "linears", "prepare", "convert", "before", "weights", "peak"]
+    return measuring.markdown_table(head, [_row(*item) for item in results.items()], figures=7)
+
+
+def _row(name: str, found: dict[str, Any]) -> list[str]:
+    done, left = found["linear"]
+    seconds = [f"{found['seconds'][stage]:.1f} s" for stage in ("prepare", "convert")]
+    memory = [f"{found[key]:.2f} GiB" for key in ("before_gib", "weights_gib", "peak_gib")]
+    return [name, str(found["nodes"]), f"{done} of {done + left}", *seconds, *memory]
 
 
 def _gib(module: torch.nn.Module) -> float:

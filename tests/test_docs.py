@@ -27,8 +27,10 @@ GENERATED = {"errors.md": "docs/error_catalogue.py", "benchmarks.md": "benchmark
 TABLES = {  # of which page, made by which function of which benchmark
     "accuracy": ("accuracy.md", "markdown"),
     "decoder": ("graphs.md", "markdown"),
+    "large_models": ("large.md", "markdown"),
     "other_quantizers": ("other_quantizers.md", "markdown"),
     "roads": ("roads.md", "page"),
+    "scoreboard": ("scoreboard.md", "page"),
     "xnnpack": ("xnnpack.md", "page"),
 }
 API = (
