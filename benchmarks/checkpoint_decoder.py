@@ -23,6 +23,7 @@ from typing import Any
 
 import measuring
 import torch
+from support.big_decoder import memory
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -116,14 +117,6 @@ def counted(model: GraphModule) -> dict[str, Any]:
         found[name] = [sum(reads_integers(model, node) for node in nodes), len(nodes)]
         found[f"{name}_types"] = sorted({str(node.meta["val"].dtype) for node in nodes})
     return found
-
-
-def memory(name: str) -> int:
-    """A line of this process's status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(name)
 
 
 def plain(program: torch.export.ExportedProgram, quantizer: Quantizer, size: str) -> Any:

@@ -27,6 +27,7 @@ import measuring
 import torch
 from support.big_decoder import memory
 from support.nets import residual_mlp
+from zoo import OneOutput
 
 import pt2q
 from pt2q.quantizers import (
@@ -70,16 +71,7 @@ def decoder() -> tuple[torch.nn.Module, tuple[Any, ...]]:
     torch.set_default_dtype(torch.bfloat16)
     model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
-    return _Logits(model), (torch.arange(32).reshape(1, 32),)
-
-
-class _Logits(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
-        return self.model(words).logits
+    return OneOutput(model, ("input_ids",)), (torch.arange(32).reshape(1, 32),)
 
 
 def long_graph() -> tuple[torch.nn.Module, tuple[Any, ...]]:

@@ -37,7 +37,7 @@ PROGRAMS = (
     ("distributed", "calibration on two processes against one", "large.md"),
     ("checkpoint_decoder", "a Llama in bfloat16, as checkpoints ship", "large.md#language-models"),
     ("large_models", "a decoder of a billion parameters, 20,000 nodes", "large.md#language-models"),
-    ("scoreboard", "seventy architectures, quantizer by quantizer", "scoreboard.md"),
+    ("scoreboard", "architectures of `transformers`, quantizer by quantizer", "scoreboard.md"),
     ("decoder", "a language model with a cache", "graphs.md#a-language-model-that-remembers"),
     (
         "other_quantizers",
