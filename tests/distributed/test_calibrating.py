@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,19 @@ from support.ranks import (
     KINDS,
     Layers,
     batch_of,
+    calibrate_as_second,
     calibrate_in_groups,
+    calibrate_together,
     converted_state,
     die_on_the_way,
     prepared,
-    watch_in_groups,
+    prepared_by,
+    state_of,
+    write_files,
 )
+from support.threads import one_thread
 
-from pt2q import disable_fake_quant, prepare_qat_pt2e
+from pt2q import convert_pt2e, disable_fake_quant, prepare_qat_pt2e
 from pt2q.distributed import Ranks, calibrate
 from pt2q.errors import DataError, DistributedError, FlowError, MergeError
 from pt2q.observers import FakeQuantize, MovingAverageMinMaxObserver
@@ -62,27 +68,53 @@ def test_batches_as_users_have_them(batch: Any) -> None:
     assert same(converted_state(module), converted_state(plain))
 
 
+def looped(kind: str, stem: Path) -> dict[str, Any]:
+    """What a plain loop comes to with one kind of observer, and its files."""
+    module = prepared_by(kind)
+    with one_thread(), torch.no_grad():
+        for index in range(COUNT):
+            module(*batch_of(index))
+        converted = convert_pt2e(module)
+        write_files(converted, *batch_of(0), str(stem))
+    return state_of(converted)
+
+
+def assert_same_files(folder: Path, stem: Path, sizes: Sequence[int], kind: str) -> None:
+    for suffix in (".pte", ".onnx"):
+        expected = stem.with_suffix(suffix).read_bytes()
+        for size in sizes:
+            found = (folder / f"{kind}-{size}{suffix}").read_bytes()
+            assert found == expected, (kind, size, suffix)
+
+
 @pytest.mark.slow
-def test_any_number_of_processes_finds_the_same(tmp_path: Path) -> None:
+def test_any_number_of_processes_writes_the_same_with_every_observer(tmp_path: Path) -> None:
+    """A model in memory, a `.pte` and an ONNX file, byte for byte those of a plain loop."""
     mp.spawn(calibrate_in_groups, (str(tmp_path),), nprocs=4)
-    expected = alone()
-    for size in (1, 2, 3, 4):
-        for rank in range(size):
-            assert same(torch.load(tmp_path / f"{size}-{rank}.pt"), expected), (size, rank)
-
-
-@pytest.mark.slow
-def test_any_number_of_processes_finds_the_same_with_every_observer(tmp_path: Path) -> None:
-    mp.spawn(watch_in_groups, (str(tmp_path),), nprocs=4)
     made = {}
     assert len(list(tmp_path.glob("*.pt"))) == 10 * len(KINDS)
     for kind in KINDS:
-        made[kind] = torch.load(tmp_path / f"{kind}-1-0.pt")
-        for path in sorted(tmp_path.glob(f"{kind}-[234]-*.pt")):
+        made[kind] = looped(kind, tmp_path / "loop")
+        assert_same_files(tmp_path, tmp_path / "loop", (1, 2, 3, 4), kind)
+        for path in tmp_path.glob(f"{kind}-?-?.pt"):
             assert same(torch.load(path), made[kind]), path
     assert same(made["own"], made["extremes"])
-    assert not same(made["histogram"], made["extremes"])
-    assert not same(made["averages"], made["extremes"])
+    for kind in ("histogram", "symmetric histogram", "averages", "fixed"):
+        assert not same(made[kind], made["extremes"])
+
+
+def test_two_processes_write_what_a_loop_writes(tmp_path: Path) -> None:
+    """This process is the first of them, so that only one more has to be started."""
+    kinds = ("histogram",)
+    other = mp.spawn(calibrate_as_second, (str(tmp_path), kinds), nprocs=1, join=False)
+    with one_thread():
+        calibrate_together(0, str(tmp_path), 2, kinds)
+    assert other.join()
+    for kind in kinds:
+        expected = looped(kind, tmp_path / "loop")
+        assert_same_files(tmp_path, tmp_path / "loop", (2,), kind)
+        for rank in (0, 1):
+            assert same(torch.load(tmp_path / f"{kind}-2-{rank}.pt"), expected), (kind, rank)
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from support.improving_ranks import (
     state_of,
 )
 from support.thread_ranks import in_threads
+from support.threads import one_thread
 
 from pt2q.algorithms import GPTQ, AdaRound, BatchNormStatistics, SmoothQuant
 from pt2q.algorithms.layers import Use
@@ -196,12 +197,8 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
         assert not list(tmp_path.glob("made-*"))
     assert len(list((tmp_path / "kept" / "1-gptq").iterdir())) == 2
     assert exit_codes(tmp_path, "") == [0, 0, 0]
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         unbroken = at_once(algorithms=[SmoothQuant(), GPTQ()])
-    finally:
-        torch.set_num_threads(before)
     for rank in range(3):
         assert same(torch.load(tmp_path / f"made-{rank}.pt"), unbroken)
 
@@ -209,13 +206,9 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pt2q.errors.BatchNormNotFoldedWarning")
 def test_any_number_of_processes_makes_the_same(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as many as each of the others has
-    try:
+    with one_thread():
         alone = {str(a): improved(a) for a in ALGORITHMS}
         alone["best"] = at_once(effort="best")
-    finally:
-        torch.set_num_threads(before)
     changed = {name: any(row[3] for row in found.get("said", ())) for name, found in alone.items()}
     assert [name for name, kept in changed.items() if not kept] == ["best"]
     mp.spawn(improve_in_groups, (str(tmp_path),), nprocs=4)

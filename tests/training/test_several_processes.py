@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from support.qat_quantizer import QATQuantizer, prepare
-from support.replicas import train_replica
+from support.replicas import train_replica, train_second
+from support.threads import one_thread
 from support.training import batches, network
 from support.training_ranks import train_in_groups
 
@@ -21,7 +22,10 @@ from pt2q.observers import HistogramObserver
 def test_several_processes(tmp_path: Path) -> None:
     """Replicas end with the same ranges; sharded parameters train as whole ones do."""
     prepared = prepare(network(), batches(1)[0])
-    mp.spawn(train_replica, (str(tmp_path), prepared), nprocs=2)
+    other = mp.spawn(train_second, (str(tmp_path), prepared), nprocs=1, join=False)
+    with one_thread():
+        train_replica(0, str(tmp_path), prepared)
+    assert other.join()
     (one, *first), (other, *second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, value in one.items():
         if "running" not in name and "histogram." not in name:
@@ -45,6 +49,9 @@ def test_all_processes_end_with_one_model(tmp_path: Path) -> None:
         for kind in ("ddp", "fsdp"):
             assert all(_same(other[kind], first[kind]) for other in others), (size, kind)
             ends[size, kind] = first[kind]
+            for suffix in (".pte", ".onnx"):
+                files = [p.read_bytes() for p in tmp_path.glob(f"{kind}-{size}-?{suffix}")]
+                assert len(files) == min(size, 2) and len(set(files)) == 1, (size, kind, suffix)
     # In one process sharding changes nothing; in several, sums of gradients are rounded otherwise.
     assert _same(ends[1, "ddp"], ends[1, "fsdp"])
     assert not torch.equal(ends[4, "ddp"]["8.bias"], module.get_parameter("8.bias"))
