@@ -34,6 +34,7 @@ from pt2q.passes.transform.float32 import ComputeInFloat32
 from pt2q.passes.transform.own_biases import OwnBiases
 from pt2q.passes.transform.product_with_addition import SplitProducts
 from pt2q.passes.transform.recurrent import DecomposeRecurrent
+from pt2q.passes.transform.rows_of_stacks import StoreStacksByRows
 
 __all__ = [
     "CloseControlFlow",
@@ -60,6 +61,7 @@ __all__ = [
     "RewriteToReference",
     "SizeLearnedScales",
     "SplitProducts",
+    "StoreStacksByRows",
     "StoreStateQuantized",
     "run_passes",
     "verified_passes",

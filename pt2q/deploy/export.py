@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from pt2q.errors import (
     ComputesInFloat32Warning,
@@ -18,6 +18,7 @@ from pt2q.errors import (
     NotExportedError,
     Pt2qError,
 )
+from pt2q.ir import ops
 from pt2q.ir.dtypes import CAST_DTYPES
 from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage
 from pt2q.ir.qparams import quantized_nodes
@@ -58,6 +59,25 @@ def require_graph(model: object) -> None:
             f"{type(model).__name__} was never captured with torch.export; {EXPORT_HINT}"
         )
     refuse_prepared(model)
+
+
+def why_not_groups(graph: Graph) -> str:
+    """What to do about products of groups of rows, for which runtimes have no kernel.
+
+    Args:
+        graph: of a program that could not be lowered.
+
+    Returns:
+        The end of a sentence; "" if there is none.
+    """
+    found = [n.name for n in graph.nodes if ops.known_as(n.target) in ops.GROUPED_MM]  # type: ignore[arg-type]
+    if not found:
+        return ""
+    return (
+        f"; {found[0]} multiplies groups of rows by a matrix each, which the runtime has no kernel "
+        "for, not in float either. Have the matrices picked for each row: "
+        "experts_implementation='batched_mm' in transformers"
+    )
 
 
 def in_float32(

@@ -140,6 +140,21 @@ CONSTANT_FACTOR = Reason(
     "it multiplies by a constant, which {runtime} takes from linear layers only",
     _AS_LINEAR,
 )
+STACK_AS_IT_IS = Reason(
+    "stack-as-it-is",
+    "the stack of its matrices is trained, written, or multiplied along two axes",
+)
+PICKED_MATRICES = Reason(
+    "picked-matrices",
+    "it multiplies by matrices that are picked from a constant at run time, such as experts: "
+    "{runtime} does so in float",
+    "store them in 8 or 4 bits: ComposableQuantizer([..., WeightQuantizer()])",
+)
+NO_GROUPED_PRODUCT = Reason(
+    "no-grouped-product",
+    "{runtime} has no kernel, not in float either, that multiplies groups of rows by a matrix each",
+    "have the matrices picked for each row: experts_implementation='batched_mm' in transformers",
+)
 PRODUCT_WITH_ADDITION = Reason(
     "product-with-addition",
     "{runtime} has no int8 kernel for a product and an addition in one",

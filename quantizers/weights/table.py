@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
+from torch.fx import Node
 
 from pt2q.ir import ops
+from pt2q.ir.experts import PRODUCTS, stack_of
 from pt2q.ir.graph import value_of
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
@@ -15,6 +17,7 @@ from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
 from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
+from pt2q.quantizers.toolkit.table.annotate import set_annotation
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
 from pt2q.quantizers.toolkit.table.kernel_limits import (
     INT4,
@@ -69,6 +72,35 @@ def _groups_fit(match: Match) -> Reason | None:
     return reasons.GROUPS_DO_NOT_FIT.filled(columns=columns, size=size)
 
 
+def _is_stack(node: Node) -> bool:
+    return stack_of(node) is not None
+
+
+def _stored_by_rows(match: Match) -> Reason | None:
+    found = stack_of(match.head)
+    assert found is not None, "the row is about stacks"
+    if not found.by_rows:
+        return reasons.STACK_AS_IT_IS
+    size, columns = group_size(match.config), value_of(found.constant).shape[1]
+    if size is None or columns % size == 0:
+        return None
+    return reasons.GROUPS_DO_NOT_FIT.filled(columns=columns, size=size)
+
+
+def _asked_for(match: Match) -> Reason | None:
+    if ops.known_as(match.head.target) in ops.GROUPED_MM:  # type: ignore[arg-type]
+        return reasons.NO_GROUPED_PRODUCT
+    return None if match.config.input_activation is None else reasons.PICKED_MATRICES
+
+
+def _annotate_rows(match: Match) -> None:
+    """The rows where they are read; several products of one stack agree on them."""
+    found = stack_of(match.head)
+    assert found is not None, "the row is about stacks"
+    set_annotation(match.head)
+    set_annotation(found.whole, {found.constant: match.config.weight})
+
+
 def _no_groups(match: Match) -> Reason | None:
     return None if group_size(match.config) is None else reasons.GROUPS_LINEAR_ONLY
 
@@ -94,6 +126,27 @@ TRANSPOSED = replace(
 )
 
 
+class _WeightsAlone(KernelLimits):
+    """Weights as they are asked for, and activations in float: there are no other kernels."""
+
+    def fitted(self, config: QuantizationConfig) -> QuantizationConfig:
+        """See `KernelLimits.fitted`."""
+        fitted = super().fitted(config)
+        return replace(fitted, input_activation=None, output_activation=None, bias=None)
+
+
+STACK = Rule(
+    name="stack of matrices",
+    heads=PRODUCTS,
+    where=_is_stack,
+    kernel=_WeightsAlone(**vars(KERNEL)),
+    annotate=_annotate_rows,
+    checks=(_stored_by_rows, checks.one_float_type),
+    modes=frozenset({Mode.STATIC, Mode.DYNAMIC}),
+    examples=(examples.EXPERTS, examples.STACKED),
+)
+
+
 def _configure(mode: Mode) -> QuantizationConfig:
     if mode is Mode.DYNAMIC:
         return get_dynamic_activation_4bit_weight_config()
@@ -104,7 +157,7 @@ WEIGHTS = BackendTable(
     runtime="WeightQuantizer",
     configure=_configure,
     configuration="get_weight_only_quantization_config()",
-    rules=(LINEAR, CONVOLUTION, TRANSPOSED),
+    rules=(STACK, LINEAR, CONVOLUTION, TRANSPOSED),
     in_float=(
         (
             ops.BMM | ops.MATMUL | ops.MM | ops.PRODUCT_ADDED,
@@ -112,6 +165,7 @@ WEIGHTS = BackendTable(
         ),
     ),
     else_in_float=reasons.NO_WEIGHT,
+    multiplies_groups=True,
 )
 
 
@@ -128,6 +182,11 @@ def with_weights_alone(quantizer: T) -> T:
 
 
 def _alone(rule: Rule) -> Rule:
+    if rule is STACK:
+        return replace(rule, kernel=_none_else(KERNEL), checks=(_asked_for, *rule.checks))
     assert rule.kernel is not None
-    kernel = replace(rule.kernel, activation=TensorLimits(stored=()), result=None)
-    return replace(rule, kernel=kernel)
+    return replace(rule, kernel=_none_else(rule.kernel))
+
+
+def _none_else(kernel: KernelLimits) -> KernelLimits:
+    return replace(kernel, activation=TensorLimits(stored=()), result=None)

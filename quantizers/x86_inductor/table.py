@@ -107,6 +107,7 @@ X86_INDUCTOR = BackendTable(
         MOVE,
         DROPOUT,
     ),
+    multiplies_groups=True,
     in_float=(
         (ops.BMM | ops.MATMUL | ops.SDPA, reasons.PRODUCT_IN_FLOAT),
         (

@@ -107,7 +107,7 @@ PRODUCT = Rule(
     heads=ops.MM | ops.MATMUL,
     kernel=kernels.PRODUCT,
     annotate=annotate_weighted,
-    checks=(own.matrix_operand, *checks.CONSTANT_WEIGHT),
+    checks=(checks.no_picked_matrices, own.matrix_operand, *checks.CONSTANT_WEIGHT),
     examples=(examples.CONSTANT_MATRIX,),
 )
 

@@ -69,6 +69,18 @@ class Heads(nn.Module):
         return torch.einsum("bnd,cnd->nbc", heads, heads)
 
 
+class Stacked(nn.Module):
+    """Matrices picked by the input, and a stack that is stored the other way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.empty(2, 3, 4)), nn.Parameter(torch.empty(2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        picked = self.one[(x[:, 0] > 0).long()]
+        return torch.bmm(torch.bmm(picked, x.unsqueeze(-1)).mT, self.two[(x[:, 0] > 0).long()])
+
+
 class Linear(nn.Module):
     """A layer, and a weight that nobody reads."""
 
@@ -260,6 +272,7 @@ CASES: dict[type, Case] = {
     ),
     p.ComposeLinear: Case(Transposed, VECTOR, imported, always(p.ComposeLinear())),
     p.SplitProducts: Case(Added, VECTOR, imported, always(p.SplitProducts())),
+    p.StoreStacksByRows: Case(Stacked, VECTOR, imported, always(p.StoreStacksByRows())),
     p.OwnBiases: Case(CalledTwice, VECTOR, imported, always(p.OwnBiases())),
     p.FoldComputedWeights: Case(Sliced, VECTOR, imported, always(p.FoldComputedWeights())),
     p.OpenControlFlow: Case(Branches, VECTOR, imported, always(p.OpenControlFlow())),

@@ -18,6 +18,7 @@ from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegat
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
 from pt2q.deploy.executorch.node_sources import shared_node_sources
 from pt2q.deploy.executorch.partitions import xnnpack_partitioner
+from pt2q.deploy.executorch.picks import picks_as_lookups, quantized_picks
 from pt2q.deploy.executorch.refusals import (
     refuse_measured_constants,
     refuse_other_types,
@@ -25,7 +26,7 @@ from pt2q.deploy.executorch.refusals import (
     why_not_bodies,
 )
 from pt2q.deploy.executorch.runtime import PROVENANCE, LoadedProgram, load
-from pt2q.deploy.export import export_rewritten, in_float32, refuse_prepared
+from pt2q.deploy.export import export_rewritten, in_float32, refuse_prepared, why_not_groups
 from pt2q.deploy.provenance import provenance_of_all
 from pt2q.deploy.signature import dynamic_shapes as dynamic_shapes_of
 from pt2q.deploy.signature import signature_of, unbounded_sizes
@@ -157,6 +158,7 @@ def packed(
         raise LoweringError(
             f"ExecuTorch could not lower the model: {first_line(error).rstrip('.')}"
             f"{''.join(map(why_not_bodies, programs.values()))}"
+            f"{''.join(why_not_groups(program.graph) for program in programs.values())}"
         ) from error
 
 
@@ -258,7 +260,7 @@ def _needs_rewriting(program: ExportedProgram) -> bool:
     if not quantized_nodes(program.graph_module):
         return False
     module = program.module(check_guards=False)
-    return bool(half_types(module) or quantized_lookups(module))
+    return bool(half_types(module) or quantized_lookups(module) or quantized_picks(module))
 
 
 def _for_xnnpack(model: nn.Module) -> nn.Module:
@@ -267,5 +269,6 @@ def _for_xnnpack(model: nn.Module) -> nn.Module:
         return model
     copied = run_passes(copy_module(model), [OwnBiases()])
     in_float32(copied, "XNNPACK")
+    picks_as_lookups(copied)
     fuse_lookups(copied)
     return copied

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from pt2q.deploy.agreement import Call, check_agreement
-from pt2q.deploy.export import export_rewritten, require_graph
+from pt2q.deploy.export import export_rewritten, require_graph, why_not_groups
 from pt2q.deploy.onnx.file_info import OnnxProgramInfo, stored_bytes
 from pt2q.deploy.onnx.graph import for_onnx
 from pt2q.deploy.onnx.judging import judging_runtime
@@ -119,7 +119,10 @@ def _translated(program: ExportedProgram, opset: int) -> Any:
     except LoweringError:
         raise
     except Exception as error:
-        raise LoweringError(f"torch.onnx could not write the model: {cause_line(error)}") from error
+        raise LoweringError(
+            f"torch.onnx could not write the model: {cause_line(error).rstrip('.')}"
+            f"{why_not_groups(program.graph)}"
+        ) from error
     return written.model
 
 

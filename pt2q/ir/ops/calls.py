@@ -105,7 +105,9 @@ def permutation(node: Node, rank: int) -> list[int] | None:
         return order
     if node.target is aten.transpose.int:
         one, other = (argument(node, name) % rank for name in ("dim0", "dim1"))
-    elif node.target in (aten.t.default, aten.mT.default, aten.numpy_T.default) and rank == 2:
+    elif node.target is aten.mT.default:
+        one, other = rank - 2, rank - 1
+    elif node.target in (aten.t.default, aten.numpy_T.default) and rank == 2:
         one, other = 0, 1
     else:
         return None

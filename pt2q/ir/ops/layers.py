@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pt2q.ir.ops.names import aten, every
+from pt2q.ir.ops.names import Target, aten, every
 
 CONV1D = every(aten.conv1d)
 CONV2D = every(aten.conv2d)
@@ -22,6 +22,9 @@ MATMUL = every(aten.matmul)
 BADDBMM = every(aten.baddbmm)
 # With an addition: of a bias, or of what was there before.
 PRODUCT_ADDED = ADDMM | BADDBMM | every(aten.addbmm, aten.addmv)
+# A matrix for each group of rows: the experts of a mixture.
+GROUPED_MM = every(aten._grouped_mm)
+_GROUPED_MM_OF_OTHERS = frozenset({"transformers.grouped_mm_fallback.default"})
 EMBEDDING = every(aten.embedding)
 SDPA = every(aten.scaled_dot_product_attention)
 LSTM = every(aten.lstm.input)
@@ -54,3 +57,15 @@ DROPOUT = every(
     aten.feature_alpha_dropout,
     aten.feature_alpha_dropout_,
 )
+
+
+def known_as(target: Target) -> Target:
+    """The operator that rows and reasons know an operator of another library by, or itself.
+
+    Libraries that define operators are never loaded for that: theirs are known by name.
+
+    Args:
+        target: of a call.
+    """
+    named = str(target) in _GROUPED_MM_OF_OTHERS
+    return aten._grouped_mm.default if named else target

@@ -9,7 +9,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from pt2q.ir.control_flow import is_control_flow
 from pt2q.ir.graph import is_float_tensor, module_path
-from pt2q.ir.ops import DROPOUT, GETITEM, SHAPE, Target, is_mutating, is_op
+from pt2q.ir.ops import DROPOUT, GETITEM, SHAPE, Target, is_mutating, is_op, known_as
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.engine.decompositions import why_not_decomposed
@@ -83,7 +83,7 @@ class AnnotationRun:
         if choice.config is None:
             self.reasons[node] = choice.reason or reasons.NOT_COVERED
             return None
-        for rule in self.rules[choice.config.mode].get(node.target, ()):  # type: ignore[arg-type]
+        for rule in self.rules[choice.config.mode].get(known_as(node.target), ()):  # type: ignore[arg-type]
             if rule.where is not None and not rule.where(node):
                 continue
             match = self._matched(rule, node, choice)

@@ -10,8 +10,13 @@ from typing_extensions import Self
 
 from pt2q.errors import SpecError
 from pt2q.ir.control_flow import named_graph_modules
-from pt2q.ir.ops import ADDMM
-from pt2q.passes import ComposeLinear, DecomposeEinsum, FoldComputedWeights
+from pt2q.ir.ops import ADDMM, GROUPED_MM
+from pt2q.passes import (
+    ComposeLinear,
+    DecomposeEinsum,
+    FoldComputedWeights,
+    StoreStacksByRows,
+)
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.engine.annotation_run import AnnotationRun
 from pt2q.quantizers.toolkit.engine.decompositions import Decompositions
@@ -179,6 +184,8 @@ class TableQuantizer(Quantizer):
         steps += [DecomposeEinsum(stated), ComposeLinear(stated, turn, not is_qat)]
         if not is_qat:
             steps.append(FoldComputedWeights())
+            if any(rule.heads & GROUPED_MM for rule in self.table.rules):
+                steps.append(StoreStacksByRows())
         if any([step(model) for step in steps]):
             model.recompile()
         return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+from pt2q.ir.experts import stack_of
 from pt2q.quantizers.toolkit.config import words_for_scales
 from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.table.annotate import source_of_values
@@ -24,13 +25,20 @@ def describe(match: Match, node: Node) -> str:
         return f"{words}, fused into {match.head.name}"
     if match.rule.when is When.INPUT_QUANTIZED:
         return f"{words}, parameters of {source_of_values(node).name}"
-    weight = roles_of(node).weight
-    annotation = annotation_of(node)
-    found = annotation.input_qspec_map.get(weight) if annotation and weight else None
+    found = _weight_spec(node)
     if not isinstance(found, QuantizationSpec):
         return words
     shared = words_for_scales(granularity_of(found)).replace("per ", "per-")
     return f"{words}, weight {bits_words(found)} {shared}"
+
+
+def _weight_spec(node: Node) -> object:
+    stack = stack_of(node)
+    reader, weight = (
+        (node, roles_of(node).weight) if stack is None else (stack.whole, stack.constant)
+    )
+    annotation = annotation_of(reader)
+    return annotation.input_qspec_map.get(weight) if annotation and weight else None
 
 
 def type_words(spec: QuantizationSpec) -> str:

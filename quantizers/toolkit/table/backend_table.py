@@ -8,9 +8,16 @@ from dataclasses import dataclass, replace
 from torch.fx import Node
 
 from pt2q.errors import AnnotationError
-from pt2q.ir.ops import Target, is_op
+from pt2q.ir.experts import picks_matrices
+from pt2q.ir.ops import GROUPED_MM, Target, is_op, known_as
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
-from pt2q.quantizers.toolkit.reasons import DYNAMIC_LINEAR_ONLY, NO_INT8_KERNEL, Reason
+from pt2q.quantizers.toolkit.reasons import (
+    DYNAMIC_LINEAR_ONLY,
+    NO_GROUPED_PRODUCT,
+    NO_INT8_KERNEL,
+    PICKED_MATRICES,
+    Reason,
+)
 from pt2q.quantizers.toolkit.table.kernel_limits import ROLES, TensorLimits, spec_words
 from pt2q.quantizers.toolkit.table.rule import Rule
 from pt2q.spec import QuantizationSpec
@@ -31,6 +38,7 @@ class BackendTable:
         in_float: why operators that no rule names stay in float; the first that fits.
         else_in_float: why all others do.
         in_float_dynamic, else_in_float_dynamic: the same under a dynamic configuration.
+        multiplies_groups: it computes, in float, what multiplies groups of rows by a matrix each.
     """
 
     runtime: str
@@ -41,6 +49,7 @@ class BackendTable:
     else_in_float: Reason = NO_INT8_KERNEL
     in_float_dynamic: tuple[tuple[frozenset[Target], FloatReason], ...] = ()
     else_in_float_dynamic: Reason = DYNAMIC_LINEAR_ONLY
+    multiplies_groups: bool = False
 
     def of_mode(self, mode: Mode) -> tuple[Rule, ...]:
         """The rows that hold in a mode, in order."""
@@ -48,6 +57,9 @@ class BackendTable:
 
     def why_float(self, node: Node, config: QuantizationConfig) -> Reason:
         """Why a node that no rule names stays in float."""
+        if picks_matrices(node):
+            known = self.multiplies_groups or known_as(node.target) not in GROUPED_MM  # type: ignore[arg-type]
+            return PICKED_MATRICES if known else NO_GROUPED_PRODUCT
         reasons, other = self.in_float, self.else_in_float
         if config.is_dynamic:
             reasons, other = self.in_float_dynamic, self.else_in_float_dynamic

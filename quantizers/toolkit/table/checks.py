@@ -6,6 +6,7 @@ import torch
 from torch.fx import Node
 
 from pt2q.ir.dtypes import QUANTIZABLE
+from pt2q.ir.experts import picks_matrices
 from pt2q.ir.graph import is_constant, is_float_tensor, value_of
 from pt2q.ir.ops import argument, has_argument, is_mutating, tensor_arguments
 from pt2q.quantizers.toolkit import reasons
@@ -29,7 +30,8 @@ def constant_weight(match: Match) -> Reason | None:
     """Weight and bias are constants of the module, in float."""
     roles = roles_of(match.head)
     if roles.weight is None or not is_constant(roles.weight):
-        return reasons.WEIGHT_COMPUTED
+        picked = picks_matrices(match.head)
+        return reasons.PICKED_MATRICES if picked else reasons.WEIGHT_COMPUTED
     if not is_float_tensor(roles.weight):
         return reasons.WEIGHT_NOT_FLOAT
     if roles.bias is not None and not is_constant(roles.bias):
@@ -82,6 +84,11 @@ def no_alpha(match: Match) -> Reason | None:
     if has_argument(match.head, "alpha") and argument(match.head, "alpha") != 1:
         return reasons.ALPHA.filled(alpha=argument(match.head, "alpha"))
     return None
+
+
+def no_picked_matrices(match: Match) -> Reason | None:
+    """No factor is picked from a constant stack of matrices at run time."""
+    return reasons.PICKED_MATRICES if picks_matrices(match.head) else None
 
 
 def no_mask(match: Match) -> Reason | None:

@@ -31,7 +31,7 @@ PRODUCT = Rule(
     name="matrix product",
     heads=ops.MATMUL | ops.BMM,
     annotate=annotate_inputs,
-    checks=(checks.two_tensors, checks.one_float_type),
+    checks=(checks.no_picked_matrices, checks.two_tensors, checks.one_float_type),
     when=When.BETWEEN_QUANTIZED,
     examples=(examples.COMPUTED_FACTORS,),
 )

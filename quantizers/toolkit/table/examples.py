@@ -143,6 +143,14 @@ COMPUTED_FACTORS = on_rows(
     lambda m, x: m[2](torch.matmul(m[0](x), m[1](x).transpose(0, 1)) @ x), LINEAR, LINEAR, LINEAR
 )
 COMPUTED_FACTORS_ASKED_FOR = replace(COMPUTED_FACTORS, asked_for=torch.matmul)
+EXPERTS = Example(
+    forward=lambda m, x: torch.bmm(
+        m[0].weight[(x.sum((1, 2)) > 0).long()], x.transpose(1, 2)
+    ).transpose(1, 2),
+    layers=(partial(nn.Bilinear, 32, 32, 4),),
+    shapes=((3, 5, 32),),
+)
+STACKED = replace(EXPERTS, forward=lambda m, x: x @ m[0].weight, shapes=((4, 5, 32),))
 LOOKUP = Example(
     forward=lambda m, x: m[0]((x * 4).abs().long()),
     layers=(partial(nn.Embedding, 64, 32),),
