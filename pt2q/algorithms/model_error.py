@@ -21,6 +21,11 @@ from pt2q.ir.storage import is_low
 from pt2q.ir.torch_private import pytree
 
 
+_BELIEVED, _SPREAD = 3, 0.5
+"""Batches that the spread of gains was believed from before any was seen, and it in decibels."""
+_NOTHING = 1e-30
+
+
 class ModelError:
     """Compares outputs on the batches to judge by.
 
@@ -39,11 +44,15 @@ class ModelError:
         self.references = self._run(model, Lane.floating(), FLOAT)
 
     def of(self, model: QuantGraphModule) -> tuple[float, ...]:
-        """For each batch the squared error, over the energy in all of them, of outputs summed."""
+        """The squared error, over the energy in all of them, of outputs summed.
+
+        Returns:
+            For each batch to judge by, or for each row to judge by of a single one.
+        """
         found = self._run(model, Lane.rounding(), ROUNDED)
         pairs = zip(self.references.rows, found.rows, strict=True)
-        shared = found.walk.shared((list(map(_sums, *pair)) for pair in pairs), found.batches)
-        sums = list(shared)
+        shared = found.walk.shared((found.sums(*pair) for pair in pairs), found.batches)
+        sums = [one for batch in shared for one in batch]
         columns = list(zip(*sums, strict=True))
         energies = [max(math.fsum(energy for _, energy in c), 1e-30) for c in columns]
         return tuple(
@@ -62,25 +71,34 @@ class ModelError:
             [parting.to_check(part) for part in _floats(results[batch])]
             for batch in walk.own(parting.check)
         ]
-        return _Outputs(walk, parting.check, rows)
+        return _Outputs(walk, parting.check, rows, parting.checked)
 
 
 def is_less(before: Sequence[float], after: Sequence[float]) -> bool:
     """Whether an error is less beyond chance.
 
-    Its mean over the batches has fallen by more than twice the standard error of that mean: a gain
-    that few batches show and the others do not is none on data to come.
+    Its sum has fallen, and the decibels won have a mean over the batches that is more than twice its
+    standard error: a gain that few batches show and the others do not is none on data to come. How
+    far gains are spread cannot be told from few batches; the variance is moderated, as if
+    `_BELIEVED` more had been seen that are spread by `_SPREAD` (the moderated t of Smyth, Linear
+    Models and Empirical Bayes Methods for Assessing Differential Expression, 2004).
 
     Args:
         before, after: of each batch; what is not finite is more than anything that is.
     """
-    gains = [one - other for one, other in zip(before, after, strict=True)]
     if not all(map(math.isfinite, after)):
         return False
     if not all(map(math.isfinite, before)):
         return True
-    spread = statistics.stdev(gains) if len(gains) > 1 else 0.0
-    return math.fsum(gains) > 2 * spread * math.sqrt(len(gains))
+    gains = [_decibels_won(*pair) for pair in zip(before, after, strict=True)]
+    mean = statistics.fmean(gains)
+    apart = math.fsum((gain - mean) ** 2 for gain in gains)
+    variance = (_BELIEVED * _SPREAD**2 + apart) / (_BELIEVED + len(gains) - 1)
+    return math.fsum(after) < math.fsum(before) and mean > 2 * math.sqrt(variance / len(gains))
+
+
+def _decibels_won(before: float, after: float) -> float:
+    return 10 * math.log10(max(before, _NOTHING) / max(after, _NOTHING))
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,15 @@ class _Outputs:
     walk: Walk
     batches: tuple[int, ...]
     rows: list[list[Tensor]]
+    parts: int
+
+    def sums(self, exact: list[Tensor], found: list[Tensor]) -> list[list[tuple[float, float]]]:
+        """The squared error and the energy of each output, for each row of a batch that judges."""
+        parted = all(x.dim() > 0 and x.shape[0] % self.parts == 0 for x in exact)
+        pieces = [
+            [x.chunk(self.parts) if parted else (x,) for x in side] for side in (exact, found)
+        ]
+        return [list(map(_sums, *pair)) for pair in zip(*(zip(*side) for side in pieces))]
 
 
 def _sums(exact: Tensor, found: Tensor) -> tuple[float, float]:

@@ -51,6 +51,11 @@ class Parting:
         """Whether nothing that is computed from judges."""
         return self.rows is not None or not set(self.fit) & set(self.check)
 
+    @property
+    def checked(self) -> int:
+        """How many rows of a batch judge apart from each other; 1 where whole batches do."""
+        return 1 if self.rows is None else self.rows - fit_rows(self.rows)
+
     def to_fit(self, x: Tensor) -> Tensor:
         """What to compute from, of a value of one of the batches for that."""
         return x if self.rows is None else x[: self._end(x)]

@@ -29,7 +29,7 @@ from pt2q.quantizers import (
     get_weight_only_quantization_config,
 )
 
-BATCHES = 6
+BATCHES = 8
 
 
 def bits(count: int) -> Quantizer:
