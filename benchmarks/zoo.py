@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,10 @@ def _redraw(model: nn.Module, outliers: bool) -> None:
                 weight[:2] *= OUTLIER if outliers else 1.0
 
 
-def _from_transformers(name: str, outliers: bool) -> Subject:
+def _from_transformers(name: str, outliers: bool, draw: int) -> Subject:
     from transformers import AutoModel
 
-    torch.manual_seed(0)
+    torch.manual_seed(draw)
     names, sample = SAMPLES[KIND_OF[name]]
     model = AutoModel.from_config(_configured(name)).float().eval()
     _redraw(model, outliers)
@@ -174,38 +175,43 @@ def _subject(model: nn.Module, batches: list[tuple[Tensor, ...]]) -> Subject:
     return Subject(model, batches[:CALIBRATION], batches[CALIBRATION:][:HELD_OUT])
 
 
-def _digits(path: Path, make: Callable[[], nn.Module]) -> Subject:
+def _digits(path: Path, make: Callable[[], nn.Module], draw: int) -> Subject:
     data = load_digits()
-    images = [*data.train[:CALIBRATION].split(1), *data.held_out[:HELD_OUT].split(1)]
+    images = [
+        *data.train[draw * CALIBRATION :][:CALIBRATION].split(1),
+        *data.held_out[draw * HELD_OUT :][:HELD_OUT].split(1),
+    ]
     return _subject(load_checkpoint(path, make), [(image,) for image in images])
 
 
-def _decoder() -> Subject:
-    parts = windows(load_text().held_out, CONTEXT, CALIBRATION + HELD_OUT, seed=1).split(1)
+def _decoder(draw: int) -> Subject:
+    parts = windows(load_text().held_out, CONTEXT, CALIBRATION + HELD_OUT, seed=1 + draw).split(1)
     return _subject(load_checkpoint(DECODER, ByteDecoder), [(part,) for part in parts])
 
 
-def _minilm() -> Subject:
+def _minilm(draw: int) -> Subject:
     names = ("input_ids", "attention_mask")
-    found = [tuple(b[n] for n in names) for b in minilm.encode(minilm.sentences())]
+    sentences = minilm.sentences()[draw * (CALIBRATION + HELD_OUT) :]
+    found = [tuple(b[n] for n in names) for b in minilm.encode(sentences)]
     return _subject(OneOutput(minilm.load(), names), found)
 
 
-TRAINED: dict[str, Callable[[], Subject]] = {
-    "digits": lambda: _digits(CHECKPOINT, DigitNet),
-    "digits_vit": lambda: _digits(VIT, DigitViT),
-    "digits_mobilenet_v3": lambda: _digits(MOBILENET_V3, DigitMobileNetV3),
+TRAINED: dict[str, Callable[[int], Subject]] = {
+    "digits": partial(_digits, CHECKPOINT, DigitNet),
+    "digits_vit": partial(_digits, VIT, DigitViT),
+    "digits_mobilenet_v3": partial(_digits, MOBILENET_V3, DigitMobileNetV3),
     "byte_decoder": _decoder,
     "minilm": _minilm,
 }
 NAMES = (*TRAINED, *KIND_OF)
 
 
-def subject(name: str, outliers: bool = False) -> Subject:
+def subject(name: str, outliers: bool = False, draw: int = 0) -> Subject:
     """An architecture of the zoo.
 
     Args:
         name: one of `NAMES`.
         outliers: with outlier channels; what is trained has its own.
+        draw: which of many draws of weights and inputs; trained weights stay.
     """
-    return TRAINED[name]() if name in TRAINED else _from_transformers(name, outliers)
+    return TRAINED[name](draw) if name in TRAINED else _from_transformers(name, outliers, draw)
