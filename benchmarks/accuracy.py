@@ -49,6 +49,7 @@ from pt2q.quantizers import (
     OnnxQDQQuantizer,
     WeightQuantizer,
     XNNPACKQuantizer,
+    get_dynamic_activation_4bit_weight_config,
     get_weight_only_quantization_config,
 )
 
@@ -253,6 +254,14 @@ WORKS: dict[str, Callable[[], Work]] = {
     "minilm-4-row": lambda: sentences(weights(4, None), *WEIGHTS),
     "minilm-4-g32": lambda: sentences(weights(4, 32), *WEIGHTS),
     "minilm-4-g128": lambda: sentences(weights(4, 128), *WEIGHTS),
+    **{
+        f"minilm-8da4w-{name}": lambda group=group: sentences(
+            lambda: XNNPACKQuantizer().set_global(get_dynamic_activation_4bit_weight_config(group)),
+            *("-", "gptq one way", "gptq"),
+            runtime=in_executorch,
+        )
+        for name, group in (("row", None), ("g32", 32), ("g128", 128))
+    },
     "minilm-xnnpack": lambda: sentences(XNNPACKQuantizer, *STATIC, runtime=in_executorch),
     "minilm-xnnpack-residuals": lambda: sentences(
         lambda: XNNPACKQuantizer(residual_projections="static"), *STATIC, runtime=in_executorch

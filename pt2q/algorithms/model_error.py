@@ -20,7 +20,6 @@ from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.storage import is_low
 from pt2q.ir.torch_private import pytree
 
-
 _BELIEVED, _SPREAD = 3, 0.5
 """Batches that the spread of gains was believed from before any was seen, and it in decibels."""
 _NOTHING = 1e-30
@@ -77,9 +76,9 @@ class ModelError:
 def is_less(before: Sequence[float], after: Sequence[float]) -> bool:
     """Whether an error is less beyond chance.
 
-    Its sum has fallen, and the decibels won have a mean over the batches that is more than twice its
-    standard error: a gain that few batches show and the others do not is none on data to come. How
-    far gains are spread cannot be told from few batches; the variance is moderated, as if
+    Its sum has fallen, and the decibels won have a mean over the batches that is more than twice
+    its standard error: a gain that few batches show and the others do not is none on data to come.
+    How far gains are spread cannot be told from few batches; the variance is moderated, as if
     `_BELIEVED` more had been seen that are spread by `_SPREAD` (the moderated t of Smyth, Linear
     Models and Empirical Bayes Methods for Assessing Differential Expression, 2004).
 
@@ -113,10 +112,13 @@ class _Outputs:
     def sums(self, exact: list[Tensor], found: list[Tensor]) -> list[list[tuple[float, float]]]:
         """The squared error and the energy of each output, for each row of a batch that judges."""
         parted = all(x.dim() > 0 and x.shape[0] % self.parts == 0 for x in exact)
-        pieces = [
-            [x.chunk(self.parts) if parted else (x,) for x in side] for side in (exact, found)
+        if self.parts == 1 or not parted:
+            return [list(map(_sums, exact, found))]
+        rows = [
+            list(map(_sums, one.chunk(self.parts), other.chunk(self.parts)))
+            for one, other in zip(exact, found, strict=True)
         ]
-        return [list(map(_sums, *pair)) for pair in zip(*(zip(*side) for side in pieces))]
+        return [list(outputs) for outputs in zip(*rows, strict=True)]
 
 
 def _sums(exact: Tensor, found: Tensor) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import torch
 from support.planted import FeedForward, TwoLinears, UnequalConvolutions, correlated
 from torch import nn
 
-from pt2q import Quantizer, sqnr
+from pt2q import Quantizer, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.algorithms import (
     AWQ,
     GPTQ,
@@ -21,7 +21,7 @@ from pt2q.algorithms import (
     quantize_pt2e,
     report_of,
 )
-from pt2q.algorithms.model_error import is_less
+from pt2q.algorithms.model_error import ModelError, is_less
 from pt2q.errors import DataError
 from pt2q.quantizers import (
     WeightQuantizer,
@@ -152,3 +152,19 @@ def test_a_gain_that_one_batch_shows_is_none() -> None:
     assert is_less([1.0], [0.7]) and not is_less([1.0], [1.0])
     assert is_less([1.0], [0.0]) and not is_less([0.0], [0.0])
     assert not is_less([1.0, 1.0], [0.5, float("nan")]) and is_less([float("nan")], [1.0])
+
+
+def test_rows_of_a_single_batch_judge_apart() -> None:
+    """A quarter of its rows; where outputs have no such rows, the batch as one."""
+    network = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    batch = (torch.randn(32, 32),)
+    prepared = prepare_pt2e(torch.export.export(network, batch), XNNPACKQuantizer())
+    prepared(*batch)
+    judge = ModelError(prepared, [batch])
+    errors = judge.of(prepared)
+    converted = convert_pt2e(prepared)
+    with torch.no_grad():
+        exact, found = network(*batch)[24:], converted(*batch)[24:]
+    wanted = (exact - found).double().square().sum(1) / exact.double().square().sum()
+    assert len(errors) == 8
+    torch.testing.assert_close(torch.tensor(errors).double(), wanted, rtol=1e-4, atol=0)
