@@ -135,12 +135,30 @@ def quantize_pt2e(
         data = Batches(batches, seed)
         if isinstance(model, Mapping):
             loaded = {name: _loaded(one) for name, one in model.items()}
-            joined = join_programs(prepare_pt2e(loaded, quantizer))
-            improved = _improved(joined.module, joined.calls(data), improvement)
-            programs = _apart(joined, improved)
+            programs = improve_programs(prepare_pt2e(loaded, quantizer), data, improvement)
             return convert_pt2e(programs, use_reference_representation, fold_quantize)
         one = _improved(prepare_pt2e(_loaded(model), quantizer), data, improvement)
         return convert_pt2e(one, use_reference_representation, fold_quantize)
+
+
+def improve_programs(
+    prepared: Mapping[str, QuantGraphModule], data: Iterable[Any], improvement: Improvement
+) -> dict[str, QuantGraphModule]:
+    """Calibrate and improve several programs of one model together.
+
+    Args:
+        prepared: what `prepare_pt2e` made of them; their observers are shown the data.
+        data: dicts by name with a call of each.
+        improvement: how.
+
+    Returns:
+        The programs by name, for `convert_pt2e`; each says what was done to all.
+
+    Raises:
+        DataError, MergeError, DistributedError: as `quantize_pt2e`.
+    """
+    joined = join_programs(prepared)
+    return _apart(joined, _improved(joined.module, joined.calls(data), improvement))
 
 
 def _improved(

@@ -166,6 +166,15 @@ def calls_of(program: ExportedProgram, batches: Sequence[Batch]) -> Sequence[Any
         program: the model.
         batches: its tensors; read when the calls are.
     """
+    return Mapped(batches, call_of(program))
+
+
+def call_of(program: ExportedProgram) -> Callable[[Batch], Any]:
+    """What makes a call of a model of its tensors: a tuple of arguments, or a dict by their names.
+
+    Args:
+        program: the model.
+    """
     signature = signature_of(program)
     names = codegen_of(program.module(check_guards=False).graph).pytree_info.orig_args
 
@@ -173,4 +182,4 @@ def calls_of(program: ExportedProgram, batches: Sequence[Batch]) -> Sequence[Any
         args, kwargs = signature.call(batch)
         return args if not kwargs else {**dict(zip(names, args, strict=False)), **kwargs}
 
-    return Mapped(batches, call)
+    return call

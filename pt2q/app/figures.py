@@ -74,15 +74,29 @@ class References:
             in_pytorch(with_own_state(module), signature)
             for module in (program.module(check_guards=False), converted)
         )
+
+        def results() -> Iterator[tuple[Sequence[Any], Sequence[Any]]]:
+            for number, batch in enumerate(batches, 1):
+                with failing("held-out data", number):
+                    values = exact_run(own(batch))
+                yield values, rounded_run(own(batch))
+
+        return cls.between(results())
+
+    @classmethod
+    def between(cls, results: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> References:
+        """Keep what both gave.
+
+        Args:
+            results: of the float program and the converted model, batch by batch, flat.
+        """
         exact: list[Tensor] = []
         rounded: list[Tensor] = []
         places: tuple[int, ...] = ()
-        for number, batch in enumerate(batches, 1):
-            with failing("held-out data", number):
-                values = list(exact_run(own(batch)))
+        for values, others in results:
             places = tuple(i for i, value in enumerate(values) if _is_floating(value))
             exact += _flat(values, places)
-            rounded += _flat(list(rounded_run(own(batch))), places)
+            rounded += _flat(others, places)
         return cls(tuple(exact), tuple(rounded), places)
 
     @property

@@ -45,6 +45,7 @@ def compare_file(
     *,
     backend: str | None = None,
     inside: bool = False,
+    method: str | None = None,
 ) -> RuntimeComparison:
     """Run a finished file and the float program on the same batches.
 
@@ -55,6 +56,7 @@ def compare_file(
         track: wraps a loop over batches to show its progress under a title.
         backend: the runtime's, where several read the file.
         inside: compare the values inside an ``.onnx``, not its results.
+        method: the one that was made from the program, of a file of several.
 
     Raises:
         ComparisonError: the file gives another number of results than the program, or has no values
@@ -72,7 +74,7 @@ def compare_file(
     given = inputs_of(program, batches, track)
     if inside:
         return compare_in_runtime(program, InnerValues(file), given)
-    opened = open_file(file, signature_of(program), backend)
+    opened = open_file(file, signature_of(program), backend, method)
     found = compare_in_runtime(program, _results(program, file, opened), given)
     return replace(found, what=f"results of {file.name} in {opened.runtime}")
 
@@ -84,16 +86,17 @@ def measure_file(
     batches: Sequence[Batch],
     *,
     backend: str | None = None,
+    method: str | None = None,
 ) -> Measured | None:
     """Ask a metric of a float program and of a finished file.
 
     Args:
         metric: the function; None gives None.
-        program, file, batches, backend: as for `compare_file`.
+        program, file, batches, backend, method: as for `compare_file`.
     """
     if metric is None:
         return None
-    ran = Recorded(open_file(file, signature_of(program), backend).run, program)
+    ran = Recorded(open_file(file, signature_of(program), backend, method).run, program)
     for batch in batches:
         ran(own(batch))
     return measure(metric, program, None, batches, ran.results)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -16,6 +18,7 @@ from pt2q.ir import ops
 from pt2q.ir.control_flow import graph_modules
 from pt2q.ir.graph import get_constant, is_constant
 from pt2q.ir.qparams import read_qparams
+from pt2q.ir.storage import place_of
 
 _BY_KIND = "constants, "
 _WEIGHTS = ("weights of delegates", "constants")
@@ -40,15 +43,15 @@ class Holdings:
         return f"weights {' + '.join(parts) or 'none'}, program {bytes_text(self.rest)}"
 
 
-def holdings(path: Path, size: int, model: GraphModule) -> Holdings:
+def holdings(path: Path, size: int, *models: GraphModule) -> Holdings:
     """What a file holds, by what it says of itself; by its model where it does not.
 
     Args:
         path: the file.
         size: its bytes, with those of files beside it.
-        model: the converted model that it was made from.
+        *models: the converted models that it was made from.
     """
-    held = stored_weights(model)
+    held = stored_weights(*models)
     said: dict[str, int] = {}
     with suppress(Pt2qError):  # a file of another backend need not be what its suffix says
         account = describe(path)
@@ -63,21 +66,22 @@ def holdings(path: Path, size: int, model: GraphModule) -> Holdings:
     return Holdings(tuple(held.most_common()), max(size - sum(held.values()), 0))
 
 
-def stored_weights(model: GraphModule) -> Counter[str]:
-    """The bytes of a converted model's constants by type; four bits count as half a byte.
+def stored_weights(*models: GraphModule) -> Counter[str]:
+    """The bytes of converted models' constants by type; four bits count as half a byte.
 
     Args:
-        model: what `convert_pt2e` gave.
+        *models: what `convert_pt2e` gave; what they share counts once.
     """
     found = Counter[str]()
-    seen: set[int] = set()
-    for module in graph_modules(model):
+    seen: set[Any] = set()
+    for module in chain.from_iterable(map(graph_modules, models)):
         for node in module.graph.nodes:
             if not is_constant(node) or _is_zero_point(node, module):
                 continue
             tensor = get_constant(module, node)
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
+            key = place_of(tensor), tensor.dtype
+            if key not in seen:
+                seen.add(key)
                 four = _in_four_bits(node)
                 kind = "int4" if four else str(tensor.dtype).removeprefix("torch.")
                 found[kind] += tensor.nbytes // 2 if four else tensor.nbytes

@@ -20,14 +20,13 @@ NAMES = ", ".join(Registry("backend", BACKEND_GROUP, BACKENDS, lambda _, found: 
 ModelFile = Annotated[
     Path, typer.Argument(help="A float model, as torch.export.save wrote it.", show_default=False)
 ]
-CalibrationFile = Annotated[
-    Path,
-    typer.Option(
-        "--calibration",
-        help="Inputs of the model: .npz, .pt, a folder of them or of Hugging Face datasets', or "
-        "FILE.py:FUNCTION.",
-    ),
-]
+_CALIBRATION = typer.Option(
+    "--calibration",
+    help="Inputs of the model: .npz, .pt, a folder of them or of Hugging Face datasets', or "
+    "FILE.py:FUNCTION.",
+)
+CalibrationFile = Annotated[Path, _CALIBRATION]
+CalibrationFiles = Annotated[list[Path], _CALIBRATION]
 BackendName = Annotated[
     str | None,
     typer.Option(
@@ -51,10 +50,11 @@ Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="Of what is held out, and of what algorithms draw."),
 ]
-HeldOut = Annotated[
-    Path | None,
-    typer.Option("--held-out", help="Inputs to compare on, in the place of a tenth of the others."),
-]
+_HELD_OUT = typer.Option(
+    "--held-out", help="Inputs to compare on, in the place of a tenth of the others."
+)
+HeldOut = Annotated[Path | None, _HELD_OUT]
+HeldOutFiles = Annotated[list[Path] | None, _HELD_OUT]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Write all that was found here, too.")
 ]

@@ -74,6 +74,22 @@ class Deployed:
     runtime: str = ""
 
 
+@dataclass(frozen=True)
+class DeployedTogether:
+    """Several programs of one model as methods of one file.
+
+    Args:
+        size: bytes of the file.
+        runs: what runs each method; they share what they remember.
+        rows, warnings: as in `Deployed`.
+    """
+
+    size: int
+    runs: Mapping[str, Run]
+    rows: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backend:
     """What the command line and recipes need to know of a target.
@@ -85,6 +101,7 @@ class Backend:
         quantizer: makes a quantizer with no statement made.
         config: its configuration for a mode.
         deploy: writes a model to a path. What it needs and may not be installed, it imports.
+        deploy_together: writes several programs of one model to one file; None where it cannot.
         modes: those it runs, the default first.
         scales: what its weights may have a scale for.
         holds_code: its files hold compiled code beside the weights.
@@ -109,6 +126,9 @@ class Backend:
     inner_values: Callable[[Model, Example], Values] | None = None
     groups_of: int = 1
     embeddings: Callable[[], QuantizationConfig] | None = None
+    deploy_together: (
+        Callable[[Mapping[str, Model], Mapping[str, Example], Path], DeployedTogether] | None
+    ) = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runtime", self.runtime or self.name)

@@ -11,6 +11,7 @@ from typing import Any
 from pt2q.deploy import executorch, inductor, onnx
 from pt2q.deploy.backend import Run
 from pt2q.deploy.describing import describe, room_of
+from pt2q.deploy.executorch import LoadedMethod
 from pt2q.deploy.onnx.judging import OPENVINO, runs_in_openvino
 from pt2q.deploy.onnx.openvino_session import OpenVinoSession
 from pt2q.deploy.signature import Batch, Signature
@@ -32,7 +33,10 @@ class FileInUse:
 
 
 def open_file(
-    path: str | PathLike[str], signature: Signature, runtime: str | None = None
+    path: str | PathLike[str],
+    signature: Signature,
+    runtime: str | None = None,
+    method: str | None = None,
 ) -> FileInUse:
     """Open a finished file in its runtime.
 
@@ -41,16 +45,19 @@ def open_file(
         signature: how the program is called that it was made from.
         runtime: ``"openvino"`` or ``"onnxruntime"`` runs an ``.onnx`` there; by default OpenVINO
             does where the file says that it is for it and it is installed, else ONNX Runtime.
+        method: of a ``.pte`` of several; None for ``forward``.
 
     Raises:
-        DataError: it is no such file, or damaged.
+        DataError: it is no such file, damaged, or has no such method.
         MissingDependencyError: the runtime is not installed.
     """
     path = Path(path)
     room = room_of(path)
     if room == "executorch":
-        program = executorch.load(path)
-        return FileInUse(lambda batch: program(*signature.leaves(batch)), "ExecuTorch")
+        found = _method(path, method)
+        return FileInUse(lambda batch: found(*signature.leaves(batch)), "ExecuTorch")
+    if method is not None:
+        raise DataError(f"{path} holds one program, without a name: leave {method}= out")
     if room == "onnx" and (runtime == "openvino" or (runtime is None and _is_for_openvino(path))):
         return FileInUse(_of_tensors(OpenVinoSession(path)), OPENVINO)
     if room == "onnx":
@@ -58,6 +65,18 @@ def open_file(
     if room == "inductor":
         return FileInUse(_nested(inductor.load_package(path), signature), "Inductor")
     raise DataError(f"{path} is no finished .pte, .onnx or .pt2 package")
+
+
+def _method(path: Path, name: str | None) -> LoadedMethod:
+    program = executorch.load(path)
+    known = program.method_names
+    if (name or "forward") not in known:
+        wanted = "it is not said which is meant" if name is None else f"none is called {name!r}"
+        raise DataError(
+            f"{path} has the methods {', '.join(known)}, and {wanted}: name the model as the "
+            f"method that was made from it, such as {known[0]}=MODEL.pt2"
+        )
+    return program.method(name or "forward")
 
 
 def _is_for_openvino(path: Path) -> bool:

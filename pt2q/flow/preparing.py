@@ -36,6 +36,7 @@ from pt2q.passes import (
     SizeLearnedScales,
     run_passes,
 )
+from pt2q.quantizers import TableQuantizer
 from pt2q.spec import Quantizer
 from pt2q.spec.plan import Plan
 
@@ -109,6 +110,7 @@ def _prepare_programs(
             # What is fused for training depends on what is quantized; what is folded does not.
             run_passes(model, () if is_qat else passes)
             ask(model, quantizer)
+            _note_report(model, quantizer)
             run_passes(model, passes if is_qat else ())
         unite_tensors(prepared, made=True)
         plan = resolve_together(prepared)
@@ -120,6 +122,12 @@ def _prepare_programs(
         _warn(model, plan)
         model.record.put(Provenance.of(quantizer, trained=is_qat))
     return prepared, plan
+
+
+def _note_report(model: QuantGraphModule, quantizer: Quantizer) -> None:
+    """Keep what the quantizer says of one program: it goes on to the next."""
+    if isinstance(quantizer, TableQuantizer):
+        model.record.put(quantizer.report())
 
 
 @contextmanager

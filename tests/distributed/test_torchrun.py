@@ -22,10 +22,15 @@ def job(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, processes: int, out: str, *options: str) -> subprocess.CompletedProcess[str]:
+    given = ("small.pt2", "--calibration", "images.npz", "-o", out, *options)
+    return run_pt2q(folder, processes, *given)
+
+
+def run_pt2q(folder: Path, processes: int, *given: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command += ["pt2q", "quantize", "small.pt2", "--calibration", "images.npz", "-o", out, *options]
+    command += ["pt2q", "quantize", *given]
     # As many threads in each process as torchrun gives it.
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -53,6 +58,25 @@ def test_the_same_file_with_an_algorithm(job: Path, backend: str, suffix: str) -
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("written:") == done.stdout.count("layers changed by") == 1
     first, *others = ((job / f"{n}{suffix}").read_bytes() for n in (1, 2, 3, 4))
+    assert all(other == first for other in others)
+
+
+@pytest.mark.slow
+def test_the_same_file_of_several_programs(job: Path) -> None:
+    pair = torch.export.export(Small().eval(), (torch.randn(2, 3, 8, 8),))
+    weights = torch.export.load(job / "small.pt2").state_dict
+    pair.state_dict.update(weights)
+    torch.export.save(pair, job / "pair.pt2")
+    np.savez(job / "pairs.npz", torch.randn(28, 3, 8, 8).numpy())
+    given = ["--calibration", "one=images.npz", "--calibration", "two=pairs.npz"]
+    for processes in (1, 2, 3):
+        options = [*given, "--algorithm", "gptq"]
+        done = run_pt2q(
+            job, processes, "one=small.pt2", "two=pair.pt2", *options, "-o", f"{processes}.pte"
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("written:") == 1
+    first, *others = ((job / f"{n}.pte").read_bytes() for n in (1, 2, 3))
     assert all(other == first for other in others)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ HELP = (
     "with --in-runtime. Local: what an operator adds by itself. Total: with all that comes before "
     "it.\n\n"
     "With --file, what a finished .pte, .onnx or package computes in its own runtime is compared "
-    "instead, on all of the data."
+    "instead, on all of the data. Of a .pte of several methods, the model is given as METHOD=FILE."
 )
 InRuntime = Annotated[
     bool,
@@ -46,16 +47,17 @@ def compare(
     from pt2q.app.program_file import read_program
     from pt2q.app.written import write_json
 
+    asked, method = _method(asked, file)
     chosen = chosen_recipe(asked, {"--json": json}, metric)
     program = read_program(asked.model)
     found: Compared[Any]
     if file is not None:
         check_file(file, {"--json": json})
         batches = all_of(program, asked, chosen)
-        runtime = asked.backend
-        report = compare_file(program, file, batches, track, backend=runtime, inside=in_runtime)
+        which: dict[str, Any] = {"backend": asked.backend, "method": method}
+        report = compare_file(program, file, batches, track, inside=in_runtime, **which)
         judge = read_metric(metric, batches.numbers)
-        found = Compared(report, measure_file(judge, program, file, batches, backend=runtime))
+        found = Compared(report, measure_file(judge, program, file, batches, **which))
     else:
         data = data_of(program, asked, chosen)
         judge = read_metric(metric, data.held_out.numbers)
@@ -66,3 +68,13 @@ def compare(
     if found.metric is not None:
         print(f"metric: {found.metric}")
     write_json(json, found.report, metric=found.metric and found.metric.to_dict())
+
+
+def _method(asked: Asked, file: Path | None) -> tuple[Asked, str | None]:
+    """The model, and the method of the file that was made from it, where one is named."""
+    from pt2q.app.programs.naming import are_named, by_name
+
+    if file is None or not are_named([asked.model]):
+        return asked, None
+    ((name, path),) = by_name("model", [asked.model]).items()
+    return replace(asked, model=path), name

@@ -62,18 +62,19 @@ class Look:
         old = self.limits.get(place, limits)
         self.limits[place] = min(old[0], limits[0]), max(old[1], limits[1])
 
-    def warn(self, signature: Signature, held_out: Iterable[Batch]) -> None:
+    def warn(self, signature: Signature, held_out: Iterable[Batch], of: str = "") -> None:
         """Warn of inputs that are constant, samples that repeat, and held-out data beyond the rest.
 
         Args:
             signature: names the inputs.
             held_out: batches that were not looked at.
+            of: whose data it is, where there are several.
         """
         kept = Look()
         for batch in held_out:
             kept.see(batch)
         for text in (*self._fixed(signature, kept), *self._repeated()):
-            warnings.warn(f"calibration data: {text}", CalibrationWarning, stacklevel=2)
+            warnings.warn(f"calibration data{of}: {text}", CalibrationWarning, stacklevel=2)
 
     def _fixed(self, signature: Signature, kept: Look) -> Iterator[str]:
         for place, (low, high) in sorted(self.limits.items()):

@@ -12,6 +12,7 @@ from pt2q.app.data.reading import read_batches
 from pt2q.app.data.source import Batches
 from pt2q.deploy.signature import signature_of
 from pt2q.errors import DataError
+from pt2q.ir.storage import StorageMap
 
 SHARE = 10
 """One batch in so many is held out."""
@@ -70,10 +71,18 @@ def read_data(
     if held_out is not None:
         kept = read_batches(held_out, signature)
         return Data(read_batches(calibration, signature, limit), kept, f"of {held_out.name}")
-    needed = None if limit is None else limit + _held(limit)
-    batches = read_batches(calibration, signature, needed)
-    remembers = bool(program.graph_signature.buffers_to_mutate)
-    return parted(batches, limit, seed, in_a_row=remembers)
+    batches = read_batches(calibration, signature, needed_of(limit))
+    return parted(batches, limit, seed, in_a_row=remembers(program))
+
+
+def remembers(program: ExportedProgram) -> bool:
+    """Whether a program writes into its buffers, so that a call depends on those before it.
+
+    Args:
+        program: decomposed, or as ``torch.export.export`` gives it, whose signature does not say.
+    """
+    graph = program.module(check_guards=False).graph
+    return bool(StorageMap.of(graph).written_constants())
 
 
 def parted(batches: Batches, limit: int | None, seed: int, in_a_row: bool) -> Data:
@@ -103,6 +112,15 @@ def parted(batches: Batches, limit: int | None, seed: int, in_a_row: bool) -> Da
         how = f"drawn by seed {seed}"
     rest = sorted({*range(len(batches))} - {*kept})[:limit]
     return Data(batches.part(rest), batches.part(kept), how)
+
+
+def needed_of(limit: int | None) -> int | None:
+    """How many batches are read to calibrate on so many, and hold some out beside them.
+
+    Args:
+        limit: the most to calibrate on; None: all.
+    """
+    return None if limit is None else limit + _held(limit)
 
 
 def _held(count: int) -> int:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch.export import ExportedProgram
 
-from pt2q.deploy.backend import ActivationMode, Backend, Deployed, Example, Model
+from pt2q.deploy.backend import (
+    ActivationMode,
+    Backend,
+    Deployed,
+    DeployedTogether,
+    Example,
+    Model,
+    Run,
+)
 from pt2q.deploy.executorch.delegation import Delegation
 from pt2q.deploy.executorch.inner_values import InnerValues
 from pt2q.deploy.executorch.loaded_method import LoadedMethod
@@ -38,6 +47,33 @@ def _deploy(model: Model, example: Example, path: Path) -> Deployed:
         (*_rows(program.delegation), *_sizes(loaded.method(), example)),
         tuple(f"{name} is quantized but XNNPACK does not run it" for name in left),
     )
+
+
+def _deploy_together(
+    models: Mapping[str, Model], examples: Mapping[str, Example], path: Path
+) -> DeployedTogether:
+    program = lower(
+        models,
+        {name: example.args for name, example in examples.items()},
+        kwargs={name: example.kwargs for name, example in examples.items()},
+        dynamic_shapes={name: example.dynamic_shapes for name, example in examples.items()},
+        check=False,
+    )
+    loaded = program.load()
+    program.save(path)
+    methods = {name: loaded.method(name) for name in models}
+    sizes = (row for name, method in methods.items() for row in _sizes(method, examples[name]))
+    left = program.delegation.quantized_left
+    return DeployedTogether(
+        len(program.buffer),
+        {name: _run(method, examples[name]) for name, method in methods.items()},
+        (*_rows(program.delegation), *sizes),
+        tuple(f"{name} is quantized but XNNPACK does not run it" for name in left),
+    )
+
+
+def _run(method: LoadedMethod, example: Example) -> Run:
+    return lambda batch: method(*example.signature.leaves(batch))
 
 
 def _inner_values(model: Model, example: Example) -> InnerValues:
@@ -73,6 +109,7 @@ XNNPACK = Backend(
     deploy=_deploy,
     bounds_sizes=True,
     inner_values=_inner_values,
+    deploy_together=_deploy_together,
     groups_of=32,
     embeddings=lambda: get_embedding_operators_config().config,
 )
