@@ -38,7 +38,7 @@ class StoreStacksByRows:
         found = [n for n, several in axes.items() if len(several) == 1 and known.is_constant(n)]
         stored: dict[str, str] = {}
         for node in found:
-            _by_rows(emit, node, *axes[node], stored)
+            _by_rows(emit, node, min(axes[node]), stored)
         return bool(found)
 
 

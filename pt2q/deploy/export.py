@@ -70,7 +70,7 @@ def why_not_groups(graph: Graph) -> str:
     Returns:
         The end of a sentence; "" if there is none.
     """
-    found = [n.name for n in graph.nodes if ops.known_as(n.target) in ops.GROUPED_MM]  # type: ignore[arg-type]
+    found = [n.name for n in graph.nodes if ops.known_as(n.target) in ops.GROUPED_MM]
     if not found:
         return ""
     return (

@@ -21,14 +21,14 @@ class Pick(NamedTuple):
     Args:
         rows: dequantizes the rows of all matrices.
         height: how many rows a matrix has.
-        count: how many matrices there are.
+        matrices: how many there are.
         turned: the matrices are read as columns by rows.
         indices: which are picked.
     """
 
     rows: Node
     height: int
-    count: int
+    matrices: int
     turned: bool
     indices: Any
 
@@ -73,7 +73,7 @@ def _rows_of(emit: Emitter, pick: Pick) -> Node:
     """The numbers of the rows of the matrices picked, which may be counted from the end."""
     aten = ops.aten
     # Not by a remainder: the runtime's keeps the sign of what is divided.
-    behind = emit.call(aten.add.Tensor, pick.indices, pick.count)
+    behind = emit.call(aten.add.Tensor, pick.indices, pick.matrices)
     from_end = emit.call(aten.lt.Scalar, pick.indices, 0)
     number = emit.call(aten.where.self, from_end, behind, pick.indices)
     first = emit.call(aten.unsqueeze.default, emit.call(aten.mul.Tensor, number, pick.height), -1)
@@ -108,9 +108,9 @@ def _unturned(node: Node) -> tuple[Node, bool]:
 def _picked_from(node: Node) -> tuple[Any, Any]:
     """What is picked from along its first axis, and by what."""
     if node.target is ops.aten.index.Tensor:
-        source, indices = node.args[:2]
-        integers = len(indices) == 1 and _is_integer(indices[0])  # type: ignore[arg-type]
-        return (source, indices[0]) if integers else (None, None)  # type: ignore[index]
+        source, indices = node.args[0], ops.argument(node, "indices")
+        integers = len(indices) == 1 and _is_integer(indices[0])
+        return (source, indices[0]) if integers else (None, None)
     if node.target is ops.aten.index_select.default and ops.argument(node, "dim") == 0:
         return ops.argument(node, "self"), ops.argument(node, "index")
     return None, None
