@@ -114,5 +114,4 @@ ONNXRUNTIME = shared.OnnxTable(
         *shared.IN_FLOAT,
     ),
     leaves_out_relu=True,
-    adds_to_products=True,
 )

@@ -64,9 +64,9 @@ class OnnxQDQQuantizer(TableQuantizer):
         return cls(TENSORRT, get_tensorrt_quantization_config(is_qat))
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """As for every table; where both parts run in integers, also ``baddbmm`` in two."""
+        """As for every table; products that are added to are taken in two parts, if not dynamic."""
         is_static = any(not config.is_dynamic for config in self.selection.configs())
-        if self.table.adds_to_products and is_static:
+        if is_static:
             split = SplitProducts(self.selection.stated_operators())
             if split(model):
                 model.recompile()

@@ -24,11 +24,9 @@ class OnnxTable(BackendTable):
 
     Args:
         leaves_out_relu: it leaves out a relu behind which the grid ends where the relu does.
-        adds_to_products: it adds in integers to a product of two activations.
     """
 
     leaves_out_relu: bool
-    adds_to_products: bool
 
 
 def _computed_factors(match: Match) -> Reason | None:

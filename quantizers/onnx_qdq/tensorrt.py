@@ -89,5 +89,4 @@ TENSORRT = shared.OnnxTable(
     ),
     in_float=shared.IN_FLOAT,
     leaves_out_relu=False,
-    adds_to_products=False,
 )

@@ -133,7 +133,7 @@ TOO_MANY_DIMENSIONS = Reason(
 )
 COMPUTED_FACTORS = Reason(
     "computed-factors",
-    "both factors are computed, or are not matrices: {runtime} multiplies in float",
+    "both factors are computed: {runtime} multiplies in float",
 )
 CONSTANT_FACTOR = Reason(
     "constant-factor",

@@ -29,10 +29,12 @@ from pt2q.quantizers.x86_inductor.fusion import (
     why_not_fused,
 )
 
+_why_product_in_float = of_product(reasons.NEEDS_LINEAR_LAYER, reasons.PRODUCT_IN_FLOAT)
+
 
 def _asked_for(match: Match) -> Reason | None:
     """A product of activations computes in float: rounding its factors has to be asked for."""
-    return None if match.choice.by_operator else reasons.PRODUCT_IN_FLOAT
+    return None if match.choice.by_operator else _why_product_in_float(match.head)
 
 
 CONVOLUTION = replace(
@@ -109,11 +111,8 @@ X86_INDUCTOR = BackendTable(
     ),
     multiplies_groups=True,
     in_float=(
-        (ops.BMM | ops.MATMUL | ops.SDPA, reasons.PRODUCT_IN_FLOAT),
-        (
-            ops.PRODUCT_ADDED | ops.MM,
-            of_product(reasons.NEEDS_LINEAR_LAYER, reasons.PRODUCT_IN_FLOAT),
-        ),
+        (ops.SDPA, reasons.PRODUCT_IN_FLOAT),
+        (ops.BMM | ops.MATMUL | ops.PRODUCT_ADDED | ops.MM, _why_product_in_float),
         (
             ops.CONV3D | ops.CONV_TRANSPOSE,
             reasons.NO_CONVOLUTION_KERNEL.filled(kind="3d or transposed"),

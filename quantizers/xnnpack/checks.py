@@ -18,9 +18,10 @@ from pt2q.quantizers.toolkit.table.rule import Match
 def matrix_operand(match: Match) -> Reason | None:
     """One factor is a matrix, the other one a constant."""
     source = float_activations(match.head)
-    if len(source) != 1 or _rank(source[0]) != 2:
-        return reasons.COMPUTED_FACTORS
-    return None
+    if len(source) == 1 and _rank(source[0]) == 2:
+        return None
+    constant = multiplies_constant(match.head)
+    return reasons.CONSTANT_FACTOR if constant else reasons.COMPUTED_FACTORS
 
 
 def unscaled(match: Match) -> Reason | None:

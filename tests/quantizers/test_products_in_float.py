@@ -34,8 +34,11 @@ SHAPES = {
     "addbmm": ((4, 8), (2, 4, 16), (2, 16, 8)),
     "baddbmm": ((2, 4, 8), (2, 4, 16), (2, 16, 8)),
 }
+PLAIN = ("bmm", "matmul")
+SHAPES |= dict.fromkeys(PLAIN, SHAPES["baddbmm"])
 SCALED = {"alpha": 0.25, "beta": 3.0}
 ADDED = ("baddbmm", "addbmm", "addmv")
+WITH_ADDITION = ("addmm", *ADDED)
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -71,24 +74,33 @@ def rows(quantizer: Any, kind: str, constant: bool, forward: Forward) -> list[An
 
 def found(quantizer: Any, kind: str, constant: bool, **scales: float) -> str | None:
     """The code of the reason, or None where the product is quantized."""
-    (row,) = rows(quantizer, kind, constant, lambda *t: getattr(torch, kind)(*t, **scales))
+    added = kind not in PLAIN
+    product = lambda *t: getattr(torch, kind)(*t[0 if added else 1 :], **scales)  # noqa: E731
+    (row,) = rows(quantizer, kind, constant, product)
     return None if row.reason is None else row.reason.code
 
 
 CASES = [
-    *(("xnnpack", kind, False, {}, "product-in-float") for kind in SHAPES),
+    *(("xnnpack", kind, False, {}, "product-in-float") for kind in WITH_ADDITION),
     *(("xnnpack", kind, True, {}, "constant-factor") for kind in ADDED),
     ("xnnpack", "addmm", False, SCALED, "product-in-float"),
-    *(("x86", kind, False, {}, "product-in-float") for kind in SHAPES),
+    *(("x86", kind, False, {}, "product-in-float") for kind in WITH_ADDITION),
     *(("x86", kind, True, SCALED, "needs-linear-layer") for kind in ADDED),
     ("x86", "addmm", False, SCALED, "product-in-float"),
     *(("weights", kind, True, SCALED, "constant-factor") for kind in ADDED),
-    *(("weights", kind, False, {}, "no-weight") for kind in SHAPES),
+    *(("weights", kind, False, {}, "no-weight") for kind in WITH_ADDITION),
     *(("onnx", kind, True, SCALED, "constant-factor") for kind in ADDED),
     *(("onnx", kind, False, {}, "product-with-addition") for kind in ADDED[1:]),
-    *(("onnx", kind, False, SCALED, "scaled-product") for kind in SHAPES),
+    *(("onnx", kind, False, SCALED, "scaled-product") for kind in ADDED[1:]),
     *(("tensorrt", kind, True, SCALED, "constant-factor") for kind in ADDED),
-    *(("tensorrt", kind, False, {}, "no-int8-kernel") for kind in SHAPES),
+    *(("tensorrt", kind, False, {}, "no-int8-kernel") for kind in ADDED[1:]),
+    ("x86", "bmm", True, {}, "needs-linear-layer"),
+    ("x86", "matmul", True, {}, "needs-linear-layer"),
+    ("x86", "bmm", False, {}, "product-in-float"),
+    ("xnnpack", "bmm", True, {}, "constant-factor"),
+    ("xnnpack", "matmul", True, {}, "constant-factor"),
+    ("xnnpack", "bmm", False, {}, "product-in-float"),
+    ("xnnpack", "matmul", False, {}, "computed-factors"),
 ]
 
 

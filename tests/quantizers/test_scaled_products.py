@@ -79,15 +79,33 @@ def test_a_transposed_weight_is_scaled_too() -> None:
 def test_what_is_no_linear_layer_stays() -> None:
     class Others(Scaled):
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            computed = torch.addmm(x[0, :8], x, self.weight, beta=2)
-            matrix = torch.addmm(x[:, :8], x, self.weight, alpha=2)
-            nothing = torch.addmm(self.bias, x, self.weight, alpha=0)
-            return computed, matrix, nothing
+            by_none = torch.addmm(self.bias, x, self.weight, alpha=0)
+            computed = torch.addmv(x[:, 0], x, self.weight[:, 0])
+            return by_none, computed
 
     quantizer = X86InductorQuantizer()
     with pytest.warns(UserWarning):  # nothing is left to quantize
         quantized(Others(), quantizer, X)
-    assert [row.reason.code for row in quantizer.report()] == ["needs-linear-layer"] * 3
+    assert [row.reason.code for row in quantizer.report()] == ["needs-linear-layer"] * 2
+
+
+class OtherBiases(Scaled):
+    """A product with a constant, to which a computed row and two matrices are added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.addmm(x[0, :8], x, self.weight, beta=2)
+        found = found + torch.addmm(x[:, :8], x, self.weight, alpha=2)
+        return found + torch.addmm(self.bias.expand(6, 8), x, self.weight, alpha=0.5, beta=-1)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_what_is_added_to_a_product_with_a_constant_need_not_be_a_bias(name: str) -> None:
+    model, quantizer = OtherBiases(), MAKE[name]()
+    done = quantized(model, quantizer, X)
+    linear = [row for row in quantizer.report() if row.operator == "aten.linear.default"]
+    assert len(linear) == 3 and all(row.quantized for row in linear)
+    assert not any("addmm" in row.operator for row in quantizer.report())
+    assert sqnr(model(*X), done(*X)) > 27
 
 
 def test_training_keeps_the_scales_beside_the_weight() -> None:
@@ -115,7 +133,7 @@ class Scores(nn.Module):
 IMAGES = (torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(2)),)
 
 
-@pytest.mark.parametrize("scales", [{}, {"beta": 0}], ids=str)
+@pytest.mark.parametrize("scales", [{}, {"beta": 0}, {"alpha": -0.25, "beta": 3.0}], ids=str)
 @pytest.mark.parametrize("make", [OnnxQDQQuantizer.onnxruntime, OnnxQDQQuantizer.openvino])
 def test_a_product_of_activations_and_its_addition_are_quantized(
     make: Callable[[], Any], scales: dict[str, float]
@@ -123,12 +141,16 @@ def test_a_product_of_activations_and_its_addition_are_quantized(
     model, quantizer = Scores(**scales), make()
     done = quantized(model, quantizer, IMAGES)
     found = [row.operator for row in quantizer.report() if row.quantized]
-    assert "aten.matmul.default" in found and ("aten.add.Tensor" in found) == (not scales)
+    assert "aten.matmul.default" in found and ("aten.add.Tensor" in found) == (
+        scales != {"beta": 0}
+    )
+    assert found.count("aten.mul.Tensor") == ("alpha" in scales)
     assert sqnr(model(*IMAGES), done(*IMAGES)) > 25
 
 
 def test_in_onnx_runtime(tmp_path: Path) -> None:
-    for model, inputs in ((Scaled(alpha=0.25, beta=3.0), X), (Scores(), IMAGES)):
+    scales = {"alpha": 0.25, "beta": 3.0}
+    for model, inputs in ((Scaled(**scales), X), (Scores(**scales), IMAGES), (OtherBiases(), X)):
         done = quantized(model, OnnxQDQQuantizer.onnxruntime(), inputs)
         path = onnx_road.export(done, inputs, tmp_path / "m.onnx").path
         (found,) = onnx_road.load(path)(*inputs)

@@ -15,6 +15,7 @@ from pt2q.passes import (
     ComposeLinear,
     DecomposeEinsum,
     FoldComputedWeights,
+    SplitProducts,
     StoreStacksByRows,
 )
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
@@ -181,7 +182,10 @@ class TableQuantizer(Quantizer):
         is_qat = any(getattr(c, "is_qat", False) for c in self.selection.configs())
         turn = not is_qat and not any(rule.heads & ADDMM for rule in self.table.rules)
         stated = self.selection.stated_operators()
-        steps += [DecomposeEinsum(stated), ComposeLinear(stated, turn, not is_qat)]
+        steps.append(DecomposeEinsum(stated))
+        if not is_qat:
+            steps.append(SplitProducts(stated, of_constant=True))
+        steps += [ComposeLinear(stated, turn, not is_qat)]
         if not is_qat:
             steps.append(FoldComputedWeights())
             if any(rule.heads & GROUPED_MM for rule in self.table.rules):
