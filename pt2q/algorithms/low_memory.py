@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from os import PathLike
 from typing import Any
 
 from torch import Tensor
 
 from pt2q.algorithms.engine import Lane, Walk
-from pt2q.distributed import Ranks
+from pt2q.algorithms.kept_pieces import Pieces
+from pt2q.distributed import Ranks, together
 from pt2q.distributed.calibrating import at_batch, observers_of, refusal, settle
 from pt2q.distributed.checkpoint import can_tell
 from pt2q.errors import DataError, Pt2qError, SpecError
+from pt2q.flow import DataDigest
 from pt2q.ir.module import QuantGraphModule
 from pt2q.library_output import first_line
 from pt2q.observers.protocol import rounds
 
 
 def calibrate_in_pieces(
-    prepared: QuantGraphModule, batches: Iterable[Any], ranks: Ranks, *, spill: Any = True
+    prepared: QuantGraphModule,
+    batches: Iterable[Any],
+    ranks: Ranks,
+    *,
+    spill: Any = True,
+    resume: str | PathLike[str] | None = None,
 ) -> None:
     """Show batches to the observers of a prepared module, one piece of it after the other.
 
@@ -31,17 +40,31 @@ def calibrate_in_pieces(
         batches: all of them; those of other processes are left out.
         ranks: the processes.
         spill: where values between pieces are kept, see `Walk`.
+        resume: a folder that keeps what was seen and these values after each piece; a run that was
+            stopped goes on from there and ends with the same statistics.
 
     Raises:
         SpecError: an observer rounds while it watches.
         FlowError, MergeError, DataError, DistributedError: as `calibrate`.
     """
     observers = observers_of(prepared)
-    ranks.agree(refusal(prepared, observers, ranks) or _rounding(observers))
+    ranks.agree(refusal(prepared, observers, ranks, resume) or _rounding(observers))
+    pieces = None if resume is None else Pieces.of(resume, ranks, observers)
+    store = None if pieces is None else pieces.store
+    digest = DataDigest()
+    given = batches if pieces is None else digest.watching(batches)
     try:
         lane = _Watching()
-        with Walk(prepared, batches, [lane], spill=spill, ranks=ranks) as walk, _named(lane):
-            walk.finish()
+        with (
+            Walk(prepared, given, [lane], spill=spill, ranks=ranks, store=store) as walk,
+            _named(lane),
+        ):
+            if pieces is None:
+                walk.finish()
+            else:
+                run = digest.result().sha256
+                together(ranks, partial(pieces.restore, walk, run))
+                walk.finish(stopped=partial(pieces.save, walk, run))
         settle(observers, ranks)
     finally:
         at_batch(observers, None)

@@ -202,6 +202,7 @@ def _calibrate(
 ) -> None:
     group, spill = improvement.group, improvement.spill
     if is_low():
-        calibrate_in_pieces(prepared, batches, Ranks.of(group), spill=spill)
+        resume = improvement.resume
+        calibrate_in_pieces(prepared, batches, Ranks.of(group), spill=spill, resume=resume)
     else:
         calibrate(prepared, batches, group=group, resume=improvement.resume)

@@ -75,7 +75,7 @@ def calibrated(
         show()
     digest = DataDigest()
     if is_low():
-        _calibrate_in_pieces(program, prepared, calibration, ranks, look, digest)
+        _calibrate_in_pieces(program, prepared, calibration, ranks, look, digest, resume)
         return _knowing(prepared, digest, calibration)
     own = range(ranks.rank, len(calibration), ranks.size)
     seen = Look()
@@ -118,9 +118,10 @@ def _calibrate_in_pieces(
     ranks: Ranks,
     look: Look | None,
     digest: DataDigest,
+    resume: Path | None,
 ) -> None:
     """Layer by layer, all batches through each; whether ranges still grow is not known then."""
-    calibrate_in_pieces(prepared, calls_of(program, calibration), ranks)
+    calibrate_in_pieces(prepared, calls_of(program, calibration), ranks, resume=resume)
     for batch in digest.watching(calibration) if ranks.rank == 0 else ():
         if look is not None:
             look.see(batch)

@@ -26,6 +26,7 @@ from pt2q.ir.model_state import KeptState
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.module.batch_call import as_call
 from pt2q.observers.base.observer_base import ObserverBase
+from pt2q.observers.fake_quantizers.fake_quantizer_base import FakeQuantizeBase
 from pt2q.observers.protocol import has_data, rounds
 
 # After so many batches each, processes look whether all of them still go on.
@@ -72,7 +73,7 @@ def calibrate(
         return
     ranks = Ranks.of(group)
     observers = observers_of(prepared)
-    ranks.agree(refusal(prepared, observers, ranks))
+    ranks.agree(refusal(prepared, observers, ranks, resume))
     kept = None if resume is None else Checkpoint(resume, ranks, tuple(observers))
     run = call or partial(_run, prepared)
     try:
@@ -100,7 +101,10 @@ def observers_of(model: nn.Module) -> dict[str, Any]:
 
 
 def refusal(
-    prepared: QuantGraphModule, observers: dict[str, Any], ranks: Ranks
+    prepared: QuantGraphModule,
+    observers: dict[str, Any],
+    ranks: Ranks,
+    resume: str | PathLike[str] | None = None,
 ) -> Exception | None:
     """Why a module cannot be calibrated, if it cannot.
 
@@ -108,12 +112,19 @@ def refusal(
         prepared: the module.
         observers: its own, see `observers_of`.
         ranks: the processes that would do it.
+        resume: where what is seen would be kept, if anywhere.
     """
     seen = [name for name, o in observers.items() if _collects(o) and has_data(o)]
     if seen:
         return FlowError(
             f"calibrate: '{seen[0]}' and {len(seen) - 1} other observers have seen data already; "
             "prepare the model anew"
+        )
+    silent = [name for name, o in observers.items() if _keeps_to_itself(o)]
+    if resume is not None and silent:
+        return MergeError(
+            f"resume: '{silent[0]}' is a {type(observers[silent[0]]).__name__}, which does not say "
+            "what it has seen, so a run that was stopped would go on without it; leave resume out"
         )
     if ranks.size == 1:
         return None
@@ -133,6 +144,16 @@ def refusal(
         if not (inner.stateless or inner.merges):
             return inner.no_merge_error()
     return None
+
+
+def _keeps_to_itself(observer: Any) -> bool:
+    """Whether what an observer sees makes a difference to it, and cannot be kept elsewhere."""
+    if can_tell(observer):
+        return False
+    inner = getattr(observer, "activation_post_process", observer)
+    if isinstance(inner, ObserverBase):
+        return not (inner.stateless or inner.constant_input)
+    return not isinstance(inner, FakeQuantizeBase)
 
 
 def _collects(observer: Any) -> bool:

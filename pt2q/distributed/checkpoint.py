@@ -56,11 +56,7 @@ class Checkpoint:
             observers: by name.
             batches: how many of its own this process has run.
         """
-        statistics = {
-            name: observer.statistics()
-            for name, observer in observers.items()
-            if can_tell(observer)
-        }
+        statistics = statistics_of(observers)
         content = {"names": list(self.names), "batches": batches, "statistics": statistics}
         with replacing(self.path) as draft:
             torch.save(content, draft)
@@ -74,12 +70,7 @@ class Checkpoint:
         Raises:
             DistributedError: what was kept is of another model or number of processes.
         """
-        others = sorted(Path(self.folder).glob("calibration-*-of-*.pt"))
-        if any(not path.name.endswith(f"-of-{self.ranks.size}.pt") for path in others):
-            raise DistributedError(
-                f"resume {self.folder}: {others[0].name} is of a run with another number of "
-                f"processes than {self.ranks.size}; start as many as then, or remove the folder"
-            )
+        check_processes(self.folder, "calibration-*", self.ranks)
         content = torch.load(self.path, weights_only=True) if self.path.exists() else None
         if content is None:
             return 0
@@ -91,3 +82,32 @@ class Checkpoint:
         for name, statistics in content["statistics"].items():
             observers[name].restore(statistics)
         return int(content["batches"])
+
+
+def statistics_of(observers: Mapping[str, Any]) -> dict[str, Any]:
+    """What observers have seen, of those that say so.
+
+    Args:
+        observers: by name.
+    """
+    return {name: o.statistics() for name, o in observers.items() if can_tell(o)}
+
+
+def check_processes(folder: str | PathLike[str], kept: str, ranks: Ranks) -> None:
+    """Refuse a folder that another number of processes left.
+
+    Args:
+        folder: of a run that was stopped, or a new one.
+        kept: a pattern of the names of what each process leaves, before ``-of-N``.
+        ranks: the processes.
+
+    Raises:
+        DistributedError: it is refused.
+    """
+    found = sorted(Path(folder).glob(f"{kept}-of-*"))
+    others = [path for path in found if path.stem.rpartition("-of-")[2] != str(ranks.size)]
+    if others:
+        raise DistributedError(
+            f"resume {folder}: {others[0].name} is of a run with another number of "
+            f"processes than {ranks.size}; start as many as then, or remove the folder"
+        )

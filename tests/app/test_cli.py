@@ -59,11 +59,12 @@ def test_report_and_options(run: Run, folder: Path, tmp_path: Path) -> None:
 def test_low_memory(run: Run, folder: Path, tmp_path: Path) -> None:
     call = ("quantize", folder / "small.pt2", "--calibration", folder / "images.npz")
     written = []
-    for options in ((), ("--low-memory",)):
+    for options in ((), ("--low-memory", "--resume", tmp_path / "kept")):
         out = tmp_path / f"{len(options)}.pte"
         assert run(*call, "-o", out, *options)[::2] == (0, "")
         written.append(out.read_bytes())
     assert written[0] == written[1]
+    assert (tmp_path / "kept" / "pieces-0-of-1" / "index").exists()
 
 
 def test_winning_accuracy_back(run: Run, folder: Path, tmp_path: Path) -> None:

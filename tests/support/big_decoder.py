@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pt2q import quantize_pt2e
+from pt2q.algorithms.low_memory import _Watching
 from pt2q.quantizers import XNNPACKQuantizer
 from support.memory_limit import join
 
@@ -68,7 +72,21 @@ def memory(name: str) -> int:
     raise LookupError(name)
 
 
-def main(small: str, big: str, low: str, group: str | None = None) -> None:
+def killed(saved: str, folder: str, values: str) -> None:
+    """Quantize piece by piece, and be killed when observers have been shown so many values."""
+    seen = itertools.count(1)
+    observed = _Watching.observed
+
+    def counting(self: Any, observer: Any, value: Any, **more: Any) -> Any:
+        if next(seen) == int(values):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return observed(self, observer, value, **more)
+
+    _Watching.observed = counting  # type: ignore[method-assign]
+    quantized(saved, low_memory=True, resume=folder)
+
+
+def grown(small: str, big: str, low: str, group: str | None = None) -> None:
     """Print by how much memory grew, at most, while a decoder was quantized, in a group or not."""
     torch.set_num_threads(1)
     quantized(small, low_memory=low == "low")  # what is imported and compiled once
@@ -77,13 +95,13 @@ def main(small: str, big: str, low: str, group: str | None = None) -> None:
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     made = quantized(big, low_memory=low == "low")
-    grown = memory("VmHWM") - before
+    peak = memory("VmHWM") - before
     print(
         json.dumps(
-            {"grown": grown, "held": memory("VmRSS") - before, "nodes": len(made.graph.nodes)}
+            {"grown": peak, "held": memory("VmRSS") - before, "nodes": len(made.graph.nodes)}
         )
     )
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"grown": grown, "killed": killed}[sys.argv[1]](*sys.argv[2:])

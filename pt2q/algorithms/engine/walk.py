@@ -39,6 +39,7 @@ class Walk(AbstractContextManager["Walk"]):
         lanes: what runs; the floating and the rounding one if not given.
         spill: keep values in files: True, or the folder in which to make a temporary one.
         seed: of operators that draw random numbers.
+        store: keeps values, in the place of what ``spill`` says.
         ranks: the processes that walk together, all with the same model and batches; each holds the
             values of its own batches alone. Batches of a model that hands state from one to the
             next are everybody's.
@@ -57,6 +58,7 @@ class Walk(AbstractContextManager["Walk"]):
         spill: bool | str | Path = False,
         seed: int = 0,
         ranks: Ranks = ALONE,
+        store: Store | None = None,
     ) -> None:
         self.program = Program(model)
         self.ranks = ALONE if self.schedule.state else ranks
@@ -65,7 +67,7 @@ class Walk(AbstractContextManager["Walk"]):
         self.seed = seed
         self.position = 0
         self.most = 0
-        self.store: Store = Memory() if spill is False else Files(None if spill is True else spill)
+        self.store: Store = _store(spill) if store is None else store
         self.results: dict[str, list[Any]] = {name: [] for name in self.lanes}
         try:
             for lane in self.lanes.values():
@@ -149,24 +151,43 @@ class Walk(AbstractContextManager["Walk"]):
         assert position >= self.position, "a walk does not go back"
         self._run_to(self.schedule.cut_before(position), progress)
 
-    def finish(self, progress: Callable[[int], None] | None = None) -> dict[str, list[Any]]:
+    def finish(
+        self,
+        progress: Callable[[int], None] | None = None,
+        stopped: Callable[[], None] | None = None,
+    ) -> dict[str, list[Any]]:
         """Run to the end.
+
+        Args:
+            progress: is called with the position reached, after each lane and batch.
+            stopped: is called at each stop on the way, and at the end.
 
         Returns:
             By lane, the result of each of its `own` batches, in the structure that the model gives.
         """
-        for stop in self._stops() if is_low() else ():
-            self._run_to(self.schedule.cut_before(stop), progress)
-        self._run_to(len(self.schedule.nodes), progress)
+        begins = min(self.ranks.gather(self.position))
+        for stop in self._stops(begins):
+            if stop <= self.position:  # this process was there before it was stopped
+                together(self.ranks, lambda: None)
+                continue
+            self._run_to(stop, progress)
+            if stopped is not None:
+                stopped()
         return self.results
 
-    def _stops(self) -> Iterator[int]:
-        """The positions from here on before which a constant is read that is not in use yet."""
+    def _stops(self, begins: int) -> list[int]:
+        """The positions behind one to run to, the end last."""
+        end = len(self.schedule.nodes)
+        cuts = map(self.schedule.cut_before, self._first_reads() if is_low() else ())
+        return sorted({cut for cut in cuts if cut > begins} | ({end} if end > begins else set()))
+
+    def _first_reads(self) -> Iterator[int]:
+        """The positions before which a constant is read that is not in use yet."""
         seen: set[Node] = set()
         for place, node in enumerate(self.schedule.nodes):
             read = {n for n in node.all_input_nodes if n in self.schedule.constants} - seen
             seen |= read
-            if self.schedule.is_value(node) and read and place > self.position:
+            if self.schedule.is_value(node) and read:
                 yield place
 
     @torch.no_grad()
@@ -300,6 +321,10 @@ class Walk(AbstractContextManager["Walk"]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _store(spill: bool | str | Path) -> Store:
+    return Memory() if spill is False else Files(None if spill is True else spill)
 
 
 def _copied(values: Mapping[Any, Any]) -> dict[Any, Any]:
