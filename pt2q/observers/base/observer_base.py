@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pt2q.errors import MergeError, NoDataError, NonFiniteActivationError
 from pt2q.ir.dtypes import STORED_AS
+from pt2q.observers.base.one_at_a_time import OneAtATime
 from pt2q.observers.protocol import range_has_data
 from pt2q.spec.constructor import WithArgs
 
@@ -71,6 +72,14 @@ class ObserverBase(WithArgs, nn.Module, ABC):
         self.node_name = ""
         self.constant_input = False
         self.observer_enabled = True
+        self._turn = OneAtATime()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Observe; threads that run one model take turns here, and nothing is lost."""
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        with self._turn:
+            return super().__call__(*args, **kwargs)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch.fx import Node
 
 from pt2q.ir.constants import ancestors
 from pt2q.ir.ops import argument, has_argument, tensor_arguments
 from pt2q.quantizers.toolkit.reasons import Reason
-from pt2q.quantizers.toolkit.table.backend_table import FloatReason
 
 
-def of_product(constant: Reason, computed: Reason, scaled: Reason | None = None) -> FloatReason:
+def of_product(
+    constant: Reason, computed: Reason, scaled: Reason | None = None
+) -> Callable[[Node], Reason]:
     """Why a product of two factors stays in float.
 
     Args:

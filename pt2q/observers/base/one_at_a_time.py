@@ -1,0 +1,31 @@
+"""One thread at a time: what is read, added to and written back is not read by another between."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any
+
+
+class OneAtATime:
+    """A lock of its own for each owner; a copy and a pickle of it are new ones, not held."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OneAtATime:
+        return OneAtATime()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OneAtATime, ()
