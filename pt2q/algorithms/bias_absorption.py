@@ -58,6 +58,8 @@ def absorbed(run: SiteRun, site: Site) -> tuple[Trial, str]:
 
 
 def _check(walk: Walk, site: Site) -> None:
+    if site.source.others:
+        raise Declined("it is called several times")
     if len(site.source.tensors) < 2:
         raise Declined("it has no bias")
     others = [

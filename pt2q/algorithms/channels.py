@@ -10,7 +10,7 @@ reads a label and is neither such an operator nor a layer has to find the channe
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,24 +56,30 @@ class Reach:
 
 
 def reach_of(
-    owner: GraphModule, schedule: Schedule, node: Node, axis: int, uses: Mapping[Node, Use]
+    owner: GraphModule,
+    schedule: Schedule,
+    nodes: Sequence[Node],
+    axis: int,
+    uses: Mapping[Node, Use],
 ) -> Reach:
-    """Follow the channels of a value through its graph, no farther than they go.
+    """Follow the channels of values through their graph, no farther than they go.
 
     Args:
         owner: the module whose graph it is in.
         schedule: of that graph.
-        node: the value.
-        axis: the dimension of its channels.
+        nodes: the values, of which channels of one number are scaled alike.
+        axis: the dimension of their channels.
         uses: the layers' calls in that graph, by node.
     """
-    shape = _shape(node)
-    assert shape is not None
-    count = shape[axis]
+    shapes = [_shape(node) for node in nodes]
+    assert shapes[0] is not None
+    count = shapes[0][axis]
     label = torch.arange(count, dtype=torch.float32)
-    beside = [-1 if d == axis % len(shape) else 1 for d in range(len(shape))]
     walker = _Labels(owner, schedule, uses, Reach(count))
-    walker.add(node, label.reshape(beside).expand(shape))
+    for node, shape in zip(nodes, shapes, strict=True):
+        assert shape is not None
+        beside = [-1 if d == axis % len(shape) else 1 for d in range(len(shape))]
+        walker.add(node, label.reshape(beside).expand(shape))
     while walker.waiting:
         walker.visit(heapq.heappop(walker.waiting)[1])
     return walker.reach

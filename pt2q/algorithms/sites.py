@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,36 +48,70 @@ class Sites:
                 self.readers.setdefault(id(get_constant(self.owner, node)), []).append(node)
 
     def source(self, node: Node) -> Source | None:
-        """A norm or a layer as what a factor can be taken out of, or None."""
+        """A norm or a layer as what a factor can be taken out of, or None.
+
+        Of several that read the same tensors, the first stands for all.
+        """
         if node in self.uses:
             return self._layer_source(self.uses[node])
         if not ops.is_op(node, NORMS):
             return None
-        vectors = [ops.argument(node, name) for name in ("weight", "bias") if _has(node, name)]
-        places = [self._sole(vector, node) for vector in vectors]
-        if not places or any(p is None for p in places) or not _is_vector(node, vectors[0]):
+        names = [name for name in ("weight", "bias") if _has(node, name)]
+        found = self._alike(node, names)
+        if not found or found[0] is not node or not all(_is_vector(n, names[0]) for n in found):
             return None
+        places = tuple(self._places(ops.argument(node, name)) for name in names)
         last = ops.is_op(node, ops.LAYER_NORM | ops.RMS_NORM)
-        return Source(node, -1 if last else 1, tuple(p for p in places if p is not None))
+        return Source(node, -1 if last else 1, places, others=tuple(found[1:]))
 
     def _layer_source(self, use: Use) -> Source | None:
         layer = self.layer_of[use]
-        bias = (
-            None if use.bias is None else self._sole(observed_value(use.owner, use.bias), use.node)
-        )
-        if len(layer.uses) > 1 or (use.bias is not None and bias is None):
+        nodes = [each.node for each in layer.uses]
+        first = min(nodes, key=self._position)
+        alike = all(u.owner is self.owner and u.form == use.form for u in layer.uses)
+        biases = [None if u.bias is None else observed_value(u.owner, u.bias) for u in layer.uses]
+        own = all(bias is None for bias in biases) or self._are_read_by(biases, set(nodes))
+        if first is not use.node or not alike or not own:
             return None
         convolution = ops.is_op(use.node, ops.CONV | ops.CONV_GENERIC)
-        tensors = (layer.places,) if bias is None else (layer.places, bias)
-        return Source(use.node, 1 if convolution else -1, tensors, layer, use.form)
+        tensors = (layer.places,) if biases[0] is None else (layer.places, self._places(biases[0]))
+        others = tuple(node for node in sorted(nodes, key=self._position) if node is not first)
+        return Source(use.node, 1 if convolution else -1, tensors, layer, use.form, others)
 
-    def _sole(self, node: Node, reader: Node) -> tuple[Place, ...] | None:
-        """The names of a constant that one operator alone reads, or None."""
-        if node.op != "get_attr":
-            return None
-        nodes = self.readers[id(get_constant(self.owner, node))]
-        users = {user for n in nodes for user in real_readers(self.owner, n)}
-        return tuple((self.owner, str(n.target)) for n in nodes) if users == {reader} else None
+    def _position(self, node: Node) -> int:
+        return self.program.schedule.position.get(node, -1)
+
+    def _alike(self, node: Node, names: list[str]) -> list[Node]:
+        """All norms that read the same tensors in the same way; none where others read them."""
+        if not names:
+            return []
+        readers = self._readers(ops.argument(node, names[0]))
+        for name in names:
+            if not all(ops.is_op(n, NORMS) and n.target is node.target for n in readers):
+                return []
+            held = [ops.argument(n, name) if _has(n, name) else None for n in readers]
+            if not self._are_read_by(held, readers):
+                return []
+        return sorted(readers, key=self._position)
+
+    def _are_read_by(self, constants: Sequence[Node | None], readers: set[Node]) -> bool:
+        """Whether nodes read one constant, which these operators alone read."""
+        if any(n is None or n.op != "get_attr" for n in constants):
+            return False
+        found = {id(get_constant(self.owner, n)) for n in constants if n is not None}
+        return len(found) == 1 and self._readers(constants[0]) == readers
+
+    def _readers(self, constant: Any) -> set[Node]:
+        """The operators that read a constant, by any of its names; none where it is none."""
+        if constant.op != "get_attr":
+            return set()
+        nodes = self.readers[id(get_constant(self.owner, constant))]
+        return {user for n in nodes for user in real_readers(self.owner, n)}
+
+    def _places(self, constant: Any) -> tuple[Place, ...]:
+        """The names of a constant."""
+        nodes = self.readers[id(get_constant(self.owner, constant))]
+        return tuple((self.owner, str(n.target)) for n in nodes)
 
     def site(self, source: Source) -> Site:
         """Where the channels of a source go.
@@ -84,7 +119,8 @@ class Sites:
         Raises:
             Declined: nowhere where they could be scaled.
         """
-        reach = reach_of(self.owner, self.program.schedule, source.node, source.axis, self.uses)
+        nodes = (source.node, *source.others)
+        reach = reach_of(self.owner, self.program.schedule, nodes, source.axis, self.uses)
         layers = self._whole_layers(reach)
         if source.layer is not None and any(layer is source.layer for layer, _ in layers):
             raise Declined("it reads its own output")
@@ -147,8 +183,8 @@ def _has(node: Node, name: str) -> bool:
     return ops.has_argument(node, name) and ops.argument(node, name) is not None
 
 
-def _is_vector(node: Node, weight: Node) -> bool:
-    value = weight.meta.get("val")
+def _is_vector(node: Node, name: str) -> bool:
+    value = ops.argument(node, name).meta.get("val")
     if ops.is_op(node, ops.BATCH_NORM) and ops.argument(node, "training"):
         return False
     return isinstance(value, Tensor) and value.dim() == 1

@@ -24,11 +24,13 @@ class Source:
     """What makes a value and can take a factor out of it.
 
     Args:
-        node: the operator.
+        node: the operator; of several, the first.
         axis: the dimension of its channels.
         tensors: the names of each tensor that is divided.
         layer: the layer, if it is one.
         form: of the first tensor, where that is a weight; norms have vectors alone.
+        others: the operators beside it that read the same tensors, as those of another program or
+            of another call do: one factor is taken out of the values of all.
     """
 
     node: Node
@@ -36,6 +38,7 @@ class Source:
     tensors: tuple[tuple[Place, ...], ...]
     layer: Layer | None = None
     form: MatrixForm | None = None
+    others: tuple[Node, ...] = ()
 
     def divided(self, factor: Tensor) -> Iterator[tuple[tuple[Place, ...], Tensor]]:
         """The new tensors."""

@@ -84,6 +84,43 @@ class Moves(nn.Module):
         return z, self.join(torch.cat([up, z], dim=-1))
 
 
+class Twice(nn.Module):
+    """A norm and a layer that are called on two values each."""
+
+    def __init__(self, meet: str) -> None:
+        super().__init__()
+        self.meet = meet
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 4)
+        self.other = nn.Linear(8, 16)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        one, two = self.norm(x), self.norm(y)
+        if self.meet == "product":  # takes the factor out twice
+            one = one * two
+        if self.meet == "chain":  # what is normalized is not what was scaled
+            two = self.norm(one)
+        second = self.other if self.meet == "apart" else self.up
+        return self.down(self.up(one).relu()), self.down(second(two).relu())
+
+
+@pytest.mark.parametrize(
+    "meet, wanted",
+    [
+        ("", {"layer_norm": "linear", "linear": "linear_1"}),
+        ("apart", {"layer_norm": "linear, linear_2"}),
+        ("product", {"layer_norm": "also read by mul"}),
+        ("chain", {"layer_norm": "also read by layer_norm_2"}),
+    ],
+)
+def test_what_is_called_on_several_values_is_scaled_for_all(
+    meet: str, wanted: dict[str, str]
+) -> None:
+    found = reached(Twice(meet), (torch.randn(2, 8), torch.randn(2, 8)), WeightQuantizer())
+    for name, words in wanted.items():
+        assert words == found[name] or ("also" in words and words in found[name])
+    assert "layer_norm_1" not in found
+
+
 def test_channels_are_followed_through_what_moves_them() -> None:
     inputs = (torch.randn(2, 3, 8, 8),)
     assert "shares its parameters" in reached(Moves(), inputs)["linear_1"]  # what is joined does
