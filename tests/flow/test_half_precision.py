@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnx import TensorProto, helper
+from onnxruntime import InferenceSession
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 from support.decoder import Decoder, DecoderConfig
 from support.half_precision import HALVES, sentence, word_model
 from support.nodes import nodes_of
@@ -149,6 +152,33 @@ def test_onnx_files_compute_in_float32(dtype: torch.dtype, tmp_path: Path) -> No
     # NumPy has no bfloat16.
     assert found.dtype == (torch.float32 if dtype is torch.bfloat16 else dtype)
     assert sqnr(expected.float(), found.float()) > 27
+    onnx.export(converted("onnx", torch.float32), (words,), tmp_path / "float32.onnx")
+    kernels = integer_kernels(tmp_path / "float32.onnx")
+    assert kernels
+    assert integer_kernels(tmp_path / "model.onnx") == kernels
+
+
+def integer_kernels(path: Path) -> dict[str, int]:
+    found = onnx.load(path, threads=1).kernels()
+    return {n: count for n, count in found.items() if n.startswith(("QLinear", "QGemm", "MatMulI"))}
+
+
+@pytest.mark.parametrize("name", ["QuantizeLinear", "MatMul"])
+def test_onnx_runtime_has_no_kernels_for_bfloat16(name: str) -> None:
+    """Why a file has float32 in its place: when this fails, files can have it themselves."""
+    bfloat16, kind = TensorProto.BFLOAT16, TensorProto.UINT8 if name[0] == "Q" else None
+    second = helper.make_tensor("second", bfloat16, [1] if kind else [1, 1], [0.5])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=bfloat16),
+        helper.make_node(name, ["half", "second"], ["y"]),
+    ]
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 1])]
+    made = [helper.make_tensor_value_info("y", kind or bfloat16, [2, 1])]
+    graph = helper.make_graph(nodes, name, given, made, [second])
+    opsets = [helper.make_opsetid("", 21)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    with pytest.raises(NotImplemented, match=f"implementation for {name}"):
+        InferenceSession(model, providers=["CPUExecutionProvider"])
 
 
 ALGORITHMS = {"gptq": GPTQ(), "awq": AWQ(), "adaround": AdaRound(steps=30)}
