@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -120,11 +120,19 @@ def _calibrate_in_pieces(
     digest: DataDigest,
     resume: Path | None,
 ) -> None:
-    """Layer by layer, all batches through each; whether ranges still grow is not known then."""
-    calibrate_in_pieces(prepared, calls_of(program, calibration), ranks, resume=resume)
-    for batch in digest.watching(calibration) if ranks.rank == 0 else ():
-        if look is not None:
-            look.see(batch)
+    """Layer by layer, all batches through each; whether ranges still grow is not known then.
+
+    All processes read all batches; the first one looks at them as they pass.
+    """
+
+    def passing() -> Iterator[Batch]:
+        for batch in digest.watching(calibration):
+            if look is not None:
+                look.see(batch)
+            yield batch
+
+    given = passing() if ranks.rank == 0 else calibration
+    calibrate_in_pieces(prepared, map(call_of(program), given), ranks, resume=resume)
 
 
 def _ticks(track: Track, numbers: range) -> Generator[int]:

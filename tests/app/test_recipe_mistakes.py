@@ -73,6 +73,7 @@ MISTAKES = [
     ("backend = 'x86'\nresidual_projections = 'static'", "line 2.*x86 does not take this key; ch"),
     ("residual_projections = 'x'", 'line 1, residual_projections: .*"dynamic", "static"'),
     ("backend = 'tensorrt'\nembeddings = true", "line 2, embeddings: tensorrt does not take"),
+    ("backend = 'x86'\nembeddings = true", "line 2, embeddings: x86 does not take"),
     ("embeddings = 'int8'", "line 1, embeddings: expected true or false; found 'int8'"),
     ("backend = 'x86'\n[default]\ngroup_size = 32", "line 3.*x86 does not take this key.*mode"),
     ("[default]\ngroup_size = 16", "line 2.*expected a multiple of 32; found 16"),
