@@ -41,7 +41,7 @@ def find_blocks(program: Program, layers: Sequence[Layer], most: int) -> list[Bl
         Blocks in the order of the graph. What stands after the last cut is in none.
     """
     schedule = program.schedule
-    ends = _ends(schedule, layers)
+    ends = {at: (node, schedule.position[node]) for at, node in _ends(schedule, layers).items()}
     pieces = list(_pieces([schedule.position[layer.uses[0].node] for layer in layers], ends))
     blocks: list[Block] = []
     start = 0
@@ -53,13 +53,18 @@ def find_blocks(program: Program, layers: Sequence[Layer], most: int) -> list[Bl
     return blocks
 
 
-def _pieces(places: Sequence[int], ends: dict[int, Node]) -> Iterator[tuple[int, Node]]:
-    """How many layers lie before a cut, for the last cut before each layer, with its value."""
-    for count in range(1, len(places) + 1):
+def _pieces(
+    places: Sequence[int], ends: dict[int, tuple[Node, int]]
+) -> Iterator[tuple[int, Node]]:
+    """How many layers lie before a cut, for the last cut before each layer, with its value.
+
+    A value from before the layer is no end: it goes on past a layer whose result nobody reads.
+    """
+    for count, place in enumerate(places, 1):
         following = places[count] if count < len(places) else max(ends, default=-1)
-        cuts = [at for at in ends if places[count - 1] < at <= following]
+        cuts = [at for at, (_, made) in ends.items() if place < at <= following and made >= place]
         if cuts:
-            yield count, ends[max(cuts)]
+            yield count, ends[max(cuts)][0]
 
 
 def _ends(schedule: Schedule, layers: Sequence[Layer]) -> dict[int, Node]:

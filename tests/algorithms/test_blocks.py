@@ -45,6 +45,29 @@ def test_blocks_end_where_one_value_goes_on() -> None:
         assert [(block.name, block.end.name) for block in blocks] == expected
 
 
+class Unread(nn.Module):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.one, self.unread, self.out = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        self.unread(h)
+        y: Tensor = self.out(h)
+        return y
+
+
+def test_a_value_from_before_a_layer_does_not_end_its_block() -> None:
+    network, batches = Unread().eval(), correlated(4, rows=8, width=32)
+    prepared = calibrated(network, SmallQuantizer(), batches)
+    program = Program(prepared)
+    blocks = find_blocks(program, find_layers(program).found, 1)
+    assert [block.name for block in blocks] == ["linear", "linear_1, linear_2"]
+    together = find_blocks(program, find_layers(program).found, 2)
+    report = AdaRound(block=2, steps=5)(prepared, batches)
+    assert [row.layer for row in report.rows] == [block.name for block in together]
+
+
 def test_layers_learned_together() -> None:
     network, batches = Residual().eval(), correlated(8, rows=32, width=32, rank=8)
     prepared = calibrated(network, weights_alone(few_bits(3)), batches)
