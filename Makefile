@@ -5,7 +5,7 @@ OUT ?= pt2q-demo
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 # Programs of benchmarks/ that measure; the others are what they share.
-BENCHMARKS ?= pipeline observers qat xnnpack decoder other_quantizers roads accuracy \
+BENCHMARKS ?= pipeline command observers qat xnnpack decoder other_quantizers roads accuracy \
 	scoreboard distributed checkpoint_decoder
 
 BIN := $(VENV)/bin

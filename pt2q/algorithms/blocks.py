@@ -53,9 +53,7 @@ def find_blocks(program: Program, layers: Sequence[Layer], most: int) -> list[Bl
     return blocks
 
 
-def _pieces(
-    places: Sequence[int], ends: dict[int, tuple[Node, int]]
-) -> Iterator[tuple[int, Node]]:
+def _pieces(places: Sequence[int], ends: dict[int, tuple[Node, int]]) -> Iterator[tuple[int, Node]]:
     """How many layers lie before a cut, for the last cut before each layer, with its value.
 
     A value from before the layer is no end: it goes on past a layer whose result nobody reads.
