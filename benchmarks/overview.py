@@ -61,9 +61,9 @@ grows.
 COMMAND = """
 ## The whole command
 
-`pt2q quantize` of MobileNetV2 with 32 images of 224 pixels to a `.pte`, beside a script that does the
-same with the peer, each a fresh process of one thread, in turn. `pt2q quantize` also compares the
-written file with the float model on held-out images in the runtime, and says where it came from.
+`pt2q quantize` of MobileNetV2 with 32 images of 224 pixels to a `.pte`, beside a script that does
+the same with the peer, each a fresh process of one thread, in turn. `pt2q quantize` also compares
+the written file with the float model on held-out images in the runtime.
 
 | | pt2q | peer |
 | --- | ---: | ---: |

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,7 @@ from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegat
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
 from pt2q.deploy.executorch.node_sources import shared_node_sources
 from pt2q.deploy.executorch.partitions import xnnpack_partitioner
+from pt2q.deploy.executorch.patterns import sought_where_possible
 from pt2q.deploy.executorch.picks import picks_as_lookups, quantized_picks
 from pt2q.deploy.executorch.refusals import (
     refuse_measured_constants,
@@ -152,7 +154,7 @@ def packed(
     }
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
-        with quiet_python(), composites_looked_up_once(), shared_node_sources(), torch.no_grad():
+        with _cheaper(), torch.no_grad():
             return _packed(programs, exir, origin)
     except Exception as error:
         raise LoweringError(
@@ -160,6 +162,18 @@ def packed(
             f"{''.join(map(why_not_bodies, programs.values()))}"
             f"{''.join(why_not_groups(program.graph) for program in programs.values())}"
         ) from error
+
+
+@contextmanager
+def _cheaper() -> Iterator[None]:
+    """Without work that leaves no trace in the program."""
+    with (
+        quiet_python(),
+        composites_looked_up_once(),
+        shared_node_sources(),
+        sought_where_possible(),
+    ):
+        yield
 
 
 def _warn_of_unbounded_sizes(program: ExportedProgram) -> None:

@@ -46,6 +46,7 @@ CAT = every(aten.cat, aten.concat)
 STACK = every(aten.stack.default)
 ROLL = every(aten.roll.default)
 PAD = every(aten.pad.default, aten.constant_pad_nd.default)
+UPSAMPLE_BILINEAR = every(aten.upsample_bilinear2d)
 UPSAMPLE_NEAREST = every(aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d)
 
 MEAN = every(aten.mean)
