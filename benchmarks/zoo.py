@@ -69,7 +69,7 @@ OF_ONE: Mapping[str, Mapping[str, Any]] = {
     "resnet": {**_STAGES, "embedding_size": 24},
 }
 """What only one architecture asks for; convolution nets are large as they come."""
-BY_STAGE = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads"})
+BY_STAGE = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads", "num_heads"})
 """Of convolution nets these are lists, one for each stage."""
 
 FAMILIES = {

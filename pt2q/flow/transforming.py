@@ -13,18 +13,19 @@ from pt2q.flow.integer_scalars import (
     unite_integer_types,
 )
 from pt2q.ir import ops
-from pt2q.ir.module import copy_module
+from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.ir.record import record_of
 from pt2q.library_output import first_line
-from pt2q.passes import ComposeLinear, FoldComputedWeights, run_passes
+from pt2q.passes import ComposeLinear, DecomposeAttention, FoldComputedWeights, run_passes
 from pt2q.spec import Quantizer
 
 
 def transform(module: GraphModule, quantizer: Quantizer) -> None:
     """Let a quantizer transform a model; integers stay integers.
 
-    Quantizers of other libraries take ``addmm`` apart into steps that they do not take themselves.
-    Where one fails on a model that has it, it is asked again with linear layers in their place.
+    Quantizers of other libraries take ``addmm`` and fused attention apart into steps that they do
+    not take themselves. Where one fails on a model that has them, it is asked again with linear
+    layers, and with matrix products and a softmax, in their place.
 
     Args:
         module: changed in place.
@@ -38,26 +39,40 @@ def transform(module: GraphModule, quantizer: Quantizer) -> None:
     try:
         take(module, quantizer.transform_for_annotation(module))
     except Exception as error:
-        if before is None or not ComposeLinear(turn=True, unscale=True)(before):
+        if before is None:
             raise
-        run_passes(before, [FoldComputedWeights()])
-        before.recompile()
+        done = _written_otherwise(before)
+        if not done:
+            raise
         known = constants_read(before)
         take(module, quantizer.transform_for_annotation(before))
-        _tell(module, error)
+        for name, how in done:
+            _tell(module, name, how, error)
     restore_integer_scalars(module, known)
     unite_integer_types(module)
 
 
-def _tell(module: GraphModule, error: Exception) -> None:
+def _written_otherwise(module: QuantGraphModule) -> list[tuple[str, str]]:
+    """Write the operators that others fail on as simpler ones; which they were, and as what."""
+    done = []
+    if ComposeLinear(turn=True, unscale=True)(module):
+        run_passes(module, [FoldComputedWeights()])
+        done.append(("addmm", "linear layers"))
+    if DecomposeAttention()(module):
+        done.append(("scaled_dot_product_attention", "matrix products and a softmax"))
+    module.recompile()
+    return done
+
+
+def _tell(module: GraphModule, name: str, how: str, error: Exception) -> None:
     record = record_of(module)
     if record is not None:
-        why = f"addmm was written as linear layers, since the quantizer failed: {first_line(error)}"
-        record.note("transform_for_annotation", "addmm", why)
+        why = f"{name} was written as {how}, since the quantizer failed: {first_line(error)}"
+        record.note("transform_for_annotation", name, why)
 
 
 def _has_products(module: GraphModule) -> bool:
-    return any(ops.is_op(node, ops.ADDMM) for node in module.graph.nodes)
+    return any(ops.is_op(node, ops.ADDMM | ops.SDPA) for node in module.graph.nodes)
 
 
 def take(model: GraphModule, result: Any) -> None:

@@ -14,9 +14,9 @@ arm = pytest.importorskip("executorch.backends.arm.quantizer")
 pytest.importorskip("transformers")
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# What int8 everywhere leaves of them on this net: 13.9, 12.0 and 12.8 dB. Its own stack gives
+# What int8 everywhere leaves of them on this net: 13.9, 12.0, 12.8 and 17.4 dB. Its own stack gives
 # 2.8 dB, and fails on the others.
-LEAST = {"opt": 10.0, "gpt2": 9.0, "mixtral": 9.0}
+LEAST = {"opt": 10.0, "gpt2": 9.0, "mixtral": 9.0, "falcon": 13.0}
 
 pytestmark = [
     pytest.mark.slow,
