@@ -224,6 +224,12 @@ def test_runtimes_without_grouped_products_say_the_way_out(tmp_path: Path) -> No
             lower()
 
 
+def test_a_stack_with_scales_in_groups_says_the_way_out() -> None:
+    _, converted = quantized("all", WeightQuantizer(get_dynamic_activation_4bit_weight_config(8)))
+    with pytest.raises(LoweringError, match="scales in groups.*group_size=None"):
+        executorch.lower(converted, inputs())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grouped", "picked"])
 def test_inductor_computes_the_same(kind: str) -> None:

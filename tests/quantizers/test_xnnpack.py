@@ -114,10 +114,10 @@ FLOAT: dict[str, tuple[Callable[..., Any], tuple[nn.Module, ...], Tensor, str]] 
     ),
     "written": (lambda m, x: m[0](x.add_(m[0](x))), (conv(),), image(), "writes in place into"),
     "scaled": (
-        lambda m, x: torch.addmm(x[0], x, m[0].weight, alpha=2),
+        lambda m, x: torch.addmm(x[0, :3], x, m[0](x).t(), alpha=2),
         (nn.Linear(8, 8),),
         torch.randn(3, 8),
-        "(alpha, beta)",
+        "two activations",
     ),
     "layer norm": (
         lambda m, x: m[0](m[1](x)),

@@ -26,6 +26,7 @@ from pt2q.deploy.executorch.refusals import (
     refuse_other_types,
     refuse_weight_only,
     why_not_bodies,
+    why_not_grouped_scales,
 )
 from pt2q.deploy.executorch.runtime import PROVENANCE, LoadedProgram, load
 from pt2q.deploy.export import export_rewritten, in_float32, refuse_prepared, why_not_groups
@@ -161,6 +162,7 @@ def packed(
             f"ExecuTorch could not lower the model: {first_line(error).rstrip('.')}"
             f"{''.join(map(why_not_bodies, programs.values()))}"
             f"{''.join(why_not_groups(program.graph) for program in programs.values())}"
+            f"{''.join(why_not_grouped_scales(program.graph) for program in programs.values())}"
         ) from error
 
 

@@ -89,6 +89,31 @@ def refuse_measured_constants(program: ExportedProgram) -> None:
             )
 
 
+def why_not_grouped_scales(graph: Graph) -> str:
+    """What to do about products with a constant whose rows have scales in groups.
+
+    Args:
+        graph: of a program that could not be lowered.
+
+    Returns:
+        The end of a sentence; "" if there is none.
+    """
+    group = ops.qd.dequantize_per_channel_group.default
+    found = [
+        user.name
+        for node in graph.nodes
+        if node.target is group
+        for user in node.users
+        if not ops.is_op(user, ops.LINEAR | ops.EMBEDDING)
+    ]
+    if not found:
+        return ""
+    return (
+        f"; {found[0]} reads a constant whose rows have scales in groups, which ExecuTorch knows in "
+        "linear layers and lookups alone. Give each row one scale: group_size=None"
+    )
+
+
 def why_not_bodies(program: ExportedProgram) -> str:
     """What to do about control flow, which XNNPACK's partitioner does not look into.
 
