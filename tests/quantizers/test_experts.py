@@ -226,7 +226,7 @@ def test_runtimes_without_grouped_products_say_the_way_out(tmp_path: Path) -> No
 
 def test_a_stack_with_scales_in_groups_says_the_way_out() -> None:
     _, converted = quantized("all", WeightQuantizer(get_dynamic_activation_4bit_weight_config(8)))
-    with pytest.raises(LoweringError, match="scales in groups.*group_size=None"):
+    with pytest.raises(LoweringError, match=r"scales in groups.*group_size=None"):
         executorch.lower(converted, inputs())
 
 

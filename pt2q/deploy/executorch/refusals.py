@@ -109,8 +109,8 @@ def why_not_grouped_scales(graph: Graph) -> str:
     if not found:
         return ""
     return (
-        f"; {found[0]} reads a constant whose rows have scales in groups, which ExecuTorch knows in "
-        "linear layers and lookups alone. Give each row one scale: group_size=None"
+        f"; {found[0]} reads a constant whose rows have scales in groups, which ExecuTorch knows "
+        "in linear layers and lookups alone. Give each row one scale: group_size=None"
     )
 
 
