@@ -18,6 +18,7 @@ from pt2q.deploy.agreement import Call, check_agreement
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegation_of_all
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
 from pt2q.deploy.executorch.node_sources import shared_node_sources
+from pt2q.deploy.executorch.pads import round_pads
 from pt2q.deploy.executorch.partitions import xnnpack_partitioner
 from pt2q.deploy.executorch.patterns import sought_where_possible
 from pt2q.deploy.executorch.picks import picks_as_lookups, quantized_picks
@@ -280,11 +281,13 @@ def _needs_rewriting(program: ExportedProgram) -> bool:
 
 
 def _for_xnnpack(model: nn.Module) -> nn.Module:
-    """Trained models come with biases still tied; quantized kernels compute in float32."""
+    """Trained models come with biases still tied; quantized kernels compute in float32, and pad
+    integers."""
     if not isinstance(model, QuantGraphModule):
         return model
     copied = run_passes(copy_module(model), [OwnBiases()])
     in_float32(copied, "XNNPACK")
+    round_pads(copied)
     picks_as_lookups(copied)
     fuse_lookups(copied)
     return copied
