@@ -176,13 +176,13 @@ def improve(
             best = state
     kept = reports[:best]
     for report, before, after in list(zip(reports, errors, errors[1:], strict=False))[best:]:
-        kept.append(_taken_back(report, math.fsum(before), math.fsum(after)))
+        kept.append(_taken_back(report, judge.where, math.fsum(before), math.fsum(after)))
     return states[best], sum(kept, Report())
 
 
-def _taken_back(report: Report, before: float, after: float) -> Report:
+def _taken_back(report: Report, where: str, before: float, after: float) -> Report:
     words = (
-        f"taken back: the model's outputs on held-out batches went from "
+        f"taken back: the model's outputs on {where} went from "
         f"{decibels(1.0, before):.2f} to {decibels(1.0, after):.2f} dB, no gain beyond chance"
     )
     rows = tuple(replace(row, kept=False, reason=words) if row.kept else row for row in report.rows)

@@ -42,6 +42,11 @@ class ModelError:
         self.ranks = ranks
         self.references = self._run(model, Lane.floating(), FLOAT)
 
+    @property
+    def where(self) -> str:
+        """What it judges by, in words."""
+        return "held-out batches" if self.references.parting.apart else "the only batch"
+
     def of(self, model: QuantGraphModule) -> tuple[float, ...]:
         """The squared error, over the energy in all of them, of outputs summed.
 
@@ -50,7 +55,7 @@ class ModelError:
         """
         found = self._run(model, Lane.rounding(), ROUNDED)
         pairs = zip(self.references.rows, found.rows, strict=True)
-        shared = found.walk.shared((found.sums(*pair) for pair in pairs), found.batches)
+        shared = found.walk.shared((found.sums(*pair) for pair in pairs), found.parting.check)
         sums = [one for batch in shared for one in batch]
         columns = list(zip(*sums, strict=True))
         energies = [max(math.fsum(energy for _, energy in c), 1e-30) for c in columns]
@@ -70,7 +75,7 @@ class ModelError:
             [parting.to_check(part) for part in _floats(results[batch])]
             for batch in walk.own(parting.check)
         ]
-        return _Outputs(walk, parting.check, rows, parting.checked)
+        return _Outputs(walk, parting, rows)
 
 
 def is_less(before: Sequence[float], after: Sequence[float]) -> bool:
@@ -105,17 +110,17 @@ class _Outputs:
     """Each output of a model, for each batch to judge by that this process holds."""
 
     walk: Walk
-    batches: tuple[int, ...]
+    parting: Parting
     rows: list[list[Tensor]]
-    parts: int
 
     def sums(self, exact: list[Tensor], found: list[Tensor]) -> list[list[tuple[float, float]]]:
         """The squared error and the energy of each output, for each row of a batch that judges."""
-        parted = all(x.dim() > 0 and x.shape[0] % self.parts == 0 for x in exact)
-        if self.parts == 1 or not parted:
+        parts = self.parting.checked
+        parted = all(x.dim() > 0 and x.shape[0] % parts == 0 for x in exact)
+        if parts == 1 or not parted:
             return [list(map(_sums, exact, found))]
         rows = [
-            list(map(_sums, one.chunk(self.parts), other.chunk(self.parts)))
+            list(map(_sums, one.chunk(parts), other.chunk(parts)))
             for one, other in zip(exact, found, strict=True)
         ]
         return [list(outputs) for outputs in zip(*rows, strict=True)]

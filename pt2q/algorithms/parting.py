@@ -58,14 +58,19 @@ class Parting:
 
     def to_fit(self, x: Tensor) -> Tensor:
         """What to compute from, of a value of one of the batches for that."""
-        return x if self.rows is None else x[: self._end(x)]
+        end = self._end(x)
+        return x if end is None else x[:end]
 
     def to_check(self, x: Tensor) -> Tensor:
         """What to judge by, of a value of one of the batches for that."""
-        return x if self.rows is None else x[self._end(x) :]
+        end = self._end(x)
+        return x if end is None else x[end:]
 
     def _end(self, x: Tensor) -> int | None:
-        """Where rows to judge by begin; rows may stand several together, as tokens do."""
+        """Where rows to judge by begin; rows may stand several together, as tokens do.
+
+        None where there are none: of what has no rows, all of it is for both.
+        """
         rows = self.rows
         if rows is None or x.dim() == 0 or x.shape[0] % rows:
             return None

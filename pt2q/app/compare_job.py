@@ -20,6 +20,7 @@ from pt2q.deploy.registry import BACKENDS
 from pt2q.deploy.signature import Batch, dynamic_shapes, signature_of
 from pt2q.errors import ComparisonError
 from pt2q.ir.module import QuantGraphModule
+from pt2q.ir.module.batch_call import placeholders
 
 R = TypeVar("R")
 
@@ -106,7 +107,7 @@ def inputs_of(
         track: wraps a loop over batches to show its progress under a title.
     """
     module = program.module(check_guards=False)
-    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    names = [str(node.target) for node in placeholders(module)]
     signature = signature_of(program)
     for batch in tried(program, track(batches, "comparing")):
         yield dict(zip(names, signature.leaves(batch), strict=True))

@@ -23,8 +23,12 @@ from pt2q.ir.dtypes import CAST_DTYPES
 from pt2q.ir.module import EXPORT_HINT, QuantGraphModule, Stage
 from pt2q.ir.qparams import quantized_nodes
 from pt2q.library_output import first_line, quiet_python
+from pt2q.observers.base.one_at_a_time import OneAtATime
 from pt2q.passes import ComputeInFloat32, run_passes
 from pt2q.passes.transform.float32 import half_types
+
+ONE_EXPORT = OneAtATime()
+"""Held while a model is exported or lowered: torch.export and ExecuTorch do it in globals."""
 
 
 def refuse_prepared(model: object) -> None:
@@ -124,7 +128,7 @@ def export_rewritten(
     """
     module = model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
     try:
-        with torch.no_grad():
+        with ONE_EXPORT, torch.no_grad():
             rewritten = rewrite(module)
             with quiet_python():
                 return torch.export.export(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.planted import FeedForward, TwoLinears, UnequalConvolutions, correlated
-from torch import nn
+from torch import Tensor, nn
 
 from pt2q import Quantizer, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.algorithms import (
@@ -168,3 +168,30 @@ def test_rows_of_a_single_batch_judge_apart() -> None:
     wanted = (exact - found).double().square().sum(1) / exact.double().square().sum()
     assert len(errors) == 8
     torch.testing.assert_close(torch.tensor(errors).double(), wanted, rtol=1e-4, atol=0)
+
+
+class Loss(nn.Module):
+    """Gives its rows, and one number for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.layer(x)
+        return found, found.mean()
+
+
+def test_outputs_of_a_single_batch_may_have_no_rows() -> None:
+    batch = (torch.randn(16, 8),)
+    program = torch.export.export(Loss().eval(), batch)
+    converted = quantize_pt2e(program, XNNPACKQuantizer(), [batch], effort="fast")
+    assert report_of(converted).rows
+    prepared = prepare_pt2e(program, XNNPACKQuantizer())
+    prepared(*batch)
+    judge = ModelError(prepared, [batch])
+    assert len(judge.of(prepared)) == 1 and judge.where == "held-out batches"
+    alone = torch.export.export(Loss().eval(), (batch[0][:1],))
+    assert ModelError(prepare_pt2e(alone, XNNPACKQuantizer()), [(batch[0][:1],)]).where == (
+        "the only batch"
+    )

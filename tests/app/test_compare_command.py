@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.command_line import Masked, Run, fails
+from torch import nn
 
 from pt2q import sqnr
 from pt2q.app.data.holding_out import read_data
@@ -65,6 +66,22 @@ def test_compare_takes_constants_and_keywords(run: Run, folder: Path, tmp_path: 
     assert "linear" in out and "outputs over 1 batch: " in out
     missing = folder / "none.pt2"
     fails(run("compare", missing, "--calibration", tmp_path / "data.pt"), 1, "no such file")
+
+
+def test_an_input_may_be_called_as_a_function_of_python(run: Run, tmp_path: Path) -> None:
+    """As that of nn.Sequential is: the graph's node then has another name than the argument."""
+    program = torch.export.export(nn.Sequential(nn.Linear(8, 4)).eval(), (torch.randn(1, 8),))
+    torch.export.save(program, tmp_path / "a.pt2")
+    torch.save(torch.randn(20, 8), tmp_path / "data.pt")
+    given = ("compare", tmp_path / "a.pt2", "--calibration", tmp_path / "data.pt")
+    code, out, err = run(*given)
+    assert (code, err) == (0, "") and "outputs over 2 batches" in out
+    executorch.lower(program).save(tmp_path / "a.pte")
+    code, out, err = run(*given, "--file", tmp_path / "a.pte")
+    assert (code, err) == (0, "") and "over 20 batches" in out
+    other = nn.Sequential(nn.Linear(8, 5)).eval()
+    executorch.lower(other, (torch.randn(1, 8),)).save(tmp_path / "b.pte")
+    fails(run(*given, "--file", tmp_path / "b.pte"), 1, r"gives linear\).*made from this model")
 
 
 @pytest.mark.parametrize(("suffix", "backend"), [("pte", "xnnpack"), ("onnx", "onnxruntime")])

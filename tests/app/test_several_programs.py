@@ -150,6 +150,13 @@ def test_mistakes(options: list[str], words: str, run: Run, saved: Path, tmp_pat
     assert not out.exists()
 
 
+def test_a_name_that_the_file_has_already(run: Run, saved: Path, tmp_path: Path) -> None:
+    given = (f"pt2q_provenance={saved / 'decode.pt2'}", "-o", tmp_path / "a.pte", "--dynamic")
+    data = f"--calibration=pt2q_provenance={saved / 'decode.pt'}"
+    fails(run("quantize", *given, data), 1, "pt2q_provenance is the method that says where")
+    assert not (tmp_path / "a.pte").exists()
+
+
 def test_calls_come_in_equal_numbers(run: Run, saved: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.pt"
     torch.save([words(number)[:, WORDS:] for number in range(5)], few)

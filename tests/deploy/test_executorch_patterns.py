@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -63,3 +64,15 @@ def test_nothing_is_exported_to_be_sought_in_vain(monkeypatch: pytest.MonkeyPatc
     assert ConvertToSDPAPass.call is before
     with pytest.raises(LoweringError, match="ConvertToSDPAPass"):
         lower(torch.export.export(nn.Softmax(-1), (x,)), (x,))
+
+
+def test_threads_take_turns_in_lowering() -> None:
+    x = torch.randn(2, 8)
+    model = torch.export.export(nn.Linear(8, 4).eval(), (x,))
+    prepared = prepare_pt2e(model, XNNPACKQuantizer())
+    prepared(x)
+    converted, before = convert_pt2e(prepared), ConvertToSDPAPass.call
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(lower, converted, (x,), check=False) for _ in range(3)]
+    assert len({program.result().buffer for program in found}) == 1
+    assert ConvertToSDPAPass.call is before

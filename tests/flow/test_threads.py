@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from pt2q import convert_pt2e, prepare_pt2e
 from pt2q.observers import HistogramObserver, MinMaxObserver
+from pt2q.observers.base.one_at_a_time import OneAtATime
 from pt2q.quantizers import XNNPACKQuantizer
 
 THREADS, CALLS = 4, 160
@@ -81,3 +84,18 @@ def test_observers_are_still_copied_and_pickled() -> None:
     for other in others:
         other(x)
         assert torch.equal(convert_pt2e(other)(x), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes are forked")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not() -> None:
+    turn = OneAtATime()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(turn.__enter__).result()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            with turn:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        pool.submit(turn.__exit__, None, None, None).result()

@@ -98,13 +98,21 @@ def compare_in_runtime(float_model: Model, values: Values, inputs: Any) -> Runti
         found = values(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
         unmatched.update(dict.fromkeys(_added(sums, references, found)))
     if not sums:
-        raise ComparisonError("the runtime gives no value that the float model has, or no batch")
+        raise ComparisonError(_nothing_compared(unmatched) if count else "there is no batch")
     names = {
         node.name: {node.name, origin_name(node)} & sums.keys() for node in floating.graph.nodes
     }
     results = {name: sums[known.pop()].result() for name, known in names.items() if known}
     errors = {name: error for name, error in results.items() if error is not None}
     return RuntimeComparison(errors, tuple(unmatched), count)
+
+
+def _nothing_compared(unmatched: Iterable[str]) -> str:
+    given = ", ".join(list(unmatched)[:3]) or "nothing"
+    return (
+        "the runtime gives no value that the float model has, of the same name and shape (it gives "
+        f"{given}): was it made from this model?"
+    )
 
 
 def _references(runner: GraphRunner, leaves: list[Any]) -> dict[str, Any]:

@@ -30,7 +30,13 @@ from pt2q.deploy.executorch.refusals import (
     why_not_grouped_scales,
 )
 from pt2q.deploy.executorch.runtime import PROVENANCE, LoadedProgram, load
-from pt2q.deploy.export import export_rewritten, in_float32, refuse_prepared, why_not_groups
+from pt2q.deploy.export import (
+    ONE_EXPORT,
+    export_rewritten,
+    in_float32,
+    refuse_prepared,
+    why_not_groups,
+)
 from pt2q.deploy.provenance import provenance_of_all
 from pt2q.deploy.signature import dynamic_shapes as dynamic_shapes_of
 from pt2q.deploy.signature import signature_of, unbounded_sizes
@@ -156,7 +162,7 @@ def packed(
     }
     try:
         # With gradients, ExecuTorch fails on buffers that are written into.
-        with _cheaper(), torch.no_grad():
+        with ONE_EXPORT, _cheaper(), torch.no_grad():
             return _packed(programs, exir, origin)
     except Exception as error:
         raise LoweringError(
@@ -199,6 +205,11 @@ def _check_names(converted: Mapping[str, Model], given: list[dict[str, Any]]) ->
         raise LoweringError(
             f"no model is called {', '.join(unknown) or 'anything'}: there are "
             f"{list(converted)}. Give models, example inputs and dynamic shapes by the same names"
+        )
+    if PROVENANCE in converted:
+        raise LoweringError(
+            f"{PROVENANCE} is the method that says where a program comes from: give the model "
+            "another name"
         )
 
 
