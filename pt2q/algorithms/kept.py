@@ -59,7 +59,7 @@ class Kept:
         """
         if folder is None:
             return cls(None, ranks)
-        return cls(Path(folder), ranks, f"{settings} {_digest(model) if ranks.rank == 0 else ''}")
+        return cls(Path(folder), ranks, f"{settings} {digest_of(model) if ranks.rank == 0 else ''}")
 
     def recall(self, step: int, work: Callable[[], Plain]) -> Plain:
         """What a step has found before, or what it finds now, which is kept.
@@ -106,8 +106,12 @@ NOTHING = Kept()
 """Nothing is kept."""
 
 
-def _digest(model: QuantGraphModule) -> str:
-    """Of weights, and of what observers of activations have seen."""
+def digest_of(model: QuantGraphModule) -> str:
+    """Of weights, and of what observers of activations have seen.
+
+    Args:
+        model: prepared.
+    """
     found = hashlib.sha256()
     weights = {
         f"{name}."

@@ -62,7 +62,7 @@ class Pieces:
 
         Args:
             walk: keeps its values in ``store``.
-            run: tells its data apart from others.
+            run: tells its data and its weights apart from others.
         """
         content = {
             "run": [run, *self._model(walk)],
@@ -79,7 +79,7 @@ class Pieces:
 
         Args:
             walk: at its beginning.
-            run: tells its data apart from others.
+            run: tells its data and its weights apart from others.
 
         Raises:
             DistributedError: what was kept is of another model or other data.

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pt2q.algorithms.engine import Lane, Walk
+from pt2q.algorithms.kept import digest_of
 from pt2q.algorithms.kept_pieces import Pieces
 from pt2q.distributed import Ranks, together
 from pt2q.distributed.calibrating import at_batch, observers_of, refusal, settle
@@ -51,6 +52,7 @@ def calibrate_in_pieces(
     ranks.agree(refusal(prepared, observers, ranks, resume) or _rounding(observers))
     pieces = None if resume is None else Pieces.of(resume, ranks, observers)
     store = None if pieces is None else pieces.store
+    model = "" if pieces is None else digest_of(prepared)
     digest = DataDigest()
     given = batches if pieces is None else digest.watching(batches)
     try:
@@ -62,7 +64,7 @@ def calibrate_in_pieces(
             if pieces is None:
                 walk.finish()
             else:
-                run = digest.result().sha256
+                run = f"{digest.result().sha256} {model}"
                 together(ranks, partial(pieces.restore, walk, run))
                 walk.finish(stopped=partial(pieces.save, walk, run))
         settle(observers, ranks)

@@ -93,6 +93,16 @@ def test_what_rounds_while_it_watches_is_refused() -> None:
         quantize_pt2e(program, QATQuantizer(), [torch.randn(2, 4)], low_memory=True)
 
 
+def test_what_is_kept_of_other_weights_is_refused(tmp_path: Path) -> None:
+    batches = [torch.randn(2, 4) for _ in range(4)]
+    models = [torch.export.export(torch.nn.Linear(4, 4).eval(), (batches[0],)) for _ in range(2)]
+    kept: dict[str, Any] = {"low_memory": True, "resume": tmp_path}
+    quantize_pt2e(models[0], XNNPACKQuantizer(), batches, **kept)
+    with pytest.raises(DistributedError, match="another model or other data"):
+        quantize_pt2e(models[1], XNNPACKQuantizer(), batches, **kept)
+    quantize_pt2e(models[0], XNNPACKQuantizer(), batches, **kept)
+
+
 class Stopped(BaseException):
     """As Ctrl-C ends a run."""
 
