@@ -58,6 +58,7 @@ SIZES: Mapping[str, Any] = {
     "decoder_ffn_dim": 2 * WIDTH,
 }
 """What of it a configuration has is set; the rest is left as it is."""
+_WINDOWS = {"depths": [2, 2], "num_heads": [2, 4], "embed_dim": 24, "window_size": 4}
 _STAGES = {"depths": [1, 1, 2, 1], "hidden_sizes": [24, 48, 96, 192]}
 OF_ONE: Mapping[str, Mapping[str, Any]] = {
     "squeezebert": {"embedding_size": WIDTH},
@@ -67,6 +68,8 @@ OF_ONE: Mapping[str, Mapping[str, Any]] = {
     "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
     "regnet": {**_STAGES, "groups_width": 8, "embedding_size": 24},
     "resnet": {**_STAGES, "embedding_size": 24},
+    "swin": _WINDOWS,
+    "swinv2": _WINDOWS,
 }
 """What only one architecture asks for; convolution nets are large as they come."""
 BY_STAGE = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads", "num_heads"})
