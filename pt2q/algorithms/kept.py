@@ -6,7 +6,6 @@ folder where it is there. Random numbers go on as they did then.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pt2q.distributed import ALONE, Ranks, together
+from pt2q.distributed.model_digest import digest_of
 from pt2q.errors import DistributedError
 from pt2q.files import replacing
-from pt2q.ir.graph import is_observer
 from pt2q.ir.module import QuantGraphModule
 
 Plain = dict[str, Any]
@@ -104,24 +102,3 @@ class Kept:
 
 NOTHING = Kept()
 """Nothing is kept."""
-
-
-def digest_of(model: QuantGraphModule) -> str:
-    """Of weights, and of what observers of activations have seen.
-
-    Args:
-        model: prepared.
-    """
-    found = hashlib.sha256()
-    weights = {
-        f"{name}."
-        for name, module in model.named_modules()
-        if is_observer(module) and getattr(module, "constant_input", False)
-    }
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor) or name.startswith(tuple(weights)):
-            continue
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from pt2q.algorithms.engine import Lane, Walk
-from pt2q.algorithms.kept import digest_of
 from pt2q.algorithms.kept_pieces import Pieces
 from pt2q.distributed import Ranks, together
 from pt2q.distributed.calibrating import at_batch, observers_of, refusal, settle
 from pt2q.distributed.checkpoint import can_tell
+from pt2q.distributed.model_digest import digest_of
 from pt2q.errors import DataError, Pt2qError, SpecError
 from pt2q.flow import DataDigest
 from pt2q.ir.module import QuantGraphModule

@@ -16,15 +16,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from pt2q.distributed.checkpoint import Checkpoint, can_tell
+from pt2q.distributed.checkpoint import Checkpoint, Past, can_tell
+from pt2q.distributed.model_digest import digest_of
 from pt2q.distributed.ranks import Ranks, together
 from pt2q.errors import FlowError, MergeError
+from pt2q.ir.data_digest import DataDigest
 from pt2q.ir.joined import join_programs
 from pt2q.ir.model_state import KeptState
 from pt2q.ir.module import QuantGraphModule
 from pt2q.ir.module.batch_call import as_call
+from pt2q.ir.torch_private import pytree
 from pt2q.observers.base.observer_base import ObserverBase
 from pt2q.observers.fake_quantizers.fake_quantizer_base import FakeQuantizeBase
 from pt2q.observers.protocol import has_data, rounds
@@ -74,7 +77,7 @@ def calibrate(
     ranks = Ranks.of(group)
     observers = observers_of(prepared)
     ranks.agree(refusal(prepared, observers, ranks, resume))
-    kept = None if resume is None else Checkpoint(resume, ranks, tuple(observers))
+    kept = None if resume is None else Checkpoint(resume, ranks, digest_of(prepared))
     run = call or partial(_run, prepared)
     try:
         with torch.no_grad():
@@ -194,8 +197,9 @@ def _observe(
     ranks: Ranks,
     kept: Checkpoint | None,
 ) -> None:
-    done = 0 if kept is None else together(ranks, partial(kept.restore, observers))
+    past = Past() if kept is None else together(ranks, partial(kept.restore, observers))
     turns = enumerate(_shares(batches, ranks))
+    digest = DataDigest()
 
     def go_on() -> bool:
         """Run some of this process's batches, but for those that were run before it was stopped."""
@@ -204,15 +208,25 @@ def _observe(
             return False
         before = turn * _ROUNDS
         for place, (index, batch) in enumerate(own, before):
-            if place >= done:
+            if kept is not None:
+                digest.add(_tensors(batch))
+            if place >= past.batches:
                 at_batch(observers, index)
                 run(batch)
-        if kept is not None and before + _ROUNDS > done:
-            kept.save(observers, before + _ROUNDS)
+        if kept is not None:
+            found = digest.result()
+            kept.go_on(observers, past, Past(before + _ROUNDS, found.sha256, found.batches))
         return True
 
     while together(ranks, go_on):
         pass
+    if kept is not None:
+        together(ranks, partial(kept.check, past, digest.result().batches))
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    """What a digest of a batch is of: what else there may be prints differently in every run."""
+    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def at_batch(observers: dict[str, Any], index: int | None) -> None:

@@ -31,38 +31,52 @@ def can_tell(observer: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class Past:
+    """What a stopped run had done.
+
+    Args:
+        batches: how many of its own this process had run, as if all turns were full.
+        data: their digest.
+        read: how many there were.
+    """
+
+    batches: int = 0
+    data: str = ""
+    read: int = 0
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Where a process keeps what its observers have seen.
 
     Args:
         folder: made when missing.
         ranks: the processes; a run goes on with as many as it began with.
-        names: of all observers, to know the model by.
+        model: its digest, before it has seen anything.
     """
 
     folder: str | PathLike[str]
     ranks: Ranks
-    names: tuple[str, ...]
+    model: str
 
     @property
     def path(self) -> Path:
         """The file of this process."""
         return Path(self.folder) / f"calibration-{self.ranks.rank}-of-{self.ranks.size}.pt"
 
-    def save(self, observers: Mapping[str, Any], batches: int) -> None:
+    def save(self, observers: Mapping[str, Any], past: Past) -> None:
         """Keep what was seen.
 
         Args:
             observers: by name.
-            batches: how many of its own this process has run.
+            past: what this process has run.
         """
-        statistics = statistics_of(observers)
-        content = {"names": list(self.names), "batches": batches, "statistics": statistics}
+        content = {"model": self.model, **vars(past), "statistics": statistics_of(observers)}
         with replacing(self.path) as draft:
             torch.save(content, draft)
 
-    def restore(self, observers: Mapping[str, Any]) -> int:
-        """Give observers what was kept, and return how many batches that is.
+    def restore(self, observers: Mapping[str, Any]) -> Past:
+        """Give observers what was kept, and return what was run.
 
         Args:
             observers: by name.
@@ -73,15 +87,50 @@ class Checkpoint:
         check_processes(self.folder, "calibration-*", self.ranks)
         content = torch.load(self.path, weights_only=True) if self.path.exists() else None
         if content is None:
-            return 0
-        if tuple(content["names"]) != self.names:
+            return Past()
+        if content.get("model") != self.model:
             raise DistributedError(
-                f"resume {self.folder}: {self.path.name} is of another model, with "
-                f"{len(content['names'])} observers and not {len(self.names)}"
+                f"resume {self.folder}: {self.path.name} is of another model, or of one with other "
+                "weights or settings. Give each run a folder of its own, or remove this one"
             )
         for name, statistics in content["statistics"].items():
             observers[name].restore(statistics)
-        return int(content["batches"])
+        return Past(**{name: content[name] for name in vars(Past())})
+
+    def go_on(self, observers: Mapping[str, Any], past: Past, now: Past) -> None:
+        """Keep what was seen, once a stopped run is caught up with.
+
+        Args:
+            observers: by name.
+            past: what the stopped run had done.
+            now: what this one has, what it read again included.
+
+        Raises:
+            DistributedError: what was read again is other data than then.
+        """
+        if now.batches > past.batches:
+            self.save(observers, now)
+        elif now.batches == past.batches and now.data != past.data:
+            raise self._other_data()
+
+    def check(self, past: Past, batches: int) -> None:
+        """Refuse a run that ended before it caught up with a stopped one.
+
+        Args:
+            past: what the stopped run had done.
+            batches: how many this one had.
+
+        Raises:
+            DistributedError: it had fewer.
+        """
+        if batches < past.read:
+            raise self._other_data()
+
+    def _other_data(self) -> DistributedError:
+        return DistributedError(
+            f"resume {self.folder}: {self.path.name} is of a run that had other data. "
+            "Give each run a folder of its own, or remove this one"
+        )
 
 
 def statistics_of(observers: Mapping[str, Any]) -> dict[str, Any]:

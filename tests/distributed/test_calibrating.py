@@ -141,6 +141,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     again = prepared()
     calibrate(again, [batch_of(i) for i in range(5)], resume=tmp_path)
     assert same(converted_state(again), converted_state(module))
+    for others in ([batch_of(0)], [batch_of(i) * 100 for i in range(5)]):
+        with pytest.raises(DistributedError, match="other data"):
+            calibrate(prepared(), others, resume=tmp_path)
+    other = prepared()
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    with pytest.raises(DistributedError, match="another model"):
+        calibrate(other, [batch_of(i) for i in range(5)], resume=tmp_path)
     (tmp_path / "calibration-0-of-1.pt").rename(tmp_path / "calibration-0-of-3.pt")
     with pytest.raises(DistributedError, match="another number of processes"):
         calibrate(prepared(), [batch_of(0)], resume=tmp_path)
