@@ -14,7 +14,7 @@ from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
-from pt2q.quantizers.toolkit.table.annotate import annotate_weighted_inputs
+from pt2q.quantizers.toolkit.table.annotate import annotate_inputs, annotate_weighted_inputs
 from pt2q.quantizers.toolkit.table.backend_table import BackendTable
 from pt2q.quantizers.toolkit.table.products import of_product
 from pt2q.quantizers.toolkit.table.rule import Match, Rule, When, in_training
@@ -81,7 +81,11 @@ RESIDUAL = Rule(
     output_counts=False,
     examples=(examples.RESIDUAL, examples.ADDITION),
 )
-CONCATENATION = replace(common_rows.CONCATENATION, kernel=kernels.LOOP, output_counts=False)
+# Its loop reads each input by a scale of its own: one that is small beside the others, and is read
+# elsewhere too, keeps its integers.
+CONCATENATION = replace(
+    common_rows.CONCATENATION, kernel=kernels.LOOP, annotate=annotate_inputs, output_counts=False
+)
 AVERAGE = replace(common_rows.AVERAGE, kernel=kernels.LOOP, output_counts=False)
 MOVE = replace(common_rows.MOVE, kernel=kernels.LOOP)
 DROPOUT = replace(common_rows.DROPOUT, kernel=kernels.LOOP)

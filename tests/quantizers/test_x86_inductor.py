@@ -209,3 +209,30 @@ def test_weights_of_linear_layers_in_half_precision():
     hidden = F.relu(F.linear(*ROWS, weights[0].float(), net[0].bias))
     assert torch.equal(model(*ROWS), F.linear(hidden, weights[1].float(), net[2].bias))
     assert {row.rule for row in quantizer.report() if row.quantized} == {"linear in half precision"}
+
+
+def test_a_small_input_of_a_concatenation_keeps_its_integers() -> None:
+    """Read elsewhere too, it would be rounded away in the scale of the large one."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large = (nn.Conv2d(3, 4, 3, padding=1) for _ in range(2))
+            self.own = nn.Conv2d(4, 8, 3, padding=1)
+            self.joint = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            small = self.small(x)
+            y: torch.Tensor = self.own(small) * 100
+            return y + self.joint(torch.cat([small, self.large(x)], 1))
+
+    torch.manual_seed(0)
+    model, x = Joined().eval(), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        model.small.weight.mul_(0.01)
+        model.small.bias.zero_()
+        model.own.bias.zero_()
+    prepared = prepare_pt2e(torch.export.export(model, (x,)), X86InductorQuantizer())
+    prepared(x)
+    with torch.no_grad():
+        assert sqnr(model(x), convert_pt2e(prepared)(x)) > 30
