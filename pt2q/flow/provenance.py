@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from pt2q.ir.data_digest import DataDigest as DataDigest
-from pt2q.ir.data_digest import DataUsed as DataUsed
+from pt2q.ir.data_digest import DataUsed
 from pt2q.ir.module import QuantGraphModule
 from pt2q.spec import Quantizer
 

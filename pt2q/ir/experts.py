@@ -48,7 +48,7 @@ def stack_of(product: Node) -> Stack | None:
     Args:
         product: any node.
     """
-    for index, axis in _FACTORS.get(ops.known_as(product.target), ()):  # type: ignore[arg-type]
+    for index, axis in _FACTORS.get(ops.known_as(product.target), ()):
         factor = product.args[index] if index < len(product.args) else None
         if isinstance(factor, Node) and is_float_tensor(factor):
             rank = value_of(factor).dim()
@@ -65,7 +65,7 @@ def picks_matrices(node: Node) -> bool:
 
 
 def _is_grouped(product: Node) -> bool:
-    return ops.known_as(product.target) in ops.GROUPED_MM  # type: ignore[arg-type]
+    return ops.known_as(product.target) in ops.GROUPED_MM
 
 
 def _followed(node: Node, axis: int, picked: bool) -> Stack | None:

@@ -88,7 +88,7 @@ def _stored_by_rows(match: Match) -> Reason | None:
 
 
 def _asked_for(match: Match) -> Reason | None:
-    if ops.known_as(match.head.target) in ops.GROUPED_MM:  # type: ignore[arg-type]
+    if ops.known_as(match.head.target) in ops.GROUPED_MM:
         return reasons.NO_GROUPED_PRODUCT
     return None if match.config.input_activation is None else reasons.PICKED_MATRICES
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 from torch.fx.traceback import NodeSource
-
-_GUARD = Lock()
-_inside: list[None] = []
 
 
 @contextmanager
@@ -20,17 +16,13 @@ def shared_node_sources() -> Iterator[None]:
     torch keeps for each node the chain of nodes that it was made from, and copies the whole chain
     deeply for every node of every pass. Lowering runs some sixty passes, so the chains grow long:
     a sixth of its time goes into their copies. No entry changes once it is made.
+    Lowerings take turns.
     """
-    with _GUARD:
-        _inside.append(None)
-        NodeSource.__deepcopy__ = _itself  # type: ignore[attr-defined]
+    NodeSource.__deepcopy__ = _itself  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        with _GUARD:
-            _inside.pop()
-            if not _inside:
-                del NodeSource.__deepcopy__  # type: ignore[attr-defined]
+        del NodeSource.__deepcopy__  # type: ignore[attr-defined]
 
 
 def _itself(source: Any, memo: dict[int, Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 from torch.fx import GraphModule
@@ -13,10 +12,6 @@ from torch.fx.passes.infra.pass_base import PassResult
 from pt2q.ir import ops
 from pt2q.optional import optional_modules
 
-_GUARD = Lock()
-_before: list[tuple[type, Callable[..., Any]]] = []
-_inside: list[None] = []
-
 
 @contextmanager
 def sought_where_possible() -> Iterator[None]:
@@ -24,34 +19,23 @@ def sought_where_possible() -> Iterator[None]:
 
     To search, ExecuTorch exports and takes apart six small programs in every process, several
     seconds, and goes through the graph twice more. No pattern of attention is without a softmax,
-    none of the others without its one operator.
+    none of the others without its one operator. Lowerings take turns: each puts back what it found.
     """
-    with _GUARD:
-        if not _inside:
-            _before.extend(_replaced())
-        _inside.append(None)
+    names = ("convert_to_sdpa", "convert_to_upsample_bilinear2d")
+    modules = (f"executorch.backends.xnnpack._passes.{name}" for name in names)
+    attention, enlarged = optional_modules(*modules, extra="executorch")
+    sought = {
+        attention.ConvertToSDPAPass: ops.SOFTMAX_ONLY,
+        enlarged.ConvertToUpsampleBilinear2d: ops.UPSAMPLE_BILINEAR,
+    }
+    before = {owner: owner.call for owner in sought}
+    for owner, call in before.items():
+        owner.call = _with(sought[owner], call)
     try:
         yield
     finally:
-        with _GUARD:
-            _inside.pop()
-            while not _inside and _before:
-                owner, call = _before.pop()
-                owner.call = call  # type: ignore[attr-defined]
-
-
-def _replaced() -> Iterator[tuple[type, Callable[..., Any]]]:
-    names = ("convert_to_sdpa", "convert_to_upsample_bilinear2d")
-    modules = optional_modules(
-        *(f"executorch.backends.xnnpack._passes.{name}" for name in names), extra="executorch"
-    )
-    attention, enlarged = modules
-    for owner, sought in (
-        (attention.ConvertToSDPAPass, ops.SOFTMAX_ONLY),
-        (enlarged.ConvertToUpsampleBilinear2d, ops.UPSAMPLE_BILINEAR),
-    ):
-        yield owner, owner.call
-        owner.call = _with(sought, owner.call)
+        for owner, call in before.items():
+            owner.call = call
 
 
 def _with(sought: frozenset[Any], call: Callable[..., Any]) -> Callable[..., Any]:

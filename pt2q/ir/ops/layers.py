@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pt2q.ir.ops.names import Target, aten, every
+from typing import Any
+
+from pt2q.ir.ops.names import aten, every
 
 CONV1D = every(aten.conv1d)
 CONV2D = every(aten.conv2d)
@@ -59,13 +61,13 @@ DROPOUT = every(
 )
 
 
-def known_as(target: Target) -> Target:
+def known_as(target: Any) -> Any:
     """The operator that rows and reasons know an operator of another library by, or itself.
 
     Libraries that define operators are never loaded for that: theirs are known by name.
 
     Args:
-        target: of a call.
+        target: of any node.
     """
     named = str(target) in _GROUPED_MM_OF_OTHERS
     return aten._grouped_mm.default if named else target

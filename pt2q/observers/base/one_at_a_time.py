@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from types import TracebackType
 from typing import Any
 
 
@@ -22,12 +21,7 @@ class OneAtATime:
             self._lock, self._process = threading.RLock(), os.getpid()
         self._lock.acquire()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OneAtATime:

@@ -83,7 +83,7 @@ class AnnotationRun:
         if choice.config is None:
             self.reasons[node] = choice.reason or reasons.NOT_COVERED
             return None
-        for rule in self.rules[choice.config.mode].get(known_as(node.target), ()):  # type: ignore[arg-type]
+        for rule in self.rules[choice.config.mode].get(known_as(node.target), ()):
             if rule.where is not None and not rule.where(node):
                 continue
             match = self._matched(rule, node, choice)

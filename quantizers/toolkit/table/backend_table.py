@@ -58,7 +58,7 @@ class BackendTable:
     def why_float(self, node: Node, config: QuantizationConfig) -> Reason:
         """Why a node that no rule names stays in float."""
         if picks_matrices(node):
-            known = self.multiplies_groups or known_as(node.target) not in GROUPED_MM  # type: ignore[arg-type]
+            known = self.multiplies_groups or known_as(node.target) not in GROUPED_MM
             return PICKED_MATRICES if known else NO_GROUPED_PRODUCT
         reasons, other = self.in_float, self.else_in_float
         if config.is_dynamic:
