@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
+from support.processes import keep_one_warm, let_it_go
 from support.seeds import seeded
 
 from pt2q.passes import verified_passes
@@ -26,9 +27,18 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the garbage collector need not look at it again and again."""
+    """What is imported by now stays: the garbage collector need not look at it again and again.
+
+    It looks seldom: graphs are made of objects by the ten thousand, and few of them are garbage.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    keep_one_warm()
+
+
+def pytest_unconfigure() -> None:
+    let_it_go()
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.command_line import Run, fails
+from support.processes import run_code
 from torch import Tensor, nn
 
 from pt2q.app.figures import Figures
@@ -131,21 +130,13 @@ cli.main(sys.argv[2:])
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "word"),
-    [
-        ("SIGTERM", 143, "terminated"),
-        pytest.param("SIGINT", 130, "interrupted", marks=pytest.mark.slow),
-    ],
+    ("name", "code", "word"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")]
 )
 def test_a_process_asked_to_end_leaves_nothing(
     folder: Path, tmp_path: Path, name: str, code: int, word: str
 ) -> None:
     out = tmp_path / "new" / "m.onnx"
-    done = subprocess.run(
-        [sys.executable, "-c", ASKED_TO_END, name, *map(str, _call(folder, out)), *OPTION],
-        capture_output=True,
-        text=True,
-    )
+    done = run_code(ASKED_TO_END, name, *_call(folder, out), *OPTION)
     assert done.returncode == code
     assert done.stderr == f"pt2q: {word}\n"
     assert not list(tmp_path.iterdir())

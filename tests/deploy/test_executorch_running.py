@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.lowering import Lowered
+from support.processes import run_code
 
 from pt2q.deploy.executorch import measure_latency
 from pt2q.errors import InputShapeError, LoweringError
@@ -46,7 +47,7 @@ del methods
 gc.collect()
 print("alive", float(outputs[0].sum()) == float(outputs[1].sum()))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = run_code(script)
     assert (done.returncode, done.stdout.strip()) == (0, "alive True"), done.stderr
 
 

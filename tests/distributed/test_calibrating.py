@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from support.processes import start
 from support.ranks import (
     COUNT,
     KINDS,
     Layers,
     batch_of,
-    calibrate_as_second,
     calibrate_in_groups,
     calibrate_together,
     converted_state,
@@ -106,10 +106,10 @@ def test_any_number_of_processes_writes_the_same_with_every_observer(tmp_path: P
 def test_two_processes_write_what_a_loop_writes(tmp_path: Path) -> None:
     """This process is the first of them, so that only one more has to be started."""
     kinds = ("histogram",)
-    other = mp.spawn(calibrate_as_second, (str(tmp_path), kinds), nprocs=1, join=False)
+    other = start(calibrate_together, 1, str(tmp_path), 2, kinds)
     with one_thread():
         calibrate_together(0, str(tmp_path), 2, kinds)
-    assert other.join()
+    assert other.wait().returncode == 0
     for kind in kinds:
         expected = looped(kind, tmp_path / "loop")
         assert_same_files(tmp_path, tmp_path / "loop", (2,), kind)

@@ -183,11 +183,6 @@ def calibrate_together(rank: int, folder: str, size: int, kinds: Sequence[str]) 
         dist.destroy_process_group()
 
 
-def calibrate_as_second(_: int, folder: str, kinds: Sequence[str]) -> None:
-    torch.set_num_threads(1)
-    calibrate_together(1, folder, 2, kinds)
-
-
 def stopping_at(stop: int) -> Iterator[tuple[Tensor]]:
     """Batches, the last of which is never given: the process is killed there."""
     for index in range(COUNT):

@@ -16,11 +16,6 @@ from pt2q.observers.synchronize import synchronize_observers
 from support.training import batches, train
 
 
-def train_second(_: int, folder: str, module: QuantGraphModule) -> None:
-    torch.set_num_threads(1)
-    train_replica(1, folder, module)
-
-
 def train_replica(rank: int, folder: str, module: QuantGraphModule) -> None:
     """Train as one of two, and leave what came of it in ``folder``."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from support.processes import start
 from support.qat_quantizer import QATQuantizer, prepare
-from support.replicas import train_replica, train_second
+from support.replicas import train_replica
 from support.threads import one_thread
 from support.training import batches, network
 from support.training_ranks import train_in_groups
@@ -22,10 +23,10 @@ from pt2q.observers import HistogramObserver
 def test_several_processes(tmp_path: Path) -> None:
     """Replicas end with the same ranges; sharded parameters train as whole ones do."""
     prepared = prepare(network(), batches(1)[0])
-    other = mp.spawn(train_second, (str(tmp_path), prepared), nprocs=1, join=False)
+    other = start(train_replica, 1, str(tmp_path), prepared)
     with one_thread():
         train_replica(0, str(tmp_path), prepared)
-    assert other.join()
+    assert other.wait().returncode == 0
     (one, *first), (other, *second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, value in one.items():
         if "running" not in name and "histogram." not in name:
