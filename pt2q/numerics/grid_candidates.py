@@ -74,12 +74,15 @@ def _pairs_of_ends(
     # An end at zero has one candidate, not all of them equal.
     below[:, 1:].masked_fill_((low == 0).unsqueeze(1), torch.inf)
     above[:, 1:].masked_fill_((high == 0).unsqueeze(1), torch.inf)
+    # Nor is there a grid without a width.
+    below[:, -1].masked_fill_(high == 0, torch.inf)
+    above[:, -1].masked_fill_(low == 0, torch.inf)
     # Which pairs are worth an exact error can be told in single precision.
     cost = highs.float().unsqueeze(1) - lows.float().unsqueeze(2)
-    nothing_between = ~(cost > 0)
     cost.square_().mul_((seen.total / (12 * grid.steps**2)).float().view(-1, 1, 1))
     cost.add_(below.unsqueeze(2)).add_(above.unsqueeze(1))
-    best = _best_by_cost(cost.masked_fill_(nothing_between, torch.inf).flatten(1), kept)
+    cost[:, -1, -1] = torch.inf
+    best = _best_by_cost(cost.flatten(1), kept)
     lows, highs = lows.gather(1, best // _PER_END), highs.gather(1, best % _PER_END)
     scale = (highs - lows) / grid.steps
     return scale, grid.quant_min - lows / scale
@@ -121,12 +124,13 @@ def around(
 
 
 def within_range(
-    scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor, grid: Grid
+    seen: Seen, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """Return the candidates ``[N, C]``, none so wide that an end of the integers stays unused.
 
     Values on one side of zero keep zero at the end of the integers, and a bounded activation its
-    bound at the other end: backends recognise by that what they can fuse.
+    bound at the other end: backends recognise by that what they can fuse. What is known to have no
+    bound may leave the other end unused.
     """
     if grid.zero_point is None:
         zero_point = torch.where(low.unsqueeze(1) == 0, float(grid.quant_min), zero_point)
@@ -136,4 +140,5 @@ def within_range(
     # An end without integers is given in full by the other one.
     below = torch.where(zero_point == grid.quant_min, 0.0, below)
     above = torch.where(zero_point == grid.quant_max, 0.0, above)
-    return torch.minimum(scale, torch.maximum(below, above)), zero_point
+    widest = torch.maximum(below, above).masked_fill_(seen.boundless.unsqueeze(1), torch.inf)
+    return torch.minimum(scale, widest), zero_point

@@ -23,6 +23,10 @@ import torch
 from torch import Tensor
 
 
+# How many times a value that is kept is rounded at least, all values together.
+_TRIED = 16384
+
+
 @dataclass(frozen=True)
 class Grid:
     """The integers of a quantized type.
@@ -51,6 +55,12 @@ class Seen(Protocol):
 
     candidates: int
     """How many grids are worth an exact error in a first round."""
+
+    boundless: Tensor
+    """Which are known not to be clipped already, bool ``[N]``."""
+
+    refinements: tuple[tuple[float, int], ...]
+    """How far around the best then, as a part of the spacing before, and how many scales."""
 
     def errors(self, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
         """Return the summed squared error of each candidate.
@@ -86,6 +96,7 @@ class HistogramTable:
     """
 
     candidates = 24
+    refinements = ((1.0, 7), (0.25, 5))
 
     def __init__(self, counts: Tensor) -> None:
         self.size, bins = counts.shape
@@ -94,17 +105,19 @@ class HistogramTable:
         first = counts * centre
         second = torch.addcmul(counts / 12, first, centre)
         # [3, N, bins + 1]: count, sum and sum of squares of the values below each edge.
-        self.below = torch.nn.functional.pad(torch.stack([counts, first, second]).cumsum(2), (1, 0))
-        # Nothing lies above the last edge: one more bin, empty, keeps lookups there in the table.
-        density = torch.nn.functional.pad(counts, (0, 1))
-        self.rows = torch.stack([self.below[1], self.below[0], density], -1).view(-1, 3)
-        self.first_row = (torch.arange(self.size) * (bins + 1)).view(-1, 1)
+        self.below = counts.new_zeros(3, self.size, bins + 1)
+        for below, part in zip(self.below, (counts, first, second), strict=True):
+            torch.cumsum(part, 1, out=below[:, 1:])
+        self.parabola = self._parabolas(counts)
+        self.first_row = (torch.arange(self.size, dtype=torch.int32) * (bins + 1)).view(-1, 1)
         self.total, self.moment, self.square = self.below[:, :, -1]
+        self.boundless = torch.zeros(self.size, dtype=torch.bool)
 
     def errors(self, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
         """See :meth:`Seen.errors`."""
         levels = torch.arange(grid.quant_min, grid.quant_max, dtype=torch.float64) + 0.5
-        borders = (levels - zero_point.unsqueeze(-1)).mul_(scale.unsqueeze(-1))
+        first = (self.half - zero_point * scale).unsqueeze(-1)
+        borders = torch.addcmul(first, levels, scale.unsqueeze(-1))
         inner = self._integral(borders.view(self.size, -1)).view(borders.shape).sum(-1)
         last = (grid.quant_max - zero_point) * scale
         around_last = (
@@ -115,32 +128,43 @@ class HistogramTable:
         error: Tensor = around_last - 2 * scale * inner
         return error
 
+    def _parabolas(self, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``a, b, c`` for each bin: ``K = a + b * p + c * p ** 2``, ``p`` from the left edge.
+
+        Nothing lies above the last edge: one more bin, empty, keeps lookups there in the table.
+        """
+        edge = torch.arange(counts.shape[1] + 1, dtype=torch.float64)
+        count, total, _ = self.below
+        c = torch.nn.functional.pad(counts, (0, 1), value=0.0).mul_(0.5)
+        b = torch.addcmul(count, c, edge, value=-2)
+        a = torch.addcmul(-total, c, edge.square()).sub_(count, alpha=self.half)
+        return a.view(-1), b.view(-1), c.view(-1)
+
     def _integral(self, position: Tensor) -> Tensor:
-        """Return ``K(position)``, the positions ``[N, P]``."""
-        edge = (position + self.half).clamp_(0, 2 * self.half).floor_()
-        row = edge.to(torch.int64).add_(self.first_row).view(-1)
-        sums, count, density = self.rows.index_select(0, row).unbind(1)
-        rest = (position + self.half).sub_(edge).clamp_(min=0).view(-1)
-        integral: Tensor = (position.view(-1) * count).sub_(sums)
-        integral.addcmul_(rest.square_(), density, value=0.5)
-        return integral
+        """Return ``K``, the positions ``[N, P]`` counted from the left edge; they are written over."""
+        position.clamp_(min=0)
+        edge = position.clamp(max=2 * self.half).to(torch.int32)
+        row = edge.add_(self.first_row).view(-1)
+        a, b, c = (part.index_select(0, row) for part in self.parabola)
+        position = position.view(-1)
+        return a.addcmul_(b.addcmul_(c, position), position)
 
     def clipped(self, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Seen.clipped`: exact at the edges of bins, the root interpolated between."""
-        from_above = torch.stack([self.total, self.moment, self.square]).unsqueeze(2) - self.below
-        return self._beyond(self.below, lows), self._beyond(from_above, highs)
+        all_of_it = self.below[:, :, -1:]
+        return self._beyond(lows, 0 * all_of_it, 1), self._beyond(highs, all_of_it, -1)
 
-    def _beyond(self, sums: Tensor, ends: Tensor) -> Tensor:
+    def _beyond(self, ends: Tensor, start: Tensor, sign: int) -> Tensor:
+        """Return the cost of values on one side: sums are ``start`` plus ``sign`` times those below."""
         position = (ends + self.half).clamp_(0, 2 * self.half)
         edge = position.floor().clamp_(max=2 * self.half - 1)
-        left, right = (self._root_beyond(sums, at) for at in (edge, edge + 1))
-        return torch.lerp(left, right, position - edge).square_()
-
-    def _root_beyond(self, sums: Tensor, edge: Tensor) -> Tensor:
-        count, first, second = (part.gather(1, edge.to(torch.int64)) for part in sums)
-        end = edge - self.half
-        cost: Tensor = second - 2 * end * first + end.square() * count
-        return cost.clamp_(min=0).sqrt_()
+        index = edge.to(torch.int64)
+        index = torch.cat([index, index + 1], 1).expand(3, -1, -1)
+        count, first, second = torch.add(start, self.below.gather(2, index), alpha=sign)
+        at = torch.cat([edge, edge + 1], 1).sub_(self.half)
+        cost = second - 2 * at * first + at.square() * count
+        left, right = cost.clamp_(min=0).sqrt_().chunk(2, 1)
+        return left.lerp(right, position.sub_(edge)).square_()
 
 
 class ValueTable:
@@ -150,15 +174,21 @@ class ValueTable:
     are tried.
 
     Args:
-        values: float32 ``[N, n]`` in bins; rows of fewer values are filled with zeros, which are on
+        values: float32 ``[N, n]`` in bins, rising; rows of fewer values are filled with zeros, which are on
             every grid. What is found depends on ``n`` by the order of additions.
     """
 
-    candidates = 64
-
     def __init__(self, values: Tensor) -> None:
+        self.candidates = max(_TRIED // values.shape[1], 64)
+        scales = max(_TRIED // (4 * values.shape[1]) | 1, 9)
+        around = 4.0 if scales > 32 else 1.0
+        self.refinements = ((around, scales), (8 * around / scales, scales))
         self.values = values.unsqueeze(1)
         self.total = torch.count_nonzero(values, 1).double()
+        # What clips leaves its bound more than once.
+        low, high = values[:, :1], values[:, -1:]
+        self.boundless = ((values == low) & (low < 0)).sum(1) < 2
+        self.boundless &= ((values == high) & (high > 0)).sum(1) < 2
 
     def errors(self, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
         """See :meth:`Seen.errors`."""

@@ -20,8 +20,6 @@ from pt2q.numerics.grid_error import Grid, Seen
 
 # Beyond this many levels a cell is narrower than a bin, and the model is all there is to know.
 _MANY_LEVELS = 1024
-# Two refinements: how far around the best, as a part of the spacing before, and how many scales.
-_REFINEMENTS = ((1.0, 9), (0.25, 9))
 
 
 def best_grid(
@@ -46,13 +44,14 @@ def best_grid(
         else ranked_by_model(seen, low, high, grid, seen.candidates)
     )
     best = _best_of(seen, scale, zero_point, floor, grid)
-    for part, count in _REFINEMENTS:
-        candidates = _neighbours(*best, low, high, grid, part, count)
+    for part, count in seen.refinements:
+        candidates = _neighbours(seen, *best, low, high, grid, part, count)
         best = _best_of(seen, *candidates, floor, grid)
     return best
 
 
 def _neighbours(
+    seen: Seen,
     scale: Tensor,
     zero_point: Tensor,
     low: Tensor,
@@ -68,7 +67,7 @@ def _neighbours(
         return around(scale, zero_point, spread, count, grid, both_sides)
     one_sided = (low == 0) | (high == 0)
     near = around(scale, zero_point, spread, count, grid, one_sided)
-    return within_range(*near, low, high, grid)
+    return within_range(seen, *near, low, high, grid)
 
 
 def _best_of(

@@ -117,24 +117,38 @@ def tail_counts(sampled: Tensor, extremes: Tensor, fraction: Tensor, blocks: Ten
     """Return the counts in bins on one side of zero, tails restored from block extremes.
 
     Args:
-        sampled: ``[N, half]`` counts estimated from samples, by growing magnitude.
+        sampled: ``[N, half]`` counts estimated from samples, by falling magnitude.
         extremes: ``[N, half]`` counts of block extremes on this side.
         fraction: ``[N, 1]`` samples taken for each element they stand for.
         blocks: ``[N, 1]`` number of blocks, at least 1.
     """
-    beyond = sampled.flip(1).cumsum(1)
-    # Values beyond a level, thrown into blocks at random, leave blocks empty like a Poisson law.
-    occupied = extremes.flip(1).cumsum(1)
-    mean = -torch.log1p(-(occupied / blocks).clamp(max=1 - 1e-9))
-    from_blocks = mean * blocks
-    block_variance = blocks * (torch.expm1(mean) - mean) + 1e-3
-    weight = 1 / fraction
-    sample_variance = torch.maximum(from_blocks, weight) * (weight - 1) + 1e-3
-    # Values that cluster in few blocks: the samples contradict the blocks beyond doubt.
-    excess = (beyond - from_blocks).square() - 16 * sample_variance
-    block_variance = block_variance + excess.clamp(min=0)
-    share = sample_variance / (sample_variance + block_variance)
-    combined = torch.lerp(beyond, from_blocks, share)
+    beyond, occupied = sampled.cumsum(1), extremes.cumsum(1)
+    # Where all blocks have a value beyond a level, they tell no more than the samples.
+    told = int((occupied < blocks).any(0).sum())
+    share, from_blocks = _told_by_blocks(
+        beyond[:, :told], occupied[:, :told], 1 / fraction, blocks.to(sampled.dtype)
+    )
+    beyond[:, :told].lerp_(from_blocks, share)
     # A count of values beyond a level can only grow toward zero.
-    combined = combined.cummax(1).values
-    return torch.diff(combined, dim=1, prepend=torch.zeros_like(combined[:, :1])).flip(1)
+    combined = beyond.cummax(1).values
+    return combined.diff(dim=1, prepend=torch.zeros_like(combined[:, :1]))
+
+
+def _told_by_blocks(
+    beyond: Tensor, occupied: Tensor, weight: Tensor, blocks: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return how far to believe the blocks and how many values they say lie beyond each level.
+
+    Values beyond a level, thrown into blocks at random, leave blocks empty like a Poisson law.
+    """
+    part = occupied / blocks
+    full = part >= 1
+    part.masked_fill_(full, 0)
+    from_blocks = torch.log1p(-part).mul_(-blocks)
+    # b * (exp(m) - 1 - m) with m = -log(1 - f).
+    block_variance = part.div_(1 - part).mul_(blocks).sub_(from_blocks).add_(1e-3)
+    sample_variance = torch.maximum(from_blocks, weight).mul_(weight - 1).add_(1e-3)
+    # Values that cluster in few blocks: the samples contradict the blocks beyond doubt.
+    excess = (beyond - from_blocks).square_().sub_(sample_variance, alpha=16).clamp_(min=0)
+    share = sample_variance / block_variance.add_(excess).add_(sample_variance)
+    return share.masked_fill_(full, 0), from_blocks

@@ -107,7 +107,9 @@ def test_tails_are_restored_from_block_extremes() -> None:
     sampled = torch.bincount(x[positions].int(), minlength=128).double().view(1, -1) * weight
     maxima = torch.bincount(extremes_of(x)[1].int(), minlength=128).double().view(1, -1)
     fraction = torch.tensor([[1.0 / weight]]).double()
-    restored = tail_counts(sampled, maxima, fraction, torch.tensor([[float(blocks)]]).double())
+    falling = (sampled.flip(1), maxima.flip(1))
+    count = torch.tensor([[float(blocks)]]).double()
+    restored = tail_counts(*falling, fraction, count).flip(1)
     tail = slice(25, 45)  # 0.2 % of the values lie beyond 25
 
     def error(counts: Tensor) -> float:
@@ -124,6 +126,9 @@ def test_clustered_values_are_left_to_the_samples() -> None:
     extremes = torch.zeros(1, 16).double()
     extremes[0, 10] = 3  # ten thousand values in three blocks
     counts = tail_counts(
-        sampled, extremes, torch.tensor([[0.05]]).double(), torch.tensor([[800.0]]).double()
-    )
+        sampled.flip(1),
+        extremes.flip(1),
+        torch.tensor([[0.05]]).double(),
+        torch.tensor([[800.0]]).double(),
+    ).flip(1)
     assert float(counts[0, 10]) == pytest.approx(10_000, rel=0.2)

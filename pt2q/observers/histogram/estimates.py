@@ -32,27 +32,36 @@ def estimated_counts(histograms: Sequence[StreamingHistogram], low: Tensor, high
     """
     for histogram in histograms:
         histogram.count_kept()
+    result = torch.zeros(len(histograms), histograms[0].bins, dtype=torch.float64)
     zeros = torch.stack([h.zeros.cpu() for h in histograms]).double()
-    counts = _as_double([h.counts[0] for h in histograms])
-    result = _even(counts, zeros[:, 0], low, high)
+    whole = [i for i, h in enumerate(histograms) if h.totals.whole > 0]
+    if whole:
+        counts = _as_double([histograms[i].counts[0] for i in whole])
+        result[whole] = _even(counts, zeros[whole, 0], low[whole], high[whole])
     large = [i for i, h in enumerate(histograms) if h.counts.shape[0] > 1]
-    if not large:
-        return result
-    chosen = [histograms[i] for i in large]
-    rows = _as_double([h.counts[1:] for h in chosen])
-    sampled = _even(rows[:, 0], zeros[large, 1], low[large], high[large])
-    elements, samples, blocks = (
-        torch.tensor([astuple(h.totals)[1:4] for h in chosen]).double().unsqueeze(2).unbind(1)
-    )
-    half = counts.shape[1] // 2
-    none = torch.zeros_like(blocks)
-    below = torch.cat([none, rows[:, 1, 1:half].flip(1)], 1)
-    above = torch.cat([none, rows[:, 2, half + 1 :]], 1)
-    fraction = samples / elements
-    lower = tail_counts(sampled[:, :half].flip(1), below, fraction, blocks).flip(1)
-    upper = tail_counts(sampled[:, half:], above, fraction, blocks)
-    result[large] += torch.cat([lower, upper], 1)
+    if large:
+        chosen = [histograms[i] for i in large]
+        result[large] += _sampled(chosen, zeros[large, 1], low[large], high[large])
     return result
+
+
+def _sampled(
+    histograms: Sequence[StreamingHistogram], zeros: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """Return what samples and block extremes of large tensors say, ``[N, bins]``."""
+    rows = _as_double([h.counts[1:] for h in histograms])
+    sampled = _even(rows[:, 0], zeros, low, high)
+    totals = torch.tensor([astuple(h.totals)[1:4] for h in histograms]).double()
+    elements, samples, blocks = totals.unsqueeze(2).unbind(1)
+    half = sampled.shape[1] // 2
+    none = torch.zeros_like(blocks)
+    # By falling magnitude: the lower side as it stands, the upper one turned round.
+    sides = torch.cat([sampled[:, :half], sampled[:, half:].flip(1)])
+    below, above = rows[:, 1, 1:half], rows[:, 2, half + 1 :].flip(1)
+    extremes = torch.cat([torch.cat([below, none], 1), torch.cat([above, none], 1)])
+    fraction = (samples / elements).repeat(2, 1)
+    lower, upper = tail_counts(sides, extremes, fraction, blocks.repeat(2, 1)).chunk(2)
+    return torch.cat([lower, upper.flip(1)], 1)
 
 
 def _as_double(counts: Sequence[Tensor]) -> Tensor:

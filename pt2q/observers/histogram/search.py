@@ -15,7 +15,7 @@ from pt2q.observers.histogram.estimates import estimated_counts, few_length, few
 from pt2q.observers.histogram.streaming import StreamingHistogram
 
 # Searched at once: so many that the cost of a call is shared, so few that they stay in the cache.
-_AT_ONCE = 16
+_AT_ONCE = 32
 
 
 def searched_qparams(observers: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
