@@ -64,3 +64,14 @@ def counted(
     # bincount asks for the largest index first, which would stall the device.
     counts = torch.zeros(size, dtype=torch.int64, device=index.device)
     return counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int64)).view(-1, bins)
+
+
+def with_rows(counts: Tensor, found: Tensor, row: int) -> Tensor:
+    """Return counts ``[rows, bins]`` with those found added from ``row`` on, in place if they fit."""
+    missing = row + found.shape[0] - counts.shape[0]
+    if counts.shape[0] == 0:
+        return torch.cat([found.new_zeros(row, found.shape[1]), found]) if row else found
+    if missing > 0:
+        counts = torch.cat([counts, counts.new_zeros(missing, counts.shape[1])])
+    counts[row : row + found.shape[0]] += found
+    return counts

@@ -15,13 +15,13 @@ from pt2q.numerics.histogram import (
     exponent_for,
     exponent_tensor,
     widened,
+    with_rows,
 )
 from pt2q.numerics.sampling import Summary
 from pt2q.observers.base.resizing import make_room
 from pt2q.observers.histogram.waiting import Totals, Waiting
 
 _MOST_WAITING = 32768
-_ROWS = 4
 # Up to this many values are kept as they are, uncounted: so few fit a grid by luck, and a search
 # that sees their exact places finds it.
 MOST_KEPT = 1024
@@ -128,10 +128,7 @@ class StreamingHistogram(nn.Module):
             largest: As for :meth:`add`, of what is about to be counted.
         """
         few, self._buffers["few"] = self.few, self.few[:0]
-        if self.counts.shape[0] > 0:
-            return
-        self._buffers["counts"] = self.counts.new_zeros(1, self.bins)
-        if few.shape[0] > 0:
+        if self.counts.shape[0] == 0 and few.shape[0] > 0:
             self._count(few, Waiting(size=few.shape[0], largest=largest))
 
     def _count(self, values: Tensor, waiting: Waiting) -> None:
@@ -139,13 +136,10 @@ class StreamingHistogram(nn.Module):
         zeros = waiting.size - torch.count_nonzero(values[: waiting.size])
         blocks = (values.shape[0] - waiting.size) // 2
         ends = [waiting.size, waiting.size + blocks, values.shape[0]] if blocks else [waiting.size]
-        if blocks and self.counts.shape[0] == 1:
-            more = self.counts.new_zeros(_ROWS - 1, self.bins)
-            self._buffers["counts"] = torch.cat([self.counts, more])
         found = counted(values, ends, self._widen(waiting.largest), self.bins)
         found[0] *= waiting.weight
         row = 1 if blocks else 0
-        self.counts[row : row + len(ends)] += found
+        self._buffers["counts"] = with_rows(self.counts, found, row)
         self.zeros[row] += zeros * waiting.weight
 
     def _make_ready(self, device: torch.device) -> None:
