@@ -110,10 +110,12 @@ def convert_pt2e(
         reference=use_reference_representation,
         on_no_data=on_no_data,
     )
-    with deferred_code(), paused_collection():
-        converted = _convert_all(models, passes)
+    with paused_collection():
+        with deferred_code():
+            converted = _convert_all(models, passes)
+        for done in converted.values():
+            done.recompile()
     for done in converted.values():
-        done.recompile()
         for module in done.modules():
             module.training = False  # export's module says True even of a graph in evaluation mode
         if use_reference_representation:

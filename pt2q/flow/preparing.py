@@ -219,15 +219,16 @@ def _warn_if_no_rounding(plan: Plan, models: Iterable[QuantGraphModule]) -> None
 @contextmanager
 def _preparing(model: ExportedProgram | GraphModule, stage: Stage) -> Iterator[QuantGraphModule]:
     """A copy of a model to work on within the block; after it, its code is up to date."""
-    with deferred_code(), paused_collection():
-        prepared = import_exported(model)
-        _warn_if_quantized(prepared)
-        if stage is Stage.PREPARED:
-            _switch_dropouts_off(prepared)
-            keep_state(prepared)  # calibration leaves nothing behind, training does
-        run_passes(prepared, [OpenControlFlow()])
-        yield prepared
-    prepared.recompile()
+    with paused_collection():
+        with deferred_code():
+            prepared = import_exported(model)
+            _warn_if_quantized(prepared)
+            if stage is Stage.PREPARED:
+                _switch_dropouts_off(prepared)
+                keep_state(prepared)  # calibration leaves nothing behind, training does
+            run_passes(prepared, [OpenControlFlow()])
+            yield prepared
+        prepared.recompile()
     prepared.record.stage = stage
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -94,13 +95,22 @@ def chain_to_constant(node: Node) -> list[Node]:
 
 
 def _is_pure(node: Node) -> bool:
-    schema = schema_of(node.target)
+    return _writes_nothing(node.target) and (
+        not _draws_numbers(node.target) or _is_switched_off(node)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _writes_nothing(target: ops.Target) -> bool:
+    schema = schema_of(target)
     if schema is None:
-        return getattr(node.target, "__module__", "") == "_operator"
-    if schema.is_mutable and node.target not in ops.WRITES_NOTHING:
-        return False
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded not in tags or _is_switched_off(node)
+        return getattr(target, "__module__", "") == "_operator"
+    return not schema.is_mutable or target in ops.WRITES_NOTHING
+
+
+@lru_cache(maxsize=4096)
+def _draws_numbers(target: ops.Target) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
 def _is_switched_off(node: Node) -> bool:

@@ -22,7 +22,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
 # How many times a value that is kept is rounded at least, all values together.
 _TRIED = 16384
 
@@ -129,9 +128,10 @@ class HistogramTable:
         return error
 
     def _parabolas(self, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``a, b, c`` for each bin: ``K = a + b * p + c * p ** 2``, ``p`` from the left edge.
+        """Return ``a, b, c`` for each bin: ``K = a + b * p + c * p ** 2``.
 
-        Nothing lies above the last edge: one more bin, empty, keeps lookups there in the table.
+        Here ``p`` counts from the left edge. Nothing lies above the last one: one more bin,
+        empty, keeps lookups there in the table.
         """
         edge = torch.arange(counts.shape[1] + 1, dtype=torch.float64)
         count, total, _ = self.below
@@ -141,7 +141,7 @@ class HistogramTable:
         return a.view(-1), b.view(-1), c.view(-1)
 
     def _integral(self, position: Tensor) -> Tensor:
-        """Return ``K``, the positions ``[N, P]`` counted from the left edge; they are written over."""
+        """Return ``K``; positions ``[N, P]`` count from the left edge and are written over."""
         position.clamp_(min=0)
         edge = position.clamp(max=2 * self.half).to(torch.int32)
         row = edge.add_(self.first_row).view(-1)
@@ -155,7 +155,7 @@ class HistogramTable:
         return self._beyond(lows, 0 * all_of_it, 1), self._beyond(highs, all_of_it, -1)
 
     def _beyond(self, ends: Tensor, start: Tensor, sign: int) -> Tensor:
-        """Return the cost of values on one side: sums are ``start`` plus ``sign`` times those below."""
+        """Return the cost of what lies beyond: sums are ``start + sign *`` those below."""
         position = (ends + self.half).clamp_(0, 2 * self.half)
         edge = position.floor().clamp_(max=2 * self.half - 1)
         index = edge.to(torch.int64)
@@ -174,8 +174,8 @@ class ValueTable:
     are tried.
 
     Args:
-        values: float32 ``[N, n]`` in bins, rising; rows of fewer values are filled with zeros, which are on
-            every grid. What is found depends on ``n`` by the order of additions.
+        values: float32 ``[N, n]`` in bins, rising; rows of fewer values are filled with zeros,
+            which are on every grid. What is found depends on ``n`` by the order of additions.
     """
 
     def __init__(self, values: Tensor) -> None:

@@ -67,7 +67,13 @@ def counted(
 
 
 def with_rows(counts: Tensor, found: Tensor, row: int) -> Tensor:
-    """Return counts ``[rows, bins]`` with those found added from ``row`` on, in place if they fit."""
+    """Return counts ``[rows, bins]`` with those found added from ``row`` on, in place if they fit.
+
+    Args:
+        counts: int64 ``[rows, bins]``; without rows nothing was counted yet.
+        found: int64 ``[n, bins]``; may become the result.
+        row: Where its first row belongs.
+    """
     missing = row + found.shape[0] - counts.shape[0]
     if counts.shape[0] == 0:
         return torch.cat([found.new_zeros(row, found.shape[1]), found]) if row else found

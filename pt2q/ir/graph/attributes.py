@@ -35,8 +35,17 @@ def find_attribute(model: nn.Module, target: str) -> Any:
     """
     found: Any = model
     for part in target.split(".") if target else ():
-        found = getattr(found, part, None)
+        found = _held(found, part)
     return found
+
+
+def _held(owner: Any, name: str) -> Any:
+    """``getattr(owner, name, None)``, by the shortest way in a module."""
+    if isinstance(owner, nn.Module):
+        for place in (owner._modules, owner._parameters, owner._buffers):
+            if name in place:
+                return place[name]
+    return getattr(owner, name, None)
 
 
 def find_owner(model: nn.Module, target: str) -> tuple[Any, str]:
@@ -62,8 +71,10 @@ def get_constant(model: nn.Module, node: Node | str) -> Tensor:
         TypeError: what is there is not a tensor.
     """
     target = node if isinstance(node, str) else str(node.target)
-    owner, name = find_owner(model, target)
-    found = getattr(owner, name)
+    found = find_attribute(model, target)
+    if found is None:
+        owner, name = find_owner(model, target)
+        found = getattr(owner, name)
     if not isinstance(found, Tensor):
         raise TypeError(f"{target} is a {type(found).__name__}, not a tensor")
     return found

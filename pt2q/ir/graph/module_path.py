@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from torch.fx import Node
@@ -26,6 +27,7 @@ def _class_name(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)
 
 
+@lru_cache(maxsize=65536)
 def normalize_path(path: str) -> str:
     """A module path as ``named_modules`` writes it.
 

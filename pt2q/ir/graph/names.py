@@ -21,9 +21,15 @@ class Names:
     @classmethod
     def of(cls, model: torch.nn.Module) -> Names:
         """All names of parameters, buffers and submodules of a module, dots as underscores too."""
-        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        names |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-        names |= {name for name, _ in model.named_modules(remove_duplicate=False)}
+        names = {""}
+        waiting = [("", model)]
+        while waiting:
+            path, module = waiting.pop()
+            names.update(path + name for name in (*module._parameters, *module._buffers))
+            for name, child in module._modules.items():
+                names.add(path + name)
+                if child is not None:
+                    waiting.append((f"{path}{name}.", child))
         return cls(names)
 
     def fresh(self, base: str) -> str:

@@ -121,14 +121,19 @@ def tensor_arguments(node: Node) -> list[tuple[str, Node]]:
     Args:
         node: any node; arguments of calls without a schema have the name "".
     """
-    schema = schema_of(node.target)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    names = _argument_names(node.target)
     found: list[tuple[str, Node]] = []
     for index, value in enumerate(node.args):
         _collect(names[index] if index < len(names) else "", value, found)
     for name, value in node.kwargs.items():
         _collect(name, value, found)
     return found
+
+
+@lru_cache(maxsize=4096)
+def _argument_names(target: Target) -> tuple[str, ...]:
+    schema = schema_of(target)
+    return () if schema is None else tuple(argument.name for argument in schema.arguments)
 
 
 def _collect(name: str, value: Any, found: list[tuple[str, Node]]) -> None:

@@ -41,7 +41,7 @@ def effects_of(node: Node) -> Effects:
     """
     if node.op == "call_module":
         return Effects(shared=tuple(node.all_input_nodes[:1]))
-    if node.op != "call_function":
+    if node.op != "call_function" or _has_none(node.target):
         return NONE
     if node.target is ops.GETITEM:
         return Effects(shared=_taken(node))
@@ -60,6 +60,14 @@ def _of_operator(node: Node) -> Effects:
     if not (written or shared or moved):
         return NONE
     return Effects((*_given(node, written), *moved), _given(node, shared))
+
+
+@lru_cache(maxsize=4096)
+def _has_none(target: Any) -> bool:
+    """Whether no call of an operator does anything to storage."""
+    if schema_of(target) is None or target in ops.EINSUM or target in ops.UPDATES_STATISTICS:
+        return False
+    return _roles(target) == ((), ())
 
 
 @lru_cache(maxsize=4096)

@@ -21,13 +21,14 @@ def constant_of(node: Node) -> Tensor | None:
 
 @dataclass
 class Spans:
-    """The bytes that constants lie in, by storage.
+    """What constants lie in, by storage.
 
     Args:
-        found: start, end and a node that reads the constant.
+        found: the constants and a node that reads each. Most have a storage to themselves, so the
+            bytes that each spans are asked for late.
     """
 
-    found: dict[int, list[tuple[int, int, Node]]] = field(default_factory=dict)
+    found: dict[int, list[tuple[Tensor, Node]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, constants: Iterable[tuple[Node, Tensor | None]]) -> Spans:
@@ -35,8 +36,7 @@ class Spans:
         result = cls()
         for node, tensor in constants:
             if tensor is not None:
-                spans = result.found.setdefault(storage_of(tensor), [])
-                spans.append((*span_of(tensor), node))
+                result.found.setdefault(storage_of(tensor), []).append((tensor, node))
         return result
 
     def overlapping(self, tensor: Tensor | None) -> list[Node]:
@@ -44,18 +44,21 @@ class Spans:
         if tensor is None:
             return []
         start, end = span_of(tensor)
-        known = self.found.get(storage_of(tensor), ())
+        known = _spans(self.found.get(storage_of(tensor), ()))
         return [node for low, high, node in known if low < end and start < high]
 
     def joined(self) -> Iterator[tuple[Node, Node]]:
         """Pairs that join all constants that overlap, directly or through others."""
-        for spans in self.found.values():
-            yield from _overlapping(spans)
+        for constants in self.found.values():
+            if len(constants) > 1:
+                yield from _overlapping(_spans(constants))
+
+
+def _spans(constants: Iterable[tuple[Tensor, Node]]) -> list[tuple[int, int, Node]]:
+    return [(*span_of(tensor), node) for tensor, node in constants]
 
 
 def _overlapping(spans: list[tuple[int, int, Node]]) -> Iterator[tuple[Node, Node]]:
-    if len(spans) < 2:
-        return
     reach, first = -1, spans[0][2]
     for start, end, node in sorted(spans, key=lambda span: span[:2]):
         if start < reach:

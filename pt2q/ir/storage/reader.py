@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch.fx import Graph, GraphModule, Node
 
@@ -23,8 +24,6 @@ class Reading:
         writers: by root, the calls that write into the storage, in the order of the graph.
         external: roots of storage that outlives the call: a constant's or an input's.
         effects: what each call does to storage, where it does anything.
-        lying_in: by root, the nodes that may lie in the storage.
-        last_use: the position of the last node that reads a node, or -1.
     """
 
     root: dict[Node, Node]
@@ -32,8 +31,14 @@ class Reading:
     writers: dict[Node, list[Node]]
     external: frozenset[Node]
     effects: dict[Node, Effects]
-    lying_in: dict[Node, list[Node]]
-    last_use: dict[Node, int]
+
+    @cached_property
+    def lying_in(self) -> dict[Node, list[Node]]:
+        """By root, the nodes that may lie in the storage."""
+        found: dict[Node, list[Node]] = {}
+        for node, first in self.root.items():
+            found.setdefault(first, []).append(node)
+        return found
 
 
 def read(graph: Graph) -> Reading:
@@ -71,11 +76,7 @@ class _Reader:
             for written in dict.fromkeys(root[value] for value in effects.written):
                 writers.setdefault(written, []).append(node)
         lasting = frozenset(root[n] for n in self.position if n.op in ("get_attr", "placeholder"))
-        lying_in: dict[Node, list[Node]] = {}
-        for node, first in root.items():
-            lying_in.setdefault(first, []).append(node)
-        last_use = {n: max((self.position[u] for u in n.users), default=-1) for n in self.position}
-        return Reading(root, self.position, writers, lasting, self.effects, lying_in, last_use)
+        return Reading(root, self.position, writers, lasting, self.effects)
 
     # -------------------------------------------------------------- disjoint sets
 

@@ -10,16 +10,17 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pt2q.errors import MergeError, NoDataError, NonFiniteActivationError
 from pt2q.ir.dtypes import STORED_AS
 from pt2q.observers.base.one_at_a_time import OneAtATime
+from pt2q.observers.base.plain_attributes import PlainAttributes
 from pt2q.observers.protocol import range_has_data
 from pt2q.spec.constructor import WithArgs
 
 
-class ObserverBase(WithArgs, nn.Module, ABC):
+class ObserverBase(WithArgs, PlainAttributes, ABC):
     """Base of observers: a module that returns its input and says how to quantize it.
 
     A subclass has ``forward`` and ``calculate_qparams``, and any arguments. What it does not say

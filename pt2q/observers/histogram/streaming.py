@@ -6,7 +6,7 @@ from dataclasses import astuple
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pt2q.numerics.histogram import (
     DEFAULT_BINS,
@@ -18,6 +18,7 @@ from pt2q.numerics.histogram import (
     with_rows,
 )
 from pt2q.numerics.sampling import Summary
+from pt2q.observers.base.plain_attributes import PlainAttributes
 from pt2q.observers.base.resizing import make_room
 from pt2q.observers.histogram.waiting import Totals, Waiting
 
@@ -27,7 +28,7 @@ _MOST_WAITING = 32768
 MOST_KEPT = 1024
 
 
-class StreamingHistogram(nn.Module):
+class StreamingHistogram(PlainAttributes):
     """The counts of what was seen, in bins whose width follows the range.
 
     Values wait in a list until there are enough to be worth counting. All that is stored is whole
