@@ -24,6 +24,7 @@ class Reading:
         writers: by root, the calls that write into the storage, in the order of the graph.
         external: roots of storage that outlives the call: a constant's or an input's.
         effects: what each call does to storage, where it does anything.
+        last_use: the position of the last node that reads a node, for those that are read.
     """
 
     root: dict[Node, Node]
@@ -31,6 +32,7 @@ class Reading:
     writers: dict[Node, list[Node]]
     external: frozenset[Node]
     effects: dict[Node, Effects]
+    last_use: dict[Node, int]
 
     @cached_property
     def lying_in(self) -> dict[Node, list[Node]]:
@@ -76,7 +78,8 @@ class _Reader:
             for written in dict.fromkeys(root[value] for value in effects.written):
                 writers.setdefault(written, []).append(node)
         lasting = frozenset(root[n] for n in self.position if n.op in ("get_attr", "placeholder"))
-        return Reading(root, self.position, writers, lasting, self.effects)
+        last_use = {read: at for n, at in self.position.items() for read in n.all_input_nodes}
+        return Reading(root, self.position, writers, lasting, self.effects, last_use)
 
     # -------------------------------------------------------------- disjoint sets
 

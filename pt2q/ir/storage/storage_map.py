@@ -67,8 +67,4 @@ class StorageMap(Reading):
         root, at = self.root[value], self.position[writer]
         if root in self.external:
             return True
-        return any(self.position[n] < at < self._last_use(n) for n in self.lying_in[root])
-
-    def _last_use(self, node: Node) -> int:
-        """The position of the last node that reads a node, or -1."""
-        return max((self.position[user] for user in node.users), default=-1)
+        return any(self.position[n] < at < self.last_use.get(n, -1) for n in self.lying_in[root])

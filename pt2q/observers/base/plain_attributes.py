@@ -18,10 +18,13 @@ class PlainAttributes(nn.Module):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        held = self.__dict__
-        if type(value) not in _PLAIN or "_modules" not in held:
-            super().__setattr__(name, value)
-        elif name in held["_buffers"] or name in held["_parameters"] or name in held["_modules"]:
-            super().__setattr__(name, value)
-        else:
+        if type(value) in _PLAIN and not self._is_registered(name):
             object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _is_registered(self, name: str) -> bool:
+        held = self.__dict__
+        if "_modules" not in held:  # made already?
+            return True
+        return name in held["_buffers"] or name in held["_parameters"] or name in held["_modules"]
