@@ -18,6 +18,10 @@ from torch.autograd.function import once_differentiable
 
 from pt2q.ir import ops
 from pt2q.numerics.broadcasting import shape_along
+from pt2q.numerics.extremes import extremes
+
+Span = tuple[Tensor, Tensor]
+"""The smallest and the largest value, of a tensor or of each of its channels."""
 
 # Below this size, the calls cost more than the elements.
 _FEW = 2048
@@ -52,67 +56,113 @@ def _open_interval(inverse: float, low: float, high: float) -> tuple[float, floa
     return first_outside(low, -1.0), first_outside(high, 1.0)
 
 
+class _Within(torch.autograd.Function):
+    """Nothing is clamped, so the gradient passes everywhere and nothing is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inverse: float | Tensor, scale: float | Tensor) -> Tensor:
+        return (x * inverse).round_().mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return grad, None, None
+
+
 class _PerTensor(torch.autograd.Function):
     """One scale. Keeps ``x``, which its producer or consumer mostly keeps anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, low: float, high: float) -> Tensor:
-        # The operators of a converted graph multiply by the reciprocal, too.
-        inverse = float(np.float32(1.0) / np.float32(scale))
+    def forward(ctx: Any, x: Tensor, inverse: float, scale: float, *bounds: float) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.arguments = inverse, low, high
-        return (x * inverse).round_().clamp_(low, high).mul_(scale)
+        ctx.arguments = inverse, *bounds
+        return (x * inverse).round_().clamp_(*bounds).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (x,) = ctx.saved_tensors
-        return ops.hardtanh_backward(grad, x, *_open_interval(*ctx.arguments)), None, None, None
+        passed = ops.hardtanh_backward(grad, x, *_open_interval(*ctx.arguments))
+        return passed, None, None, None, None
 
 
 class _Broadcast(torch.autograd.Function):
-    """Scales (and bounds) of any shape that broadcasts: per channel, per group.
-
-    Ranges of weights mostly hold all of the weight: then there is nothing to keep.
-    """
+    """Scales (and bounds) of any shape that broadcasts: per channel, per group."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        levels = (x * (1.0 / scale)).round_()
-        if low.numel() > 1 or _leaves(levels, float(low), float(high)):
-            ctx.save_for_backward((levels >= low) & (levels <= high))
+    def forward(ctx: Any, x: Tensor, inverse: Tensor, scale: Tensor, low: Any, high: Any) -> Tensor:
+        levels = (x * inverse).round_()
+        ctx.save_for_backward((levels >= low) & (levels <= high))
         return levels.clamp_(low, high).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        for inside in ctx.saved_tensors:
-            grad = grad * inside
-        return grad, None, None, None
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None, None, None
 
 
-def _leaves(levels: Tensor, low: float, high: float) -> bool:
-    """Whether some level is outside of the bounds."""
-    return float(levels.amin()) < low or float(levels.amax()) > high
+def _is_within(span: Span, inverse: Tensor, low: Any, high: Any) -> bool:
+    """Whether nothing in a range is clamped: rounding keeps the order, so its ends tell."""
+    factor = _array(inverse)
+    least, greatest = (np.rint(_array(end) * factor) for end in span)
+    if isinstance(low, Tensor):
+        return bool((least >= _array(low)).all() and (greatest <= _array(high)).all())
+    return bool(least.min() >= low and greatest.max() <= high)
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.numpy().reshape(-1)
 
 
 def _bounds(
     zero_point: Tensor, quant_min: int, quant_max: int, shape: list[int]
-) -> tuple[Tensor, Tensor]:
-    """``quant_min - zero_point`` and ``quant_max - zero_point``, one of each if all are equal."""
-    offset = zero_point.to(torch.float32)
-    first = offset.reshape(-1)[:1]
-    offset = first if bool((offset == first).all()) else offset.reshape(shape)
+) -> tuple[float | Tensor, float | Tensor]:
+    """``quant_min - zero_point`` and ``quant_max - zero_point``; numbers where all are equal.
+
+    Clamping between numbers is ten times as fast as between tensors.
+    """
+    zeros = _array(zero_point.detach().cpu())
+    first = int(zeros[0])
+    if zeros.size == 1 or (zeros == first).all():
+        return float(quant_min - first), float(quant_max - first)
+    offset = zero_point.to(torch.float32).reshape(shape)
     return quant_min - offset, quant_max - offset
 
 
-def _with_shape(
-    x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, shape: list[int]
+def _span_of(x: Tensor, shape: list[int]) -> Span | None:
+    """The ends of ``x`` per parameter; None where no gradient is wanted: clamping costs less."""
+    if not (torch.is_grad_enabled() and x.requires_grad and use_sweeps(x)):
+        return None
+    found = x.detach()
+    dims = tuple(dim for dim, size in enumerate(shape) if size == 1)
+    return extremes(found, () if len(dims) == x.dim() else dims)
+
+
+def _sweep(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    limits: tuple[int, int],
+    shape: list[int],
+    span: Span | None,
 ) -> Tensor:
-    bounds = _bounds(zero_point, low, high, shape)
-    result: Tensor = _Broadcast.apply(  # type: ignore[no-untyped-call]
-        x, scale.reshape(shape), *bounds
-    )
+    """The form in sweeps, with parameters of a shape that broadcasts."""
+    low, high = _bounds(zero_point, *limits, shape)
+    step = scale.detach().reshape(shape)
+    # The operators of a converted graph multiply by the reciprocal, too.
+    inverse = 1.0 / step
+    span = _span_of(x, shape) if span is None else span
+    factors = (inverse, step) if step.numel() > 1 else (float(inverse), float(step))
+    if span is not None and _is_within(span, inverse, low, high):
+        return _applied(_Within, x, *factors)
+    if step.numel() > 1 or isinstance(low, Tensor):
+        return _applied(_Broadcast, x, inverse, step, low, high)
+    return _applied(_PerTensor, x, *factors, low, high)
+
+
+def _applied(function: Any, *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)
     return result
 
 
@@ -123,6 +173,7 @@ def fake_quantize(
     quant_min: int,
     quant_max: int,
     ch_axis: int | None = None,
+    span: Span | None = None,
 ) -> Tensor:
     """Fake-quantize with a straight-through gradient for ``x``.
 
@@ -132,32 +183,31 @@ def fake_quantize(
         zero_point: an integer tensor of the same shape.
         quant_min, quant_max: the integers used, at most 2**24 apart.
         ch_axis: the axis the parameters run along, or None.
+        span: the ends of ``x``, of the shape of ``scale``, where they are known; it saves a look.
     """
     if x.dtype != torch.float32:
-        wide = fake_quantize(x.float(), scale, zero_point, quant_min, quant_max, ch_axis)
+        wide = fake_quantize(x.float(), scale, zero_point, quant_min, quant_max, ch_axis, span)
         return wide.to(x.dtype)
-    if ch_axis is not None:
-        return _per_channel(x, scale, zero_point, quant_min, quant_max, ch_axis)
-    if not use_sweeps(x) or x.numel() < _FEW:
-        zero = zero_point.to(torch.int32)
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero, quant_min, quant_max)
-    offset = int(zero_point)
-    result: Tensor = _PerTensor.apply(  # type: ignore[no-untyped-call]
-        x, float(scale), float(quant_min - offset), float(quant_max - offset)
-    )
-    return result
-
-
-def _per_channel(
-    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int
-) -> Tensor:
-    if not use_sweeps(x):
-        zero = zero_point.to(torch.int32)
-        return torch.fake_quantize_per_channel_affine(
-            x, scale, zero, ch_axis % x.dim(), quant_min, quant_max
-        )
+    few = ch_axis is None and x.numel() < _FEW
+    if few or not use_sweeps(x):
+        return _by_operator(x, scale, zero_point, quant_min, quant_max, ch_axis)
     shape = shape_along(ch_axis, x.dim())
-    return _with_shape(x, scale, zero_point, quant_min, quant_max, shape)
+    return _sweep(x, scale, zero_point, (quant_min, quant_max), shape, span)
+
+
+def _by_operator(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    ch_axis: int | None,
+) -> Tensor:
+    zero = zero_point.to(torch.int32)
+    if ch_axis is None:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, quant_min, quant_max)
+    axis = ch_axis % x.dim()
+    return torch.fake_quantize_per_channel_affine(x, scale, zero, axis, quant_min, quant_max)
 
 
 def fake_quantize_groups(
@@ -173,5 +223,5 @@ def fake_quantize_groups(
     """
     grouped = x.float().unflatten(-1, (-1, group_size))
     shape = [*scale.shape, 1]
-    result = _with_shape(grouped, scale, zero_point, quant_min, quant_max, shape)
+    result = _sweep(grouped, scale, zero_point, (quant_min, quant_max), shape, None)
     return result.flatten(-2).to(x.dtype)

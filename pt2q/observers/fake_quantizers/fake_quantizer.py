@@ -14,7 +14,7 @@ from torch import Tensor
 from pt2q.errors import SpecError
 from pt2q.ir.dtypes import FLOAT8_DTYPES, is_per_channel
 from pt2q.numerics.rounding import round_trip
-from pt2q.numerics.straight_through import fake_quantize
+from pt2q.numerics.straight_through import Span, fake_quantize
 from pt2q.observers.base.resizing import make_room
 from pt2q.observers.fake_quantizers.fake_quantizer_base import FakeQuantizeBase
 from pt2q.observers.min_max.moving_average import MovingAverageMinMaxObserver
@@ -111,20 +111,21 @@ class FakeQuantize(FakeQuantizeBase):
         observing, rounding = self._is_on()
         if x.numel() == 0:
             return x
-        if observing:
-            self._observe(x.detach())
+        ends = self._observe(x.detach()) if observing else None
         if not rounding or not (observing or self.has_data):
             return x
-        return self._round(x)
+        return self._round(x, ends)
 
     @torch.no_grad()
-    def _observe(self, x: Tensor) -> None:
+    def _observe(self, x: Tensor) -> Span | None:
+        """Take ``x`` into the statistics; its ends, if they are found on the way."""
         observer = self.activation_post_process
         if self.is_dynamic:
             observer.reset()
         observer(x)
         if not self.deferred:
             self.take_parameters()
+        return None
 
     def at_batch(self, index: int | None) -> None:
         """See `ObserverBase.at_batch`; of use while nothing is rounded."""
@@ -173,13 +174,13 @@ class FakeQuantize(FakeQuantizeBase):
         self.zero_point.copy_(zero_point)
         self._ready = True
 
-    def _round(self, x: Tensor) -> Tensor:
+    def _round(self, x: Tensor, ends: Span | None = None) -> Tensor:
         low, high, axis = self.quant_min, self.quant_max, self.ch_axis
         if self.dtype in FLOAT8_DTYPES or high - low > _FLOAT_INTEGERS:
             scale, zero = (self.scale, self.zero_point) if axis is not None else self._scalars()
             rounded = round_trip(x.detach(), scale, zero, low, high, self.dtype, axis)
             return x + (rounded.to(x.dtype) - x).detach()
-        return fake_quantize(x, self.scale, self.zero_point, low, high, axis)
+        return fake_quantize(x, self.scale, self.zero_point, low, high, axis, ends)
 
     def _scalars(self) -> tuple[Tensor, Tensor]:
         return self.scale.reshape(()), self.zero_point.reshape(())

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pt2q.errors import SpecError
 from pt2q.ir.dtypes import FLOAT8_DTYPES, is_symmetric
-from pt2q.numerics.fused_step import OPERATOR_FLOOR, symmetric_step
+from pt2q.numerics.fused_step import (
+    OPERATOR_FLOOR,
+    affine_parameters,
+    moving_average,
+    symmetric_step,
+)
 from pt2q.numerics.qparams import symmetric_zero_point
+from pt2q.numerics.straight_through import Span
 from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
 from pt2q.observers.min_max.moving_average import (
     MovingAverageMinMaxObserver,
@@ -56,13 +62,14 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         return self._is_on()[0] and self.activation_post_process.averaging_constant == 1
 
     @torch.no_grad()
-    def _observe(self, x: Tensor) -> None:
-        low, high = self._extremes(x)
-        extremes = torch.stack((low.float(), high.float()), -1)
+    def _observe(self, x: Tensor) -> Span | None:
+        ends = self._ends_of(x)
+        low, high = self._without_masks(x) if ends is None else ends
         if self.is_dynamic:
             self.activation_post_process.reset()
-        if not self.activation_post_process.keep(*extremes.unbind(-1)):
-            self._follow(extremes)
+        if not self.activation_post_process.keep(low, high):
+            self._follow(low, high)
+        return ends
 
     @torch.no_grad()
     def merge(self, found: Sequence[dict[str, Any]]) -> None:
@@ -74,57 +81,87 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         self.at_batch(None)
         device = self.scale.device
         for _, low, high in entries:
-            self._follow(torch.stack((low, high), -1).to(device))
+            self._follow(low.to(device), high.to(device))
 
     @torch.no_grad()
     def take_parameters(self) -> None:
         """See `FakeQuantize.take_parameters`; averaging a range with itself leaves it as it is."""
         observer = self.activation_post_process
-        self._follow(torch.stack((observer.min_val, observer.max_val), -1))
+        self._follow(observer.min_val, observer.max_val)
 
-    def _follow(self, extremes: Tensor) -> None:
-        """Average the range, [2] or [C, 2], and choose parameters."""
-        self._make_room(extremes)
-        if is_symmetric(self.qscheme):
-            self._follow_symmetric(extremes)
-        else:
-            self._call_operator(extremes)
-        if self.eps > OPERATOR_FLOOR:
-            self.scale.clamp_(min=self.eps)
+    def _follow(self, low: Tensor, high: Tensor) -> None:
+        """Average the range, [] or [C], and choose parameters."""
+        self._make_room(low)
+        on_host = low.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not (on_host and self._follow_on_host(low, high)):
+            self._follow_on_device(low, high)
         self._ready = True
 
-    def _follow_symmetric(self, extremes: Tensor) -> None:
-        """The operator's numbers in whole-vector arithmetic; it takes a microsecond per channel.
+    def _follow_on_host(self, low: Tensor, high: Tensor) -> bool:
+        """The operator's numbers by arrays; whether it has found parameters."""
+        own, observer = self._buffers, self.activation_post_process
+        running = [_array(observer._buffers[name]) for name in ("min_val", "max_val")]
+        constant = observer.averaging_constant
+        pairs = zip(running, (low, high), strict=True)
+        ends = [moving_average(old, _array(new), constant) for old, new in pairs]
+        found = self._parameters_of(*ends)
+        if found is None:
+            return False
+        running[0][:], running[1][:] = ends
+        _array(own["scale"])[:] = np.maximum(found[0], self.eps) if self._is_floored else found[0]
+        _array(own["zero_point"])[:] = found[1]
+        return True
+
+    def _parameters_of(self, low: Any, high: Any) -> tuple[Any, Any] | None:
+        """Scale and zero point, but for ``eps``.
 
         Where a channel has one sign alone the operator forgets the symmetry and moves the zero
         point, which no backend accepts; here it stays in the middle.
         """
-        observer = self.activation_post_process
-        ranges = ((observer.min_val, extremes[..., 0]), (observer.max_val, extremes[..., 1]))
-        for running, new in ranges:
-            moved = running + observer.averaging_constant * (new - running)
-            running.copy_(torch.where(running.isinf(), new, moved))
-        scale = symmetric_step(observer.min_val, observer.max_val, self.quant_min, self.quant_max)
-        self.scale.copy_(scale.reshape(self.scale.shape))
+        if not is_symmetric(self.qscheme):
+            return affine_parameters(low, high, self.quant_min, self.quant_max)
         middle = symmetric_zero_point(self.quant_min, self.quant_max, self.dtype)
-        self.zero_point.fill_(middle)
+        return symmetric_step(low, high, self.quant_min, self.quant_max), middle
 
-    def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _follow_on_device(self, low: Tensor, high: Tensor) -> None:
+        """The same with no look at any number."""
+        if not is_symmetric(self.qscheme):
+            self._call_operator(torch.stack((low, high), -1))
+        else:
+            observer = self.activation_post_process
+            for running, new in ((observer.min_val, low), (observer.max_val, high)):
+                running.copy_(moving_average(running, new, observer.averaging_constant))
+            scale, middle = self._parameters_of(observer.min_val, observer.max_val)
+            self.scale.copy_(scale)
+            self.zero_point.fill_(middle)
+        if self._is_floored:
+            self.scale.clamp_(min=self.eps)
+
+    @property
+    def _is_floored(self) -> bool:
+        """Whether ``eps`` says more than the operator does."""
+        return self.eps > OPERATOR_FLOOR
+
+    def _ends_of(self, x: Tensor) -> Span | None:
+        """The smallest and the largest value of ``x``; None if there are masks, or may be."""
+        if torch.compiler.is_compiling():  # looking would break the compiled graph
+            return None
+        ends = self.activation_post_process._ends_of(x)
+        return None if ends is None else (ends[0].float(), ends[1].float())
+
+    def _without_masks(self, x: Tensor) -> Span:
         """The range of ``x``, masks left out; where nothing is left, zero."""
-        if torch.compiler.is_compiling():  # looking for masks would break the compiled graph
+        if torch.compiler.is_compiling():
             axes = [dim for dim in range(x.dim()) if dim != self._axis_of(x)]
-            return x.amin(axes), x.amax(axes)
+            return x.amin(axes).float(), x.amax(axes).float()
         low, high = self.activation_post_process._range_of(x)
-        if x.device.type == "cpu" and math.isfinite(float(low.sum() + high.sum())):
-            return low, high
-        return low.nan_to_num(posinf=0.0), high.nan_to_num(neginf=0.0)
+        return low.float().nan_to_num(posinf=0.0), high.float().nan_to_num(neginf=0.0)
 
     def _axis_of(self, x: Tensor) -> int | None:
         return None if self.ch_axis is None else self.ch_axis % x.dim()
 
-    def _make_room(self, extremes: Tensor) -> None:
-        observer, device = self.activation_post_process, extremes.device
-        channels = extremes.shape[:-1]
+    def _make_room(self, low: Tensor) -> None:
+        observer, device, channels = self.activation_post_process, low.device, low.shape
         if observer.min_val.shape == channels and observer.min_val.device == device:
             return
         observer.min_val = observer.min_val.to(device).expand(channels).clone()
@@ -149,3 +186,8 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             extremes.dim() == 2,
             False,
         )
+
+
+def _array(tensor: Any) -> Any:
+    """The numbers of a tensor on the host, in one dimension; writing into it writes the tensor."""
+    return tensor.numpy().reshape(-1)

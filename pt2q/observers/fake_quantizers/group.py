@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pt2q.numerics.qparams import DEFAULT_EPS
-from pt2q.numerics.straight_through import fake_quantize_groups
+from pt2q.numerics.straight_through import Span, fake_quantize_groups
 from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
 from pt2q.observers.min_max.per_group import PerGroupMinMaxObserver
 from pt2q.spec.granularity import Granularity, PerGroup
@@ -58,10 +58,10 @@ class GroupFakeQuantize(FakeQuantize):
         """The granularity of a fake quantizer made with these arguments."""
         return PerGroup(group_size)
 
-    def _observe(self, x: Tensor) -> None:
+    def _observe(self, x: Tensor) -> Span | None:
         self.activation_post_process.reset()
-        super()._observe(x)
+        return super()._observe(x)
 
-    def _round(self, x: Tensor) -> Tensor:
+    def _round(self, x: Tensor, ends: Span | None = None) -> Tensor:
         low, high = self.quant_min, self.quant_max
         return fake_quantize_groups(x, self.scale, self.zero_point, low, high, self.group_size)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pt2q.errors import SpecError
 from pt2q.ir.dtypes import INTEGER_DTYPES, STORED_AS, dtype_bounds, is_symmetric
 from pt2q.numerics.learned_step import learned_step, lsq_factor
+from pt2q.numerics.straight_through import Span
 from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
 from pt2q.observers.fake_quantizers.learning_switches import LearningSwitches
 from pt2q.observers.min_max.moving_average import MovingAverageMinMaxObserver
@@ -115,7 +116,7 @@ class LearnableFakeQuantize(LearningSwitches, FakeQuantize):
         self.zero_point.data.copy_(zero_point)
         self._ready = True
 
-    def _round(self, x: Tensor) -> Tensor:
+    def _round(self, x: Tensor, ends: Span | None = None) -> Tensor:
         with torch.no_grad():
             self.scale.clamp_(min=self.eps)
         low, high = self.quant_min, self.quant_max

@@ -50,18 +50,26 @@ class RangeObserver(StatisticsObserver):
 
     def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest value in float32, masks left out."""
-        limit = MASK_LIMITS[x.dtype]
         if x.dtype in FLOAT8_DTYPES:
             x = x.to(torch.float32)
-        dims = self._reduced_dims(x)
-        if x.device.type == "cpu":
-            low, high = extremes(x, dims)
-            least, greatest = float(low.amin()), float(high.amax())
-            if least > -limit and greatest < limit:
-                return low, high
-            if least != least:
-                raise self._nan_error()
-        return extremes_without_masks(x, dims)
+        ends = self._ends_of(x)
+        return extremes_without_masks(x, self._reduced_dims(x)) if ends is None else ends
+
+    def _ends_of(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the smallest and the largest value; None if there are masks, or may be.
+
+        On an accelerator, which would have to be asked, there may be.
+        """
+        if x.device.type != "cpu":
+            return None
+        limit, dims = MASK_LIMITS[x.dtype], self._reduced_dims(x)
+        low, high = extremes(x, dims)
+        least, greatest = (low.amin(), high.amax()) if dims else (low, high)
+        if float(least) > -limit and float(greatest) < limit:
+            return low, high
+        if bool(torch.isnan(least)):
+            raise self._nan_error()
+        return None
 
     def _reduced_dims(self, x: Tensor) -> tuple[int, ...]:
         if self.ch_axis is None or not self.per_channel:
