@@ -6,6 +6,7 @@ work on an accelerator takes tensors, too.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,13 @@ def moving_average(running: Any, batch: Any, constant: float) -> Any:
     module = torch if isinstance(running, Tensor) else np
     since = module.where(module.isinf(running), batch, running)
     return since + constant * (batch - since)
+
+
+def moving_average_of_one(running: float, batch: float, constant: float) -> float:
+    """`moving_average` of single numbers, rounded to float32 after each operation."""
+    new = np.float32(batch)
+    since = new if math.isinf(running) else np.float32(running)
+    return float(since + np.float32(constant) * (new - since))
 
 
 def symmetric_step(low: Any, high: Any, quant_min: int, quant_max: int) -> Any:
@@ -52,26 +60,26 @@ def symmetric_step(low: Any, high: Any, quant_min: int, quant_max: int) -> Any:
 
 
 def affine_parameters(
-    low: Any, high: Any, quant_min: int, quant_max: int
-) -> tuple[Any, Any] | None:
+    low: float, high: float, quant_min: int, quant_max: int
+) -> tuple[float, int] | None:
     """Scale and zero point with which the operator covers a range that need not be symmetric.
 
-    ``scale = (high - low) / (quant_max - quant_min)``; the zero point is counted from that end
-    whose distance from zero, in steps, falls short of that of the integers' end by less.
+    ``scale = (high - low) / (quant_max - quant_min)``, a float32; the zero point is counted, in
+    double precision, from that end whose distance from zero, in steps, falls short of that of the
+    integers' end by less.
 
     Args:
-        low, high: the range, float32 arrays of one or more elements; zero is added to it.
+        low, high: the range; zero is added to it.
         quant_min, quant_max: the integers used.
 
     Returns:
-        Two arrays in double precision, the second of whole numbers; None for a range so narrow that
-        the operator widens it.
+        Both; None for a range so narrow that the operator widens it, or that is not finite.
     """
-    low, high = np.minimum(low, 0.0).astype(np.float64), np.maximum(high, 0.0)
-    scale = (high - low) / (quant_max - quant_min)
-    if scale.min() < _SMALLEST_STEP:
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32((high - low) / (quant_max - quant_min)))
+    if not _SMALLEST_STEP <= scale < math.inf:
         return None
     below, above = low / scale, high / scale
-    from_low = abs(quant_min) - np.abs(below) < abs(quant_max) - np.abs(above)
-    zero_point = np.where(from_low, quant_min - below, quant_max - above)
-    return scale, np.rint(zero_point).clip(quant_min, quant_max)
+    from_low = abs(quant_min) - abs(below) < abs(quant_max) - abs(above)
+    zero_point = quant_min - below if from_low else quant_max - above
+    return scale, round(min(max(zero_point, quant_min), quant_max))

@@ -4,6 +4,8 @@ Forward, ``x -> (clamp(round(x / scale) + zero_point, quant_min, quant_max) - ze
 backward, the gradient passes where nothing was clamped and is zero elsewhere. On a CPU both are
 written as few in-place sweeps over the tensor, which is several times as fast as torch's fused
 operators and gives the same bits; elsewhere, and under a compiler, those operators are called.
+Where the smallest and the largest value show that nothing is clamped, nothing is kept for the
+backward pass, and the gradient is handed on as it is.
 """
 
 from __future__ import annotations
@@ -102,10 +104,51 @@ class _Broadcast(torch.autograd.Function):
         return grad * inside, None, None, None, None
 
 
+def _one_scale(
+    x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int], span: Span | None
+) -> Tensor:
+    """The form in sweeps, with numbers for parameters."""
+    step, zero = np.float32(float(scale)), int(zero_point)
+    low, high = float(limits[0] - zero), float(limits[1] - zero)
+    # The operators of a converted graph multiply by the reciprocal, too.
+    inverse = np.float32(1.0) / step
+    if span is None and _wants_gradient(x):
+        span = extremes(x.detach(), ())
+    if span is not None:
+        # Rounding keeps the order, so the ends tell whether anything is clamped.
+        least, greatest = (np.rint(np.float32(float(end)) * inverse) for end in span)
+        if least >= low and greatest <= high:
+            return _applied(_Within, x, float(inverse), float(step))
+    return _applied(_PerTensor, x, float(inverse), float(step), low, high)
+
+
+def _wants_gradient(x: Tensor) -> bool:
+    """Whether it pays to know whether anything is clamped; else, clamping costs less."""
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def _many_scales(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    limits: tuple[int, int],
+    shape: list[int],
+    span: Span | None,
+) -> Tensor:
+    """The form in sweeps, with parameters of a shape that broadcasts."""
+    low, high = _bounds(zero_point.detach(), *limits, shape)
+    step = scale.detach().reshape(shape)
+    inverse = step.reciprocal()
+    if span is None and _wants_gradient(x) and use_sweeps(x):
+        span = extremes(x.detach(), tuple(dim for dim, size in enumerate(shape) if size == 1))
+    if span is not None and _is_within(span, inverse, low, high):
+        return _applied(_Within, x, inverse, step)
+    return _applied(_Broadcast, x, inverse, step, low, high)
+
+
 def _is_within(span: Span, inverse: Tensor, low: Any, high: Any) -> bool:
-    """Whether nothing in a range is clamped: rounding keeps the order, so its ends tell."""
-    factor = _array(inverse)
-    least, greatest = (np.rint(_array(end) * factor) for end in span)
+    """Whether nothing is clamped in any channel."""
+    least, greatest = (np.rint(_array(end) * _array(inverse)) for end in span)
     if isinstance(low, Tensor):
         return bool((least >= _array(low)).all() and (greatest <= _array(high)).all())
     return bool(least.min() >= low and greatest.max() <= high)
@@ -122,43 +165,12 @@ def _bounds(
 
     Clamping between numbers is ten times as fast as between tensors.
     """
-    zeros = _array(zero_point.detach().cpu())
+    zeros = _array(zero_point.cpu())
     first = int(zeros[0])
-    if zeros.size == 1 or (zeros == first).all():
+    if (zeros == first).all():
         return float(quant_min - first), float(quant_max - first)
     offset = zero_point.to(torch.float32).reshape(shape)
     return quant_min - offset, quant_max - offset
-
-
-def _span_of(x: Tensor, shape: list[int]) -> Span | None:
-    """The ends of ``x`` per parameter; None where no gradient is wanted: clamping costs less."""
-    if not (torch.is_grad_enabled() and x.requires_grad and use_sweeps(x)):
-        return None
-    found = x.detach()
-    dims = tuple(dim for dim, size in enumerate(shape) if size == 1)
-    return extremes(found, () if len(dims) == x.dim() else dims)
-
-
-def _sweep(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    limits: tuple[int, int],
-    shape: list[int],
-    span: Span | None,
-) -> Tensor:
-    """The form in sweeps, with parameters of a shape that broadcasts."""
-    low, high = _bounds(zero_point, *limits, shape)
-    step = scale.detach().reshape(shape)
-    # The operators of a converted graph multiply by the reciprocal, too.
-    inverse = 1.0 / step
-    span = _span_of(x, shape) if span is None else span
-    factors = (inverse, step) if step.numel() > 1 else (float(inverse), float(step))
-    if span is not None and _is_within(span, inverse, low, high):
-        return _applied(_Within, x, *factors)
-    if step.numel() > 1 or isinstance(low, Tensor):
-        return _applied(_Broadcast, x, inverse, step, low, high)
-    return _applied(_PerTensor, x, *factors, low, high)
 
 
 def _applied(function: Any, *arguments: Any) -> Tensor:
@@ -191,8 +203,10 @@ def fake_quantize(
     few = ch_axis is None and x.numel() < _FEW
     if few or not use_sweeps(x):
         return _by_operator(x, scale, zero_point, quant_min, quant_max, ch_axis)
-    shape = shape_along(ch_axis, x.dim())
-    return _sweep(x, scale, zero_point, (quant_min, quant_max), shape, span)
+    limits = quant_min, quant_max
+    if ch_axis is None:
+        return _one_scale(x, scale, zero_point, limits, span)
+    return _many_scales(x, scale, zero_point, limits, shape_along(ch_axis, x.dim()), span)
 
 
 def _by_operator(
@@ -223,5 +237,5 @@ def fake_quantize_groups(
     """
     grouped = x.float().unflatten(-1, (-1, group_size))
     shape = [*scale.shape, 1]
-    result = _sweep(grouped, scale, zero_point, (quant_min, quant_max), shape, None)
+    result = _many_scales(grouped, scale, zero_point, (quant_min, quant_max), shape, None)
     return result.flatten(-2).to(x.dtype)

@@ -18,19 +18,42 @@ from torch.autograd.function import once_differentiable
 
 from pt2q.ir import ops
 
+# Above this ratio of squared mean and variance, a difference of two sums loses too much.
+_FAR_FROM_ZERO = 16.0
+
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel, in two sweeps.
+    """Mean and biased variance per channel.
 
     torch's own kernel for contiguous tensors is several times slower on a CPU.
     """
     axes = [0, *range(2, x.dim())]
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
         var, mean = torch.var_mean(x, axes, correction=0)
         return mean, var
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
         return mean, var
+    return _from_sums(x) or _from_deviations(x, axes)
+
+
+def _from_sums(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """From sums of values and of squares, which make no tensor as large as ``x``.
+
+    ``var = mean(x ** 2) - mean(x) ** 2`` has an error of ``1 + mean(x) ** 2 / var`` float32
+    rounding steps; None where that is much.
+    """
+    rows = x.flatten(2) if x.dim() > 2 else x.t().unsqueeze(0)
+    axis, count = (0, x.shape[0]) if x.dim() > 2 else (0, 1)
+    mean = rows.mean(-1).mean(axis, dtype=torch.float64)
+    squares = torch.linalg.vector_norm(rows, 2, -1).double().square_().sum(axis)
+    var = squares.div_(rows.shape[-1] * count).sub_(mean.square())
+    if not bool((mean.square() <= _FAR_FROM_ZERO * var).all()):
+        return None
+    return mean.float(), var.float()
+
+
+def _from_deviations(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
     mean = x.mean(axes)
     return mean, (x - _per_channel(mean, x)).square_().mean(axes)
 
@@ -47,10 +70,10 @@ class _Train(torch.autograd.Function):
         ctx: Any, x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = _statistics(x)
-        spread = var + eps * factor.square()
+        spread = torch.addcmul(var, factor, factor, value=eps)
         signed = weight * factor.sign()
         out, _, _ = torch.native_batch_norm(x, signed, bias, mean, spread, False, 0.0, 0.0)
-        ctx.save_for_backward(x, factor, signed, mean, spread.rsqrt())
+        ctx.save_for_backward(x, factor, signed, mean, spread)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, var)
         return out, mean, var
@@ -58,13 +81,13 @@ class _Train(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
-        x, factor, signed, mean, inverse = ctx.saved_tensors
+        x, factor, signed, mean, spread = ctx.saved_tensors
         grad_x, grad_signed, grad_bias = ops.native_batch_norm_backward(
-            grad, x, signed, None, None, mean, inverse, True, 0.0, [True, True, True]
+            grad, x, signed, None, None, mean, spread.rsqrt(), True, 0.0, [True, True, True]
         )
-        # The factor's own share: d out / d (eps * s^2) = -out_centred / 2 * inverse^2.
-        grad_factor = -ctx.eps * factor * inverse.square() * signed * grad_signed
-        return grad_x, grad_factor, grad_signed * factor.sign(), grad_bias, None
+        # The factor's own share: d out / d (eps * s^2) = -out_centred / 2 / spread.
+        grad_factor = (grad_signed * signed).mul_(factor).div_(spread).mul_(-ctx.eps)
+        return grad_x, grad_factor, grad_signed.mul_(factor.sign()), grad_bias, None
 
 
 def _update(running: Tensor, batch: Tensor, momentum: float) -> None:
@@ -106,9 +129,10 @@ def scaled_batch_norm(
     out, mean, var = _Train.apply(x, factor, gamma, beta, eps)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         count = x.numel() // x.shape[1]
-        mean = mean / factor if own_bias is None else mean / factor + own_bias
+        mean = mean / factor if own_bias is None else torch.addcdiv(own_bias, mean, factor)
         _update(running_mean, mean, momentum)
-        _update(running_var, var / factor.square() * (count / (count - 1)), momentum)
+        var = var / factor.square().mul_(max(count - 1, 1) / count)
+        _update(running_var, var, momentum)
     if own_bias is not None and own_bias.requires_grad:
         # It has a gradient, and that is zero: what data parallel training waits for.
         out = _touch(out, own_bias)

@@ -193,3 +193,38 @@ def test_masks_and_nan() -> None:
     fake.node_name = "softmax"
     with pytest.raises(NonFiniteActivationError, match="softmax"):
         fake(torch.tensor([torch.nan]))
+
+
+def kept(call) -> list[torch.Tensor]:
+    """What a call keeps for the backward pass."""
+    found: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+        call()
+    return found
+
+
+@pytest.mark.parametrize("observing", [True, False])
+@pytest.mark.parametrize("options", [AFFINE, CHANNEL])
+def test_nothing_is_kept_where_nothing_is_clamped(options: dict, observing: bool) -> None:
+    channel = "ch_axis" in options
+    observer = MovingAveragePerChannelMinMaxObserver if channel else MovingAverageMinMaxObserver
+    fake = FusedMovingAvgObsFakeQuantize(observer=observer, **options)
+    x = torch.randn(16, 300)
+    fake(3 * x)
+    fake.enable_observer(observing)
+    weights = torch.randn_like(x)
+    assert torch.equal(pull(fake, x, weights)[1], weights)
+    assert not kept(lambda: fake(x.clone().requires_grad_()))
+    outside = (4 * x).requires_grad_()
+    assert kept(lambda: fake(outside))
+    y, grad = pull(fake, outside.detach(), weights)
+    operator = torch.fake_quantize_per_channel_affine if channel else None
+    arguments = (0, -127, 127) if channel else (-128, 127)
+    theirs = pull(
+        lambda x: (operator or torch.fake_quantize_per_tensor_affine)(
+            x, fake.scale, fake.zero_point, *arguments
+        ),
+        outside.detach(),
+        weights,
+    )
+    assert torch.equal(y, theirs[0]) and torch.equal(grad, theirs[1])

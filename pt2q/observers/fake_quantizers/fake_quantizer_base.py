@@ -81,10 +81,10 @@ class FakeQuantizeBase(WithArgs, nn.Module, ABC):
 
     def _versions(self) -> tuple[int, ...] | None:
         """How often each switch was written to; None where that is not counted."""
-        buffers = self.observer_enabled, self.fake_quant_enabled
-        if any(buffer.is_inference() for buffer in buffers):
+        observing, rounding = self.observer_enabled, self.fake_quant_enabled
+        if observing.is_inference() or rounding.is_inference():
             return None
-        return tuple(buffer._version for buffer in buffers)
+        return observing._version, rounding._version
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has buffers of its own, which count anew.

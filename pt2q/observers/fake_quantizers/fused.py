@@ -15,6 +15,7 @@ from pt2q.numerics.fused_step import (
     OPERATOR_FLOOR,
     affine_parameters,
     moving_average,
+    moving_average_of_one,
     symmetric_step,
 )
 from pt2q.numerics.qparams import symmetric_zero_point
@@ -97,29 +98,45 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             self._follow_on_device(low, high)
         self._ready = True
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _follow_on_host(self, low: Tensor, high: Tensor) -> bool:
-        """The operator's numbers by arrays; whether it has found parameters."""
-        own, observer = self._buffers, self.activation_post_process
-        running = [_array(observer._buffers[name]) for name in ("min_val", "max_val")]
-        constant = observer.averaging_constant
-        pairs = zip(running, (low, high), strict=True)
-        ends = [moving_average(old, _array(new), constant) for old, new in pairs]
-        found = self._parameters_of(*ends)
+        """The operator's numbers without tensors; whether there are any."""
+        if is_symmetric(self.qscheme):
+            self._follow_in_arrays(low, high)
+            return True
+        return low.dim() == 0 and self._follow_in_numbers(float(low), float(high))
+
+    def _follow_in_numbers(self, low: float, high: float) -> bool:
+        observer = self.activation_post_process
+        running, constant = (observer.min_val, observer.max_val), observer.averaging_constant
+        least = moving_average_of_one(float(running[0]), low, constant)
+        greatest = moving_average_of_one(float(running[1]), high, constant)
+        found = affine_parameters(least, greatest, self.quant_min, self.quant_max)
         if found is None:
             return False
-        running[0][:], running[1][:] = ends
-        _array(own["scale"])[:] = np.maximum(found[0], self.eps) if self._is_floored else found[0]
-        _array(own["zero_point"])[:] = found[1]
+        running[0].fill_(least)
+        running[1].fill_(greatest)
+        self.scale.fill_(max(found[0], self.eps) if self._is_floored else found[0])
+        self.zero_point.fill_(found[1])
         return True
 
-    def _parameters_of(self, low: Any, high: Any) -> tuple[Any, Any] | None:
-        """Scale and zero point, but for ``eps``.
+    def _follow_in_arrays(self, low: Tensor, high: Tensor) -> None:
+        observer = self.activation_post_process
+        ends = []
+        for running, new in ((observer.min_val, low), (observer.max_val, high)):
+            array = _array(running)
+            array[:] = moving_average(array, _array(new), observer.averaging_constant)
+            ends.append(array)
+        scale, middle = self._symmetric(*ends)
+        _array(self.scale)[:] = np.maximum(scale, self.eps) if self._is_floored else scale
+        self.zero_point.fill_(middle)
+
+    def _symmetric(self, low: Any, high: Any) -> tuple[Any, int]:
+        """Scale, but for ``eps``, and zero point.
 
         Where a channel has one sign alone the operator forgets the symmetry and moves the zero
         point, which no backend accepts; here it stays in the middle.
         """
-        if not is_symmetric(self.qscheme):
-            return affine_parameters(low, high, self.quant_min, self.quant_max)
         middle = symmetric_zero_point(self.quant_min, self.quant_max, self.dtype)
         return symmetric_step(low, high, self.quant_min, self.quant_max), middle
 
@@ -131,7 +148,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             observer = self.activation_post_process
             for running, new in ((observer.min_val, low), (observer.max_val, high)):
                 running.copy_(moving_average(running, new, observer.averaging_constant))
-            scale, middle = self._parameters_of(observer.min_val, observer.max_val)
+            scale, middle = self._symmetric(observer.min_val, observer.max_val)
             self.scale.copy_(scale)
             self.zero_point.fill_(middle)
         if self._is_floored:
