@@ -14,6 +14,8 @@ from pt2q.deploy import executorch, onnx
 from pt2q.errors import FlowError, LoweringError
 from pt2q.quantizers import OnnxQDQQuantizer, XNNPACKQuantizer
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 
 def _converted(kind: type[nn.Module], quantizer: Quantizer) -> QuantGraphModule:
     prepared = prepare_pt2e(exported(kind), quantizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from support.control_flow_models import (
     Cond,
     Nested,
     WhileLoop,
+    expected,
     exported,
     inputs,
     model_of,
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from pt2q import (
     MinMaxObserver,
+    QuantGraphModule,
     QuantizationAnnotation,
     QuantizationSpec,
     convert_pt2e,
@@ -36,29 +39,38 @@ from pt2q.ir.graph import dump, is_float_tensor
 from pt2q.passes import verified_passes
 from pt2q.quantizers import XNNPACKQuantizer
 
+# An operator of control flow that records gradients traces its bodies anew in every call.
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+
+@functools.cache
+def both(
+    kind: type[nn.Module], quantizer: type[SmallQuantizer] | type[XNNPACKQuantizer]
+) -> tuple[QuantGraphModule, QuantGraphModule]:
+    """A model prepared and calibrated, and converted."""
+    with verified_passes():
+        prepared = prepare_pt2e(exported(kind), quantizer())
+        for x in inputs():
+            prepared(x)
+        return prepared, convert_pt2e(prepared)
+
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_nothing_annotated_changes_nothing(kind: type[nn.Module]) -> None:
-    model = model_of(kind)[0]
     with verified_passes(), pytest.warns(UserWarning, match="annotated nothing"):
         prepared = prepare_pt2e(exported(kind), NoopQuantizer())
     converted = convert_pt2e(prepared)
-    for x in inputs():
-        torch.testing.assert_close(prepared(x), model(x), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(converted(x), model(x), atol=1e-6, rtol=1e-5)
+    for x, y in zip(inputs(), expected(kind), strict=True):
+        torch.testing.assert_close(prepared(x), y, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(converted(x), y, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("quantizer", [SmallQuantizer, XNNPACKQuantizer])
 @pytest.mark.parametrize("kind", MODELS)
 def test_bodies_are_quantized(kind: type[nn.Module], quantizer: type) -> None:
-    model = model_of(kind)[0]
-    with verified_passes():
-        prepared = prepare_pt2e(exported(kind), quantizer())
-        for x in inputs():
-            prepared(x)
-        converted = convert_pt2e(prepared)
-    for x in inputs():
-        assert sqnr(model(x), converted(x)) > 22
+    model, (_, converted) = model_of(kind)[0], both(kind, quantizer)
+    for x, y in zip(inputs(), expected(kind), strict=True):
+        assert sqnr(y, converted(x)) > 22
     weights = [v for k, v in converted.state_dict().items() if k.endswith("weight_quantized")]
     linears = sum(isinstance(m, nn.Linear) for m in model.modules())
     assert len(weights) == linears and all(w.dtype == torch.int8 for w in weights)
@@ -67,26 +79,21 @@ def test_bodies_are_quantized(kind: type[nn.Module], quantizer: type) -> None:
 
 @pytest.mark.parametrize("kind", (Cond, Nested))
 def test_the_converted_model_exports_copies_and_pickles(kind: type[nn.Module], tmp_path) -> None:
-    prepared = prepare_pt2e(exported(kind), SmallQuantizer())
-    for x in inputs():
-        prepared(x)
-    expected = [convert_pt2e(prepared)(x) for x in inputs()]
+    prepared, converted = both(kind, SmallQuantizer)
+    results = [converted(x) for x in inputs()]
     copied = copy.deepcopy(prepared)
     torch.save(prepared, tmp_path / "prepared.pt")
     loaded = torch.load(tmp_path / "prepared.pt", weights_only=False)
     for other in (copied, loaded):
         converted = convert_pt2e(other)
         again = torch.export.export(converted, (inputs()[0],)).module()
-        for x, y in zip(inputs(), expected, strict=True):
+        for x, y in zip(inputs(), results, strict=True):
             torch.testing.assert_close(converted(x), y, atol=0, rtol=0)
             torch.testing.assert_close(again(x), y, atol=0, rtol=0)
 
 
 def test_a_carried_value_has_one_set_of_parameters() -> None:
-    prepared = prepare_pt2e(exported(WhileLoop), SmallQuantizer())
-    for x in inputs():
-        prepared(x)
-    converted = convert_pt2e(prepared)
+    _, converted = both(WhileLoop, SmallQuantizer)
     body = converted.get_submodule("while_loop_body_graph_0")
     outer = next(n for n in converted.graph.nodes if n.name.startswith("quantize_per_tensor"))
     inner = next(n for n in body.graph.nodes if n.name.startswith("quantize_per_tensor"))
@@ -126,13 +133,15 @@ def test_gradients_flow_through_a_prepared_loop() -> None:
     prepared = prepare_pt2e(program, SmallQuantizer())
     model.zero_grad()
     x = inputs()[0]
-    prepared(x).square().sum().backward()
+    with torch.enable_grad():
+        prepared(x).square().sum().backward()
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    unrolled = x
-    for _ in range(3):
-        unrolled = model.a(unrolled).tanh()
-    model.c(unrolled).square().sum().backward()
+    with torch.enable_grad():
+        unrolled = x
+        for _ in range(3):
+            unrolled = model.a(unrolled).tanh()
+        model.c(unrolled).square().sum().backward()
     assert set(found) == {n for n, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad)
@@ -158,18 +167,12 @@ def test_an_untaken_branch_has_no_data() -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_bodies_keep_the_laws_of_the_graph(kind: type[nn.Module], quantizer: Any) -> None:
     # Export gives the operators in a body no from_node; what passes add there has one.
-    prepared = prepare_pt2e(exported(kind), quantizer())
-    for x in inputs():
-        prepared(x)
-    for model in (prepared, convert_pt2e(prepared)):
+    for model in both(kind, quantizer):
         verify(model, (inputs()[0],)).raise_if_broken()
 
 
 def test_a_quantize_in_a_body_without_its_origin_is_named() -> None:
-    prepared = prepare_pt2e(exported(Cond), SmallQuantizer())
-    for x in inputs():
-        prepared(x)
-    converted = convert_pt2e(prepared)
+    converted = copy.deepcopy(both(Cond, SmallQuantizer)[1])
     body = converted.get_submodule("true_graph_0")
     node = next(n for n in body.graph.nodes if ops.is_op(n, ops.QUANTIZE))  # type: ignore[union-attr]
     del node.meta["from_node"]
@@ -189,7 +192,7 @@ def test_runners_mean_what_the_operators_mean() -> None:
 
 
 def test_every_graph_is_found_once() -> None:
-    prepared = prepare_pt2e(exported(Nested), SmallQuantizer())
+    prepared, _ = both(Nested, SmallQuantizer)
     assert len(list(graph_modules(prepared))) == 5
 
 

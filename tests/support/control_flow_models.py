@@ -103,5 +103,12 @@ def model_of(kind: type[nn.Module]) -> tuple[nn.Module, torch.export.ExportedPro
     return model, torch.export.export(model, (inputs()[0],))
 
 
+@functools.cache
+def expected(kind: type[nn.Module]) -> tuple[Tensor, ...]:
+    """What a model gives for each of the inputs; each call is compiled, which takes its time."""
+    with torch.no_grad():
+        return tuple(model_of(kind)[0](x) for x in inputs())
+
+
 def exported(kind: type[nn.Module]) -> torch.export.ExportedProgram:
     return model_of(kind)[1]
