@@ -26,6 +26,7 @@ from pt2q.deploy.given_tensors import why_no_memory
 from pt2q.deploy.signature import leaf_shape
 from pt2q.errors import DataError, InputShapeError
 from pt2q.ir.emit import copied, restored
+from pt2q.ir.storage.effects import effects_of
 from pt2q.ir.torch_private import composites_looked_up_once
 from pt2q.library_output import quiet_python
 
@@ -150,6 +151,8 @@ def without_state(program: ExportedProgram) -> tuple[ExportedProgram, State, tup
         The program; its state; the names of the outputs that carry it, the last ones. Where nothing
         is written the program is the one that was given.
     """
+    if not _writes(program):
+        return program, State(), ()
     with quiet_python(), composites_looked_up_once():
         plain = program.run_decompositions({})  # writes become values
     signature = plain.graph_signature
@@ -160,6 +163,15 @@ def without_state(program: ExportedProgram) -> tuple[ExportedProgram, State, tup
         again = torch.export.export(flat.module, flat.examples, dynamic_shapes=flat.shapes)
     values = {name: value.detach().cpu().numpy() for name, value in flat.initial.items()}
     return again, State(values, tuple(signature.user_inputs_to_mutate.values())), flat.results
+
+
+def _writes(program: ExportedProgram) -> bool:
+    """Whether a program writes into anything, if only into what it makes itself."""
+    signature = program.graph_signature
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        return True
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, GraphModule)]
+    return any(effects_of(node).written for graph in graphs for node in graph.nodes)
 
 
 class _Flat:
