@@ -95,7 +95,7 @@ class HistogramTable:
     """
 
     candidates = 24
-    refinements = ((1.0, 7), (0.25, 5))
+    refinements: tuple[tuple[float, int], ...] = ((1.0, 7), (0.25, 5))
 
     def __init__(self, counts: Tensor) -> None:
         self.size, bins = counts.shape
@@ -164,7 +164,8 @@ class HistogramTable:
         at = torch.cat([edge, edge + 1], 1).sub_(self.half)
         cost = second - 2 * at * first + at.square() * count
         left, right = cost.clamp_(min=0).sqrt_().chunk(2, 1)
-        return left.lerp(right, position.sub_(edge)).square_()
+        result: Tensor = left.lerp(right, position.sub_(edge)).square_()
+        return result
 
 
 class ValueTable:

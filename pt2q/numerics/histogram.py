@@ -66,6 +66,16 @@ def counted(
     return counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int64)).view(-1, bins)
 
 
+def nonzeros(values: Tensor) -> Tensor:
+    """Return how many values are not zero, int64.
+
+    A count that branches on each value costs twenty times as much where half of them are zero.
+    """
+    if values.shape[0] >= 1 << 24:  # beyond that, sums of ones are not exact in float32
+        return torch.count_nonzero(values)
+    return values.to(torch.float32).sign().abs_().sum().to(torch.int64)
+
+
 def with_rows(counts: Tensor, found: Tensor, row: int) -> Tensor:
     """Return counts ``[rows, bins]`` with those found added from ``row`` on, in place if they fit.
 

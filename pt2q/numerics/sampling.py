@@ -16,6 +16,7 @@ beyond ``t``; :func:`tail_counts` weighs this with the samples by their variance
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +26,8 @@ from torch import Tensor
 WHOLE = 16384
 BLOCK = 255
 _PHASES = 4
+# Reduced at once in a first step: a few long rows take a third of the time of many short ones.
+_WIDE = 16
 _FEWEST_SAMPLES = 4096
 _WIDEST_STRATUM = 128
 
@@ -78,17 +81,32 @@ def blocks_of(size: int) -> int:
 def extremes_of(flat: Tensor) -> tuple[Tensor, Tensor]:
     """Return the smallest and the largest value of each block.
 
-    What is left over from blocks of ``BLOCK`` elements joins the first blocks.
+    Of ``b`` blocks the ``i``-th holds the elements ``i``, ``i + b``, ``i + 2 * b`` and so on.
     """
     blocks = blocks_of(flat.shape[0])
-    body, rest = flat[: blocks * BLOCK].view(BLOCK, blocks), flat[blocks * BLOCK :]
-    low, high = body.amin(0), body.amax(0)
-    for start in range(0, rest.shape[0], blocks):
-        part = rest[start : start + blocks]
-        first_low, first_high = low[: part.shape[0]], high[: part.shape[0]]
-        torch.minimum(first_low, part, out=first_low)
-        torch.maximum(first_high, part, out=first_high)
-    return low, high
+    return (
+        _by_block(flat, blocks, torch.amin, torch.minimum),
+        _by_block(flat, blocks, torch.amax, torch.maximum),
+    )
+
+
+def _by_block(
+    flat: Tensor, blocks: int, extreme: Callable[..., Tensor], of_two: Callable[..., Tensor]
+) -> Tensor:
+    """Return an extreme of each block: first of wide rows, which is fast, then of what is left."""
+    wide = flat.shape[0] // (blocks * _WIDE)
+    body = _WIDE * wide * blocks
+    found = extreme(flat[:body].view(_WIDE, -1), 0)
+    found = extreme(found.view(wide, blocks), 0)
+    rows = (flat.shape[0] - body) // blocks
+    if rows > 0:
+        whole = flat[body : body + rows * blocks].view(rows, blocks)
+        found = of_two(found, extreme(whole, 0))
+    rest = flat[body + rows * blocks :]
+    if rest.shape[0] > 0:
+        first = found[: rest.shape[0]]
+        of_two(first, rest, out=first)
+    return found
 
 
 @dataclass

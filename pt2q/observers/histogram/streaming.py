@@ -14,6 +14,7 @@ from pt2q.numerics.histogram import (
     counted,
     exponent_for,
     exponent_tensor,
+    nonzeros,
     widened,
     with_rows,
 )
@@ -134,7 +135,7 @@ class StreamingHistogram(PlainAttributes):
 
     def _count(self, values: Tensor, waiting: Waiting) -> None:
         """Count values, block minima and block maxima; ``values`` may be written over."""
-        zeros = waiting.size - torch.count_nonzero(values[: waiting.size])
+        zeros = waiting.size - nonzeros(values[: waiting.size])
         blocks = (values.shape[0] - waiting.size) // 2
         ends = [waiting.size, waiting.size + blocks, values.shape[0]] if blocks else [waiting.size]
         found = counted(values, ends, self._widen(waiting.largest), self.bins)
