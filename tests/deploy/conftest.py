@@ -1,4 +1,4 @@
-"""A small network, lowered once."""
+"""A small network to lower."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from support.convnets import MobileNetV2
 from support.lowering import Lowered, quantized
 from support.nets import image_net
 
-from pt2q.deploy.executorch import lower
-
 
 @pytest.fixture(scope="session")
 def small() -> Lowered:
@@ -16,5 +14,4 @@ def small() -> Lowered:
     net = image_net(lambda: MobileNetV2(10, stages, stem=8, head=32), 32)
     model = net.build()
     converted = quantized(model, *(net.inputs(1, seed) for seed in range(24)))
-    inputs = net.inputs(1, 99)
-    return Lowered(model, converted, inputs, lower(model, inputs), lower(converted, inputs))
+    return Lowered(model, converted, net.inputs(1, 99))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from pt2q import convert_pt2e
-from pt2q.deploy.executorch import Program
+from pt2q.deploy.executorch import Program, lower
 from pt2q.quantizers import XNNPACKQuantizer, get_symmetric_quantization_config
 from support.flow import calibrated
 
@@ -23,8 +24,16 @@ def quantized(
 
 @dataclass(frozen=True)
 class Lowered:
+    """A network and what it becomes; each is lowered when it is first asked for."""
+
     model: nn.Module
     converted: nn.Module
     inputs: tuple[Tensor, ...]
-    floating: Program
-    program: Program
+
+    @cached_property
+    def floating(self) -> Program:
+        return lower(self.model, self.inputs)
+
+    @cached_property
+    def program(self) -> Program:
+        return lower(self.converted, self.inputs)
