@@ -19,6 +19,9 @@ settings.load_profile("repeatable")
 
 torch.set_num_threads(1)
 
+# Graphs are made of objects by the ten thousand, and few of them are garbage: look seldom.
+gc.set_threshold(50_000, 20, 50)
+
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
     """What a module draws while it is imported is the same in every run, alone or among others."""
@@ -27,13 +30,9 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the garbage collector need not look at it again and again.
-
-    It looks seldom: graphs are made of objects by the ten thousand, and few of them are garbage.
-    """
+    """What is imported by now stays: the garbage collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
     keep_one_warm()
 
 
