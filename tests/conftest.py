@@ -11,6 +11,7 @@ from hypothesis import settings
 from support.processes import keep_one_warm, let_it_go
 from support.seeds import seeded
 
+from pt2q.ir.torch_private import composites_looked_up_once
 from pt2q.passes import verified_passes
 
 # The same examples in every run, however slow the machine: a failure repeats.
@@ -38,6 +39,13 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     let_it_go()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composites_known() -> Iterator[None]:
+    """Taking a program apart looks all composite operators up; many tests do so."""
+    with composites_looked_up_once():
+        yield
 
 
 @pytest.fixture(autouse=True)
