@@ -65,3 +65,12 @@ def every_pass_is_verified() -> Iterator[None]:
     """The laws of the graph are checked after each pass; nothing records gradients."""
     with verified_passes(), torch.no_grad():
         yield
+
+
+@pytest.fixture(scope="module")
+def patterns_known() -> Iterator[None]:
+    """Of ExecuTorch's quantizer."""
+    from support.foreign_patterns import patterns_captured_once
+
+    with patterns_captured_once():
+        yield

@@ -19,6 +19,8 @@ from pt2q import QuantGraphModule, convert_pt2e
 from pt2q.algorithms import ALGORITHMS, BiasCorrection
 from pt2q.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("patterns_known")
+
 
 class ConvAndLinear(nn.Module):
     def __init__(self) -> None:

@@ -14,6 +14,8 @@ import pt2q
 from pt2q.ir import ops
 from pt2q.ir.graph import is_float_tensor
 
+pytestmark = pytest.mark.usefixtures("patterns_known")
+
 
 def _xnnpack():
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as module
