@@ -13,8 +13,9 @@ from __future__ import annotations
 import functools
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 # Registers the quantized_decomposed operators; a program that loads a saved model needs it too.
 from torch.ao.quantization.fx import _decomposed as quantized_decomposed
 from torch.export._tree_utils import reorder_kwargs as reorder_kwargs
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen as PyTreeCodeGen
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
@@ -42,6 +43,7 @@ CHECKED = {
     "torch.fx.graph.Graph._codegen": "2.13.0",  # how the forward of a graph is written
     "torch.fx.graph.Graph._tracer_cls": "2.13.0",  # handed on to a copy
     "torch.fx.graph._PyTreeCodeGen": "2.13.0",  # its pytree_info holds the specs of arguments
+    "torch.fx.graph_module.GraphModule._code": "2.13.0",  # set by recompile; as are _CODE, specs
     "torch.fx.node.Node._erased": "2.13.0",  # set by Graph.erase_node
     "torch.distributed.distributed_c10d._get_default_store": "2.13.0",  # set, get, check
     "torch._export.serde.serialize.deserialize_scalar_type": "2.13.0",  # a number to a dtype
@@ -87,6 +89,7 @@ __all__ = [
     "OpOverloadPacket",
     "PyTreeCodeGen",
     "codegen_of",
+    "compiled_when_asked",
     "composites_looked_up_once",
     "default_store",
     "disable_current_modes",
@@ -179,6 +182,53 @@ def composites_looked_up_once() -> Iterator[None]:
         yield
     finally:
         utils._materialize_cpp_cia_ops = before
+
+
+_CODE = ("_code", "_lineno_map", "_prologue_start")
+"""What a compiled graph module holds of its code, beside its forward."""
+
+
+class _CompiledWhenAsked:
+    """Stands for the forward of a graph module, or for its code, until somebody wants it."""
+
+    def __init__(self, name: str, compiled: Callable[[GraphModule], Any]) -> None:
+        self._name, self._compiled = name, compiled
+
+    def __get__(self, module: GraphModule | None, owner: type) -> Any:
+        if module is None:
+            return self
+        self._compiled(module)
+        return getattr(module, self._name)
+
+
+@contextmanager
+def compiled_when_asked() -> Iterator[None]:
+    """Have graphs that this thread changes write and compile their code when it is asked for.
+
+    Lowering a program makes and changes some two hundred graphs, and runs a tenth of them. Each has
+    a class of its own, whose forward stands aside until it is wanted: a call, a look at its
+    signature or at the code.
+    """
+    before, thread = GraphModule.recompile, get_ident()
+
+    def later(module: GraphModule) -> Any:
+        if get_ident() != thread:
+            return before(module)
+        if isinstance(module.graph._codegen, PyTreeCodeGen):
+            specs = module.graph._codegen.pytree_info
+            module._in_spec, module._out_spec = specs.in_spec, specs.out_spec
+        for name in _CODE:
+            vars(module).pop(name, None)
+        for name in ("forward", *_CODE):
+            setattr(type(module), name, _CompiledWhenAsked(name, before))
+        module._recompile_submodules()
+        return None
+
+    GraphModule.recompile = later  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        GraphModule.recompile = before  # type: ignore[method-assign]
 
 
 @contextmanager

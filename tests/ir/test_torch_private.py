@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import operator
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule
 
 from pt2q.ir import torch_private
 from pt2q.ir.torch_private import CHECKED, private
@@ -19,6 +23,7 @@ RULE = ROOT / ".ci" / "torch_private.py"
 ON_INSTANCES = {  # attributes that objects have and their classes need not
     "torch.fx.graph.Graph._codegen": lambda: Graph(),
     "torch.fx.graph.Graph._tracer_cls": lambda: Graph(),
+    "torch.fx.graph_module.GraphModule._code": lambda: GraphModule(nn.Module(), Graph()),
     "torch.fx.node.Node._erased": lambda: Graph().placeholder("x"),
     "torch.nn.Module._forward_pre_hooks": lambda: nn.Module(),
     "torch.export.ExportedProgram._guards_code": lambda: torch.export.export(
@@ -84,6 +89,38 @@ def test_translations_are_read_once() -> None:
         assert one is not other and all(a is b for a, b in zip(one, other, strict=True))
         assert [meta.qualified_name for meta in one] == expected
     assert vars(apis).keys() == {"_name", "_module"}
+
+
+def doubling(module: GraphModule) -> None:
+    """Have a module give twice what it gave."""
+    (output,) = module.graph.find_nodes(op="output")
+    with module.graph.inserting_before(output):
+        output.args = (module.graph.call_function(operator.mul, (output.args[0], 2)),)
+    module.recompile()
+
+
+def test_code_is_compiled_when_asked() -> None:
+    recompile = GraphModule.recompile
+    with torch_private.compiled_when_asked():
+        module = torch.fx.symbolic_trace(nn.ReLU())
+        doubling(module)
+        assert not {"_code", "_lineno_map"} & vars(module).keys()
+        assert "mul" in module.code
+        doubling(module)
+        assert list(inspect.signature(module.forward).parameters) == ["input"]
+        doubling(module)
+        assert module(torch.ones(1)) == 8
+        other = torch.fx.symbolic_trace(nn.ReLU())
+        thread = threading.Thread(target=doubling, args=(other,))
+        thread.start()
+        thread.join()
+        assert "mul" in vars(other)["_code"]
+        doubling(module)
+        copied = copy.deepcopy(module)
+    assert GraphModule.recompile is recompile
+    assert module(torch.ones(1)) == copied(torch.ones(1)) == 16
+    doubling(module)
+    assert "_code" in vars(module) and module(torch.ones(1)) == 32
 
 
 def run_rule(*folders: Path) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from pt2q.deploy.agreement import Call, check_agreement
+from pt2q.deploy.executorch.decomposing import taken_apart_where_needed
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegation_of_all
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
 from pt2q.deploy.executorch.node_sources import shared_node_sources
@@ -29,6 +30,7 @@ from pt2q.deploy.executorch.refusals import (
     why_not_bodies,
     why_not_grouped_scales,
 )
+from pt2q.deploy.executorch.retracing import gone_through_where_changed
 from pt2q.deploy.executorch.runtime import PROVENANCE, LoadedProgram, load
 from pt2q.deploy.export import (
     ONE_EXPORT,
@@ -44,7 +46,7 @@ from pt2q.errors import LoweringError, UnboundedSizeWarning
 from pt2q.files import write_bytes
 from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.ir.qparams import quantized_nodes
-from pt2q.ir.torch_private import composites_looked_up_once
+from pt2q.ir.torch_private import compiled_when_asked, composites_looked_up_once
 from pt2q.library_output import first_line, quiet_python
 from pt2q.optional import optional_modules
 from pt2q.passes import OwnBiases, run_passes
@@ -181,6 +183,9 @@ def _cheaper() -> Iterator[None]:
         composites_looked_up_once(),
         shared_node_sources(),
         sought_where_possible(),
+        gone_through_where_changed(),
+        compiled_when_asked(),
+        taken_apart_where_needed(),
     ):
         yield
 
