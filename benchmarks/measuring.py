@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import statistics
@@ -65,6 +66,16 @@ def in_turn(
 def median(values: list[float]) -> float:
     """The median; NaN of nothing."""
     return statistics.median(values) if values else float("nan")
+
+
+def exponent(seconds: Mapping[int, float]) -> float:
+    """The slope of log seconds over log size, by least squares; NaN of fewer than three sizes."""
+    points = [(math.log(size), math.log(value)) for size, value in seconds.items()]
+    if len(points) < 3:
+        return math.nan
+    mean_x, mean_y = (statistics.fmean(axis) for axis in zip(*points, strict=True))
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    return slope / sum((x - mean_x) ** 2 for x, _ in points)
 
 
 def first(outputs: Any) -> Tensor:

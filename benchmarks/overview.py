@@ -54,9 +54,13 @@ PIPELINE = """
 
 CPU seconds of one thread for `prepare_pt2e` and `convert_pt2e` together, given the exported module,
 static int8 for XNNPACK. A calibration step is a forward pass of the prepared model, as a multiple
-of the float model's. The `mlp` models are chains of so many residual layers: they show how time
-grows.
+of the float model's, with one sample at a time and with eight. The `mlp` models are chains of so
+many residual layers of 32 features: they show how time grows.
 
+"""
+
+GROWTH = """
+Seconds grow with the number of layers to the power of {:.2f}, the peer's to the power of {:.2f}.
 """
 COMMAND = """
 ## The whole command
@@ -133,12 +137,19 @@ def pipeline(results: dict[str, Any]) -> Iterator[list[str]]:
     for model, result in results.items():
         passes = result["passes"]
         ours, peer = (seconds(passes[side]) for side in SIDES)
-        steps = passes.get("calibrate")
         ratios = [
-            f"{median(steps[s]) / median(steps['float']):.2f}x" if steps else "" for s in SIDES
+            f"{median(steps[s]) / median(steps['float']):.2f}x" if steps else ""
+            for steps in (passes.get("calibrate"), passes.get("calibrate_8"))
+            for s in SIDES
         ]
         beside = [f"{peer:.2f}", f"{peer / ours:.0f}x"] if peer == peer else ["", ""]
         yield [model, f"{ours:.2f}", *beside, *ratios]
+
+
+def growth(results: dict[str, Any], side: str) -> float:
+    """The power of the number of layers with which the seconds of one side grow."""
+    flows = {int(k[4:]): v["passes"][side] for k, v in results.items() if k.startswith("mlp_")}
+    return measuring.exponent({n: seconds(flow) for n, flow in flows.items() if flow["prepare"]})
 
 
 def memory(results: dict[str, Any]) -> Iterator[list[str]]:
@@ -219,8 +230,9 @@ def parts() -> Iterator[str]:
     yield HEAD
     yield markdown_table(["program", "what it measures"], [linked(*p) for p in PROGRAMS]) + "\n"
     yield PIPELINE
-    head = ["model", "pt2q, s", "peer, s", "ratio", "calibration", "peer's calibration"]
+    head = ["model", "pt2q, s", "peer, s", "ratio", "calibration", "peer's", "batch of 8", "peer's"]
     yield table(head, pipeline(flow["results"]))
+    yield GROWTH.format(*(growth(flow["results"], side) for side in SIDES))
     yield MEMORY
     yield table(["model", "prepare", "calibrate", "convert", "kept"], memory(flow["results"]))
     yield f"\nMeasured with {versions(flow)}.\n"

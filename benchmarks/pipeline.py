@@ -17,24 +17,27 @@ import json
 import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import measuring
+import overview
 import torch
 from large_convnets import LARGE
 from measuring import cpu_seconds, median
 from stacks import Ours, Peer
 from support.nets import NETS, Net, residual_mlp
+from tiling import Tiled
 
 LAYERS = (100, 200, 400, 800, 1600, 3200)
 MODELS = ("mobilenet_v2", "resnet50", "vit_s16", *LARGE, *(f"mlp_{n}" for n in LAYERS))
 RESULT = measuring.RESULTS / "pipeline.json"
 SLOW = 400  # layers: the peer is quadratic, one sample of its largest models has to do
-TOO_SLOW = 3200  # layers: and none of this
+TOO_SLOW = 1600  # layers: and none of these, which are chains of an exported one
+LINK = 200
+CALIBRATED = (*(name for name in MODELS if not name.startswith("mlp_")), "mlp_100")
 
 
 def layers_of(name: str) -> int:
@@ -47,6 +50,9 @@ def net_of(name: str) -> Net:
 
 
 def exported_net(name: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    if layers_of(name) >= TOO_SLOW:
+        link, inputs = exported_net(f"mlp_{LINK}")
+        return Tiled(link, layers_of(name) // LINK), inputs
     net = net_of(name)
     inputs = net.inputs(1)
     return torch.export.export(net.build(0), inputs), inputs
@@ -65,8 +71,9 @@ def passes_of(name: str, repeats: int) -> dict[str, Any]:
             if is_run(name, side.name, turn, repeats):
                 seconds = one_flow(side, exported, inputs)
                 add(samples[side.name], seconds if turn > 0 else {})
-    if not layers_of(name):
-        samples["calibrate"] = calibration(name, repeats)
+    if name in CALIBRATED:
+        samples["calibrate"] = calibration(name, 1, 4 * repeats)
+        samples["calibrate_8"] = calibration(name, 8, repeats)
     return samples
 
 
@@ -92,16 +99,17 @@ def one_flow(side: Any, exported: Any, inputs: tuple[torch.Tensor, ...]) -> dict
     return {"prepare": preparing, "convert": converting}
 
 
-def calibration(name: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds per batch of one: the float module and both prepared ones, in turn."""
-    exported, _ = exported_net(name)
+def calibration(name: str, batch: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds per batch: the float module and both prepared ones, in turn."""
+    net = net_of(name)
+    batches = [net.inputs(batch, seed=turn) for turn in range(repeats + 3)]
+    exported = torch.export.export(net.build(0), batches[0])
     models = {"float": exported.module(check_guards=False)}
     for side in (Ours(), Peer()):
         models[side.name] = side.prepare(exported.module(check_guards=False))
-    batches = [net_of(name).inputs(1, seed=turn) for turn in range(4 * repeats + 3)]
     runs = {key: lambda turn, m=model: m(*batches[turn]) for key, model in models.items()}
     with torch.no_grad():
-        return measuring.in_turn(runs, 4 * repeats, warm_up=3)
+        return measuring.in_turn(runs, repeats, warm_up=3)
 
 
 # ------------------------------------------------------------------ memory, in its own process
@@ -151,23 +159,9 @@ def total(samples: dict[str, Any], side: str) -> float:
     return median(samples[side]["prepare"]) + median(samples[side]["convert"])
 
 
-def exponent(results: dict[str, Any], side: str) -> float:
-    """Least-squares slope of log seconds over log layers of the residual MLPs."""
-    points = [
-        (math.log(n), math.log(total(results[f"mlp_{n}"]["passes"], side)))
-        for n in LAYERS
-        if results.get(f"mlp_{n}", {}).get("passes", {}).get(side, {}).get("prepare")
-    ]
-    if len(points) < 3:
-        return math.nan
-    mean_x = statistics.fmean(x for x, _ in points)
-    mean_y = statistics.fmean(y for _, y in points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points)
-    return slope / sum((x - mean_x) ** 2 for x, _ in points)
-
-
 def line_of(name: str, samples: dict[str, Any]) -> str:
-    ours, peer = total(samples, "pt2q"), total(samples, "peer")
+    ours = total(samples, "pt2q")
+    peer = total(samples, "peer") if samples["peer"]["prepare"] else math.nan
     line = f"{name:14}{ours:13.3f}{peer:13.3f}{peer / ours:8.1f}"
     if "calibrate" not in samples:
         return line
@@ -182,7 +176,7 @@ def print_summary(results: dict[str, Any]) -> None:
     for name, result in results.items():
         print(line_of(name, result["passes"]))
     for side in ("pt2q", "peer"):
-        print(f"growth with layers, exponent, {side}: {exponent(results, side):.2f}")
+        print(f"growth with layers, exponent, {side}: {overview.growth(results, side):.2f}")
     for name, result in results.items():
         for side, values in result.get("memory", {}).items():
             parts = ", ".join(f"{key} {value:.0f}" for key, value in values.items())

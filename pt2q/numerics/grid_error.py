@@ -183,7 +183,10 @@ class ValueTable:
         self.candidates = max(_TRIED // values.shape[1], 64)
         scales = max(_TRIED // (4 * values.shape[1]) | 1, 9)
         around = 4.0 if scales > 32 else 1.0
-        self.refinements = ((around, scales), (8 * around / scales, scales))
+        self.refinements: tuple[tuple[float, int], ...] = (
+            (around, scales),
+            (8 * around / scales, scales),
+        )
         self.values = values.unsqueeze(1)
         self.total = torch.count_nonzero(values, 1).double()
         # What clips leaves its bound more than once.
