@@ -28,6 +28,7 @@ from pt2q.app.commands import (
     sensitivity,
 )
 from pt2q.app.console import complain, plain_warnings
+from pt2q.app.loading import OWN_PROCESS
 from pt2q.app.options import asking
 from pt2q.app.signals import Terminated, ended_by_signals
 from pt2q.app.trust import TRUSTED
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments; those of the process when None.
     """
+    OWN_PROCESS.set(argv is None)
     sys.exit(_run(None if argv is None else list(argv)))
 
 

@@ -109,6 +109,7 @@ class Backend:
         bounds_sizes: its files take no size without an upper bound: the data's largest is taken.
         inner_values: gives what shows the values inside the runtime; None where none can be had.
         groups_of: weights that share a scale are a multiple of so many.
+        loads: modules that `deploy` needs, to be loaded early where that pays.
         embeddings: the configuration of embedding tables; None where it looks none up in 8 bits.
     """
 
@@ -125,6 +126,7 @@ class Backend:
     bounds_sizes: bool = False
     inner_values: Callable[[Model, Example], Values] | None = None
     groups_of: int = 1
+    loads: tuple[str, ...] = ()
     embeddings: Callable[[], QuantizationConfig] | None = None
     deploy_together: (
         Callable[[Mapping[str, Model], Mapping[str, Example], Path], DeployedTogether] | None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pt2q.app.console import complain, console, steps, track
+from pt2q.app.loading import load, loading
 from pt2q.app.options import Asked, CalibrationFiles, HeldOutFiles, JsonFile, MetricFunction
 from pt2q.offers import ALGORITHMS, EFFORTS
 
@@ -84,7 +85,9 @@ def quantize(
 
     models = [asked.model, *(programs or ())]
     how = _How(out, effort, algorithm, resume, report, metric, json)
-    with _memory(low_memory):
+    with loading():
+        memory = _memory(low_memory)
+    with memory:
         if are_named(models):
             _quantize_together(asked, models, calibration, held_out or [], how)
             return
@@ -116,17 +119,19 @@ def _memory(low: bool) -> AbstractContextManager[object]:
 
 
 def _quantize(asked: Asked, how: _How) -> None:
-    from pt2q.app.chosen import check_suffix, chosen_recipe, data_of
-    from pt2q.app.metrics import read_metric
-    from pt2q.app.program_file import read_program
-    from pt2q.app.quantize_job import run_job, take_part
-    from pt2q.app.summary import Summary
-    from pt2q.deploy.registry import BACKENDS
-    from pt2q.distributed import joined
+    with loading():
+        from pt2q.app.chosen import check_suffix, chosen_recipe, data_of
+        from pt2q.app.metrics import read_metric
+        from pt2q.app.program_file import read_program
+        from pt2q.app.quantize_job import run_job, take_part
+        from pt2q.app.summary import Summary
+        from pt2q.deploy.registry import BACKENDS
+        from pt2q.distributed import joined
 
-    chosen = chosen_recipe(asked, how.written, how.metric)
-    chosen = _improved(chosen, how.effort, how.algorithm)
-    row = BACKENDS[chosen.backend]
+        chosen = chosen_recipe(asked, how.written, how.metric)
+        chosen = _improved(chosen, how.effort, how.algorithm)
+        row = BACKENDS[chosen.backend]
+        load(row.loads)
     check_suffix(how.out, row)
     program = read_program(asked.model)
     data = data_of(program, asked, chosen)

@@ -111,5 +111,10 @@ XNNPACK = Backend(
     inner_values=_inner_values,
     deploy_together=_deploy_together,
     groups_of=32,
+    loads=(
+        "torch.export.pt2_archive",
+        "executorch.exir",
+        "executorch.backends.xnnpack.partition.xnnpack_partitioner",
+    ),
     embeddings=lambda: get_embedding_operators_config().config,
 )
