@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
@@ -65,7 +66,8 @@ CHECKED = {
     "torch._inductor.virtualized.V": "2.13.0",  # V.graph is the graph at work
     "torch._export.utils": "2.13.0",  # the module that taking programs apart is written in
     "torch._export.utils._materialize_cpp_cia_ops": "2.13.0",  # looks each composite operator up
-    "torch._C._dispatch_get_registrations_for_dispatch_key": "2.13.0",  # names, by key
+    "torch.library._defs": "2.13.0",  # the names of operators that libraries define
+    "torch.library._impls": "2.13.0",  # and of what they compute with
     "torch.onnx._internal._lazy_import.onnxscript_apis": "2.13.0",  # get_torchlib_ops: a list
 }
 """Name and the release it was checked on."""
@@ -165,17 +167,20 @@ def composites_looked_up_once() -> Iterator[None]:
 
     Taking a program apart, as every lowering does several times, looks all of them up for each
     namespace of operators: half a second in which nothing changes. They are looked up again when
-    an operator has come.
+    an operator can have come: with a module, or from a library that one has opened.
     """
     utils = private("torch._export.utils")
-    before, known = utils._materialize_cpp_cia_ops, -1
+    before = utils._materialize_cpp_cia_ops
+    known: tuple[int, ...] = ()
 
     def once() -> None:
         nonlocal known
-        found = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
-        if len(found) != known:
+        library = torch.library
+        sources = (sys.modules, torch.ops.loaded_libraries, library._defs, library._impls)
+        found = tuple(map(len, sources))
+        if found != known:
             before()
-            known = len(found)
+            known = found
 
     utils._materialize_cpp_cia_ops = once
     try:

@@ -76,6 +76,11 @@ def test_composites_are_looked_up_once() -> None:
     with torch_private.composites_looked_up_once():
         assert utils._materialize_cpp_cia_ops is not before
         assert [utils._collect_all_valid_cia_ops() for _ in range(2)] == [expected] * 2
+        with torch.library._scoped_library("pt2q_tests", "DEF") as library:
+            library.define("composed(Tensor x) -> Tensor")
+            library.impl("composed", torch.sin, "CompositeImplicitAutograd")
+            new = utils._collect_all_valid_cia_ops() - expected
+            assert new == {torch.ops.pt2q_tests.composed.default}
     assert utils._materialize_cpp_cia_ops is before
 
 
