@@ -167,7 +167,7 @@ def composites_looked_up_once() -> Iterator[None]:
 
     Taking a program apart, as every lowering does several times, looks all of them up for each
     namespace of operators: half a second in which nothing changes. They are looked up again when
-    an operator can have come: with a module, or from a library that one has opened.
+    an operator can have come: with a module, or by `torch.library`.
     """
     utils = private("torch._export.utils")
     before = utils._materialize_cpp_cia_ops
@@ -176,8 +176,7 @@ def composites_looked_up_once() -> Iterator[None]:
     def once() -> None:
         nonlocal known
         library = torch.library
-        sources = (sys.modules, torch.ops.loaded_libraries, library._defs, library._impls)
-        found = tuple(map(len, sources))
+        found = tuple(map(len, (sys.modules, library._defs, library._impls)))
         if found != known:
             before()
             known = found

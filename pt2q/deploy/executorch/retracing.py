@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
-from pt2q.ir.torch_private import FakeTensor, schema_of
+from pt2q.ir.torch_private import FakeTensor, pytree, schema_of
 from pt2q.optional import optional_modules
 
 _PLAIN = (
@@ -121,6 +121,8 @@ class _Values:
         is_operator = schema is not None and not schema.is_mutable
         if kind != "call_function" or not (is_operator or target is self._delegate):
             return None
+        if not any(isinstance(x, self._holder) for x in pytree.tree_leaves((args, kwargs))):
+            return None  # what is made of nothing belongs to the program that makes it
         try:
             return target, self.key(args), self.key(kwargs)
         except _NotKnown:
