@@ -9,9 +9,9 @@ becomes
 
     batch_norm(conv(x, fq(w * s)) / s + b)
 
-which without ``fq`` is the same function, with the same gradients and statistics. The operators
-and their order are those of ``torch.ao.nn.intrinsic.qat.ConvBn2d``. A channel with ``gamma = 0``
-uses ``s = 1``: it has no folded weight to round, and its statistics must not become 0 / 0.
+which without ``fq`` is the same function, with the same gradients and statistics. A channel with
+``gamma = 0`` uses ``s = 1``: it has no folded weight to round, and its statistics must not become
+0 / 0.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ class FuseConvBatchNormQAT:
 
     Args:
         fast: let the batch norm undo the scaling (`pt2q.training.scaled_batch_norm`): the same
-            function with other rounding errors, in less time and memory.
+            function with other rounding errors, in less time and memory. False: with the operators
+            of ``torch.ao.nn.intrinsic.qat.ConvBn2d``, in their order.
     """
 
-    fast: bool = False
+    fast: bool = True
 
     def __call__(self, model: QuantGraphModule) -> bool:
         """Fuse; see the class.

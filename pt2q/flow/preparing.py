@@ -19,6 +19,7 @@ from pt2q.errors import (
 )
 from pt2q.flow.annotating import annotate, ask, resolve, resolve_together
 from pt2q.flow.modules import own_modules, paused_collection
+from pt2q.flow.owned_weights import own_scaled_weights
 from pt2q.flow.provenance import Provenance
 from pt2q.ir.model_state import keep_state, unite_kept_state
 from pt2q.ir.modes import switch_dropouts_off
@@ -117,11 +118,18 @@ def _prepare_programs(
         observers = make_observers(plan, is_qat=is_qat)
         for model in prepared.values():
             run_passes(model, [_insertion(plan, quantizer, is_qat=is_qat, observers=observers)])
-            run_passes(model, [SizeLearnedScales()] if is_qat else ())
+            if is_qat:
+                _tell_fake_quantizers(model)
     for model in prepared.values():
         _warn(model, plan)
         model.record.put(Provenance.of(quantizer, trained=is_qat))
     return prepared, plan
+
+
+def _tell_fake_quantizers(model: QuantGraphModule) -> None:
+    """What they can know of their inputs before training."""
+    run_passes(model, [SizeLearnedScales()])
+    own_scaled_weights(model)
 
 
 def _note_report(model: QuantGraphModule, quantizer: Quantizer) -> None:
@@ -149,13 +157,13 @@ def _preparing_all(
 
 @overload
 def prepare_qat_pt2e(
-    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, fast: bool = False
+    model: ExportedProgram | GraphModule, quantizer: Quantizer, *, fast: bool = True
 ) -> QuantGraphModule: ...
 
 
 @overload
 def prepare_qat_pt2e(
-    model: Mapping[str, ExportedProgram | GraphModule], quantizer: Quantizer, *, fast: bool = False
+    model: Mapping[str, ExportedProgram | GraphModule], quantizer: Quantizer, *, fast: bool = True
 ) -> dict[str, QuantGraphModule]: ...
 
 
@@ -163,7 +171,7 @@ def prepare_qat_pt2e(
     model: ExportedProgram | GraphModule | Mapping[str, ExportedProgram | GraphModule],
     quantizer: Quantizer,
     *,
-    fast: bool = False,
+    fast: bool = True,
 ) -> QuantGraphModule | dict[str, QuantGraphModule]:
     """Insert fake quantizers into an exported model, for quantization-aware training.
 
@@ -177,8 +185,9 @@ def prepare_qat_pt2e(
             a step on all.
         quantizer: its specs make fake quantizers: `FusedMovingAvgObsFakeQuantize` and its kin.
             A `NothingQuantizedWarning` says so if not one of them does.
-        fast: train with a batch norm that undoes the weight's scaling by itself. The function is
-            the same; its rounding errors are not those of ``torch.ao.nn.intrinsic.qat``.
+        fast: train with a batch norm that undoes the weight's scaling by itself, which takes less
+            time and memory. False: with the operators of ``torch.ao.nn.intrinsic.qat``, and its
+            bits. The function is the same; the rounding errors are not.
 
     Returns:
         The prepared module, in the mode in which it was exported, or those of several programs by
@@ -196,7 +205,8 @@ def prepare_qat_pt2e(
         ask(prepared, quantizer)
         run_passes(prepared, [fuse])
         plan = resolve(prepared)
-        run_passes(prepared, [_insertion(plan, quantizer, is_qat=True), SizeLearnedScales()])
+        run_passes(prepared, [_insertion(plan, quantizer, is_qat=True)])
+        _tell_fake_quantizers(prepared)
     _warn(prepared, plan)
     prepared.record.put(Provenance.of(quantizer, trained=True))
     _warn_if_no_rounding(plan, [prepared])

@@ -71,6 +71,15 @@ class _Within(torch.autograd.Function):
         return grad, None, None
 
 
+class _WithinInPlace(_Within):
+    """The same, written over ``x``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inverse: float | Tensor, scale: float | Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x.mul_(inverse).round_().mul_(scale)
+
+
 class _PerTensor(torch.autograd.Function):
     """One scale. Keeps ``x``, which its producer or consumer mostly keeps anyway."""
 
@@ -105,7 +114,12 @@ class _Broadcast(torch.autograd.Function):
 
 
 def _one_scale(
-    x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int], span: Span | None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    limits: tuple[int, int],
+    span: Span | None,
+    within: Any,
 ) -> Tensor:
     """The form in sweeps, with numbers for parameters."""
     step, zero = np.float32(float(scale)), int(zero_point)
@@ -118,7 +132,7 @@ def _one_scale(
         # Rounding keeps the order, so the ends tell whether anything is clamped.
         least, greatest = (np.rint(np.float32(float(end)) * inverse) for end in span)
         if least >= low and greatest <= high:
-            return _applied(_Within, x, float(inverse), float(step))
+            return _applied(within, x, float(inverse), float(step))
     return _applied(_PerTensor, x, float(inverse), float(step), low, high)
 
 
@@ -134,6 +148,7 @@ def _many_scales(
     limits: tuple[int, int],
     shape: list[int],
     span: Span | None,
+    within: Any,
 ) -> Tensor:
     """The form in sweeps, with parameters of a shape that broadcasts."""
     low, high = _bounds(zero_point.detach(), *limits, shape)
@@ -142,7 +157,7 @@ def _many_scales(
     if span is None and _wants_gradient(x) and use_sweeps(x):
         span = extremes(x.detach(), tuple(dim for dim, size in enumerate(shape) if size == 1))
     if span is not None and _is_within(span, inverse, low, high):
-        return _applied(_Within, x, inverse, step)
+        return _applied(within, x, inverse, step)
     return _applied(_Broadcast, x, inverse, step, low, high)
 
 
@@ -186,6 +201,7 @@ def fake_quantize(
     quant_max: int,
     ch_axis: int | None = None,
     span: Span | None = None,
+    owned: bool = False,
 ) -> Tensor:
     """Fake-quantize with a straight-through gradient for ``x``.
 
@@ -196,17 +212,22 @@ def fake_quantize(
         quant_min, quant_max: the integers used, at most 2**24 apart.
         ch_axis: the axis the parameters run along, or None.
         span: the ends of ``x``, of the shape of ``scale``, where they are known; it saves a look.
+        owned: where a gradient is wanted, ``x`` may be overwritten: nothing else needs it.
     """
     if x.dtype != torch.float32:
-        wide = fake_quantize(x.float(), scale, zero_point, quant_min, quant_max, ch_axis, span)
+        wide = fake_quantize(
+            x.float(), scale, zero_point, quant_min, quant_max, ch_axis, span, owned
+        )
         return wide.to(x.dtype)
     few = ch_axis is None and x.numel() < _FEW
     if few or not use_sweeps(x):
         return _by_operator(x, scale, zero_point, quant_min, quant_max, ch_axis)
     limits = quant_min, quant_max
+    in_place = owned and _wants_gradient(x) and not x.is_leaf
+    within = _WithinInPlace if in_place else _Within
     if ch_axis is None:
-        return _one_scale(x, scale, zero_point, limits, span)
-    return _many_scales(x, scale, zero_point, limits, shape_along(ch_axis, x.dim()), span)
+        return _one_scale(x, scale, zero_point, limits, span, within)
+    return _many_scales(x, scale, zero_point, limits, shape_along(ch_axis, x.dim()), span, within)
 
 
 def _by_operator(
@@ -237,5 +258,5 @@ def fake_quantize_groups(
     """
     grouped = x.float().unflatten(-1, (-1, group_size))
     shape = [*scale.shape, 1]
-    result = _many_scales(grouped, scale, zero_point, (quant_min, quant_max), shape, None)
+    result = _many_scales(grouped, scale, zero_point, (quant_min, quant_max), shape, None, _Within)
     return result.flatten(-2).to(x.dtype)

@@ -74,7 +74,7 @@ def test_bits_are_those_of_the_eager_modules(dims: int, bias: bool) -> None:
         layers.append(nn.ReLU())
     model = nn.Sequential(*layers)
     theirs = Chain(model, dims)
-    ours = prepare(model, torch.randn(8, 3, *(6,) * dims))
+    ours = prepare(model, torch.randn(8, 3, *(6,) * dims), fast=False)
     ours_sgd = torch.optim.SGD(ours.parameters(), lr=0.05, momentum=0.9)
     order = sorted(dict(model.named_parameters()))
     theirs_sgd = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9)
@@ -104,7 +104,7 @@ def test_bits_are_those_of_prepare_qat_fx() -> None:
         layers += [nn.Conv2d(width, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     model, example = nn.Sequential(*layers).train(), torch.randn(8, 3, 8, 8)
     unsigned = replace(ACTIVATION, dtype=torch.uint8, quant_min=0, quant_max=255)
-    ours = prepare(model, example, quantizer=QATQuantizer(activation=unsigned))
+    ours = prepare(model, example, quantizer=QATQuantizer(activation=unsigned), fast=False)
     mapping = QConfigMapping().set_global(fx_qconfig(unsigned=True))
     theirs = quantize_fx.prepare_qat_fx(
         copy.deepcopy(model), mapping, (example,), backend_config=get_native_backend_config()

@@ -116,7 +116,7 @@ def prepared(net: nn.Module, per_channel: bool, x: Tensor) -> tuple[QuantGraphMo
     theirs = prepare_qat_fx(
         copy.deepcopy(net).train(), mapping, (x,), backend_config=get_qnnpack_backend_config()
     )
-    return pt2q.prepare_qat_pt2e(program, quantizer), theirs
+    return pt2q.prepare_qat_pt2e(program, quantizer, fast=False), theirs
 
 
 def put_in_scales(ours: QuantGraphModule, theirs: GraphModule) -> float:

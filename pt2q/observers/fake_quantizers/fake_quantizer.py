@@ -39,6 +39,7 @@ class FakeQuantize(FakeQuantizeBase):
     Attributes:
         scale, zero_point: the parameters in use: float32 and int32, [1] or [C].
         activation_post_process: the observer.
+        owns_input: in training, what comes may be overwritten; None: nobody has said.
     """
 
     activation_post_process: Any
@@ -75,6 +76,7 @@ class FakeQuantize(FakeQuantizeBase):
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self._ready: bool | None = None
+        self.owns_input: bool | None = None
 
     @classmethod
     def granularity_for(
@@ -180,7 +182,8 @@ class FakeQuantize(FakeQuantizeBase):
             scale, zero = (self.scale, self.zero_point) if axis is not None else self._scalars()
             rounded = round_trip(x.detach(), scale, zero, low, high, self.dtype, axis)
             return x + (rounded.to(x.dtype) - x).detach()
-        return fake_quantize(x, self.scale, self.zero_point, low, high, axis, ends)
+        owned = bool(self.owns_input)
+        return fake_quantize(x, self.scale, self.zero_point, low, high, axis, ends, owned)
 
     def _scalars(self) -> tuple[Tensor, Tensor]:
         return self.scale.reshape(()), self.zero_point.reshape(())
