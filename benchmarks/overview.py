@@ -212,7 +212,7 @@ def training(results: dict[str, Any]) -> Iterator[list[str]]:
             continue
         ours, peer = (seconds(result["flow"][side]) for side in SIDES)
         step, kept = result["step"], result["step"]["megabytes"]
-        forms = ("pt2q", "pt2q fast", "peer")
+        forms = ("pt2q", "pt2q plain", "peer")
         ratios = (
             f"{median(step[f]) / median(step['float']):.2f}x, {kept[f]:.0f} MB" for f in forms
         )
@@ -240,7 +240,7 @@ def parts() -> Iterator[str]:
     yield observers(read("observers"))
     yield TRAINING
     qat = {name: found for name, found in read("qat").items() if isinstance(found, dict)}
-    head = ["model", "prepare and convert", "a step", "a step, fast form", "the peer's step"]
+    head = ["model", "prepare and convert", "a step", "a step, `fast=False`", "the peer's step"]
     yield table(head, training(qat))
 
 

@@ -18,7 +18,7 @@ matplotlib.rcParams["font.size"] = 9
 from matplotlib import pyplot as plt  # noqa: E402
 
 DOCS = measuring.ROOT / "docs"
-COLORS = {"pt2q": "#3f51b5", "peer": "#b0b4c4", "pt2q fast": "#7986cb"}
+COLORS = {"pt2q": "#3f51b5", "peer": "#b0b4c4", "pt2q plain": "#7986cb"}
 BAR = 0.38
 
 
@@ -68,7 +68,7 @@ def steps() -> Any:
     bars(left, _ratios(calibrated, SIDES), "x")
     left.set_title("calibration, batch 1", fontsize=9)
     trained = {n: r["step"] for n, r in read("qat").items() if isinstance(r, dict) and "step" in r}
-    bars(right, _ratios(trained, ("pt2q", "pt2q fast", "peer")), "x")
+    bars(right, _ratios(trained, ("pt2q", "pt2q plain", "peer")), "x")
     right.set_title("a step of training", fontsize=9)
     for axes in (left, right):
         axes.axvline(1, color="black", linewidth=0.6)

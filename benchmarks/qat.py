@@ -86,7 +86,7 @@ def steps(name: str, repeats: int) -> dict[str, Any]:
     """Seconds of a training step and what it keeps, of the float model and both stacks."""
     exported, x = export(name, 96, 8)
     models: dict[str, Any] = {"float": NETS[name].build(0).train()}
-    for side in (Ours(is_qat=True), Ours(is_qat=True, fast=True), Peer(is_qat=True)):
+    for side in (Ours(is_qat=True), Ours(is_qat=True, fast=False), Peer(is_qat=True)):
         module = copy.deepcopy(exported).module(check_guards=False)
         models[side.name] = side.train(side.prepare(module))
     runs = {key: Step(model) for key, model in models.items()}
@@ -106,7 +106,7 @@ def report(name: str, flow: dict[str, Any], steps: dict[str, Any]) -> None:
     )
     print(f"  both     {1e3 * ours:8.0f} ms, peer {1e3 * peer:8.0f} ms: {peer / ours:.1f}x")
     base = median(steps["float"])
-    for key in ("float", "pt2q", "pt2q fast", "peer"):
+    for key in ("float", "pt2q", "pt2q plain", "peer"):
         seconds, size = median(steps[key]), steps["megabytes"][key]
         print(
             f"  step {key:10} {1e3 * seconds:7.0f} ms, {seconds / base:.2f}x; {size:6.0f} MB kept"

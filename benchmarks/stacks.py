@@ -17,11 +17,11 @@ class Ours:
 
     Args:
         is_qat: prepare for training.
-        fast: the fast form of training.
+        fast: train with the batch norm that undoes the scaling, as is the default.
     """
 
-    def __init__(self, is_qat: bool = False, fast: bool = False) -> None:
-        self.name = "pt2q fast" if fast else "pt2q"
+    def __init__(self, is_qat: bool = False, fast: bool = True) -> None:
+        self.name = "pt2q" if fast else "pt2q plain"
         self.is_qat, self.fast = is_qat, fast
 
     def prepare(self, module: Any) -> Any:

@@ -13,8 +13,10 @@ from support.training import batches, network, train
 from torch import nn
 
 import pt2q
+from pt2q.flow.owned_weights import own_scaled_weights
 from pt2q.ir.module import QuantGraphModule
 from pt2q.observers import (
+    FakeQuantize,
     LearnableFakeQuantize,
     MovingAverageMinMaxObserver,
     PerChannelMinMaxObserver,
@@ -139,3 +141,44 @@ def test_both_forms_train_equally_well(fast: bool) -> None:
             losses.append(loss.detach())
         curves.append(torch.stack(losses))
     torch.testing.assert_close(*curves, rtol=1e-3, atol=1e-4)
+
+
+def rounded_in_place(prepared: QuantGraphModule, x: torch.Tensor) -> dict[str, bool]:
+    """Whether the output of each fake quantizer is its input, by the node that it watches."""
+    found: dict[str, bool] = {}
+
+    def note(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        found[module.node_name] = output.data_ptr() == args[0].data_ptr()
+
+    fakes = [m for m in prepared.modules() if isinstance(m, FakeQuantize)]
+    hooks = [m.register_forward_hook(note) for m in fakes]
+    prepared(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_only_weights_that_a_step_scales_are_rounded_in_place() -> None:
+    data = batches(1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
+    prepared = prepare(model, data[0])
+    weights = {name: p.detach().clone() for name, p in prepared.named_parameters()}
+    in_place = rounded_in_place(prepared, data[0])
+    assert sorted(in_place.values()) == [False] * (len(in_place) - 1) + [True]
+    assert next(name for name, owned in in_place.items() if owned).startswith("mul")
+    assert all(torch.equal(p, weights[n]) for n, p in prepared.named_parameters())
+    with torch.no_grad():
+        assert not any(rounded_in_place(prepared, data[0]).values())
+
+
+def test_a_scaled_weight_that_others_read_is_not_written() -> None:
+    data = batches(1)
+    prepared = prepare(network(), data[0])
+    alone = {m.owns_input for m in prepared.modules() if isinstance(m, FakeQuantize)}
+    assert alone == {True, False}
+    scaled = next(n for n in prepared.graph.nodes if n.target is torch.ops.aten.mul.Tensor)
+    with prepared.graph.inserting_after(scaled):
+        prepared.graph.call_function(torch.ops.aten.neg.default, (scaled,))
+    own_scaled_weights(prepared)
+    (reader,) = (n for n in scaled.users if n.op == "call_module")
+    assert prepared.get_submodule(str(reader.target)).owns_input is False

@@ -6,10 +6,12 @@ Plain objects beside the module, where access is cheap.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from pt2q.numerics.sampling import Summary
+from pt2q.observers.histogram.side_by_side import kept
 
 
 @dataclass(slots=True)
@@ -25,18 +27,21 @@ class Waiting:
 
     def take(self, summary: Summary, largest: Tensor | float) -> None:
         """Add a summary; ``largest`` is a number on the host, or the largest so far of all."""
-        if summary.minima is None or summary.maxima is None:
-            # The caller may write over a tensor that was taken whole.
-            self.values.append(summary.values.clone())
-        else:
-            self.values.append(summary.values)
-            self.minima.append(summary.minima)
-            self.maxima.append(summary.maxima)
+        # Copies: the caller may write over a tensor that was taken whole.
+        self.values.append(kept(summary.values))
+        if summary.minima is not None and summary.maxima is not None:
+            self.minima.append(kept(summary.minima))
+            self.maxima.append(kept(summary.maxima))
         if isinstance(largest, Tensor) or isinstance(self.largest, Tensor):
             self.largest = largest
         else:
             self.largest = max(self.largest, largest)
         self.size += summary.values.shape[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles hold the values, not what lies beside them.
+        lists = ([part.clone() for part in p] for p in (self.values, self.minima, self.maxima))
+        return Waiting, (self.weight, self.size, self.largest, *lists)
 
 
 @dataclass(slots=True)
