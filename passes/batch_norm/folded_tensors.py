@@ -20,6 +20,7 @@ from pt2q.ir.graph import (
     beside,
     get_constant,
 )
+from pt2q.ir.storage.own_pages import empty_in_own_pages
 
 
 def factor_and_shift(
@@ -53,7 +54,10 @@ def folded_weight(layer: Layer, factor: torch.Tensor, weight: torch.Tensor) -> t
         weight: ``w``.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return layer.per_channel(factor.to(wide), weight).to(weight.dtype)
+    # It lives as long as the prepared model: a program that keeps what is converted shrinks then.
+    plain = weight.device.type == "cpu" and weight.dtype == wide and weight.is_contiguous()
+    out = empty_in_own_pages(weight.shape, wide) if plain else None
+    return layer.per_channel(factor.to(wide), weight, out).to(weight.dtype)
 
 
 def folded_name(weight: Node, old: Node | None, kind: str) -> str:

@@ -65,18 +65,21 @@ class Layer:
         found: Node | None = ops.argument(self.node, "bias")
         return found
 
-    def per_channel(self, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def per_channel(
+        self, scale: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """``scale * weight``, one factor per output channel.
 
         Args:
             scale: [output channels].
             weight: [out, in / groups, *kernel], transposed [in, out / groups, *kernel].
+            out: takes the result, if it can; of the shape of the weight.
         """
         rest = (1,) * (weight.dim() - 2)
         if not self.transposed:
-            return weight * scale.reshape(-1, 1, *rest)
+            return torch.mul(weight, scale.reshape(-1, 1, *rest), out=out)
         if self.groups == 1:
-            return weight * scale.reshape(1, -1, *rest)
+            return torch.mul(weight, scale.reshape(1, -1, *rest), out=out)
         # Output channel g * (out / groups) + j sits in rows of group g, column j.
         grouped = weight.unflatten(0, (self.groups, -1))
         scaled: torch.Tensor = grouped * scale.reshape(self.groups, 1, -1, *rest)
