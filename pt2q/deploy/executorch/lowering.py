@@ -18,6 +18,8 @@ from pt2q.deploy.agreement import Call, check_agreement
 from pt2q.deploy.executorch.decomposing import taken_apart_where_needed
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegation_of_all
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
+from pt2q.deploy.executorch.idle_copies import without_idle_expansions
+from pt2q.deploy.executorch.known_parts import store_known_parts
 from pt2q.deploy.executorch.node_sources import shared_node_sources
 from pt2q.deploy.executorch.pads import round_pads
 from pt2q.deploy.executorch.partitions import xnnpack_partitioner
@@ -44,6 +46,7 @@ from pt2q.deploy.signature import dynamic_shapes as dynamic_shapes_of
 from pt2q.deploy.signature import signature_of, unbounded_sizes
 from pt2q.errors import LoweringError, UnboundedSizeWarning
 from pt2q.files import write_bytes
+from pt2q.ir import ops
 from pt2q.ir.module import QuantGraphModule, copy_module
 from pt2q.ir.qparams import quantized_nodes
 from pt2q.ir.torch_private import compiled_when_asked, composites_looked_up_once
@@ -242,6 +245,7 @@ def _packed(
     constants = None if origin is None else {PROVENANCE: origin}
     edge = exir.to_edge_transform_and_lower(
         programs,
+        transform_passes=[without_idle_expansions] if _expands(programs) else None,
         partitioner={name: [xnnpack_partitioner()] for name in programs},
         constant_methods=constants,
     )
@@ -249,6 +253,12 @@ def _packed(
     found = {name: delegation_of(edge.exported_program(name).graph_module) for name in programs}
     manager = edge.to_executorch(_configuration(exir, edge, list(programs)))
     return Program(bytes(manager.buffer), delegation_of_all(found)), manager
+
+
+def _expands(programs: Mapping[str, ExportedProgram]) -> bool:
+    """Whether there are expansions, or products that are taken apart into some."""
+    nodes = (node for program in programs.values() for node in program.graph.nodes)
+    return any(ops.is_op(node, ops.MATMUL | ops.SDPA | ops.REPEAT) for node in nodes)
 
 
 def _configuration(exir: Any, edge: Any, methods: list[str]) -> Any:
@@ -306,4 +316,5 @@ def _for_xnnpack(model: nn.Module) -> nn.Module:
     round_pads(copied)
     picks_as_lookups(copied)
     fuse_lookups(copied)
+    store_known_parts(copied)
     return copied
