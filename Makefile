@@ -5,8 +5,8 @@ OUT ?= pt2q-demo
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 # Programs of benchmarks/ that measure; the others are what they share.
-BENCHMARKS ?= pipeline command observers qat xnnpack decoder other_quantizers roads accuracy \
-	scoreboard distributed checkpoint_decoder
+BENCHMARKS ?= pipeline command observers qat xnnpack xnnpack_peer decoder other_quantizers roads \
+	accuracy scoreboard distributed checkpoint_decoder
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip

@@ -33,6 +33,7 @@ PROGRAMS = (
     ("observers", "the histogram observer: quality, search, cost", "#the-histogram-observer"),
     ("qat", "prepare and convert for training, a training step", "#training"),
     ("xnnpack", "accuracy, size and latency in the ExecuTorch runtime", "xnnpack.md"),
+    ("xnnpack_peer", "the int8 programs of both stacks in the runtime", "xnnpack_peer.md"),
     ("roads", "the same in every runtime", "roads.md"),
     ("accuracy", "what post-training algorithms win back", "accuracy.md#what-they-win"),
     ("distributed", "calibration on two processes against one", "large.md"),

@@ -32,6 +32,7 @@ TABLES = {  # of which page, made by which function of which benchmark
     "roads": ("roads.md", "page"),
     "scoreboard": ("scoreboard.md", "page"),
     "xnnpack": ("xnnpack.md", "page"),
+    "xnnpack_peer": ("xnnpack_peer.md", "page"),
 }
 API = (
     "pt2q",
