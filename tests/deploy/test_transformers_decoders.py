@@ -10,18 +10,6 @@ import pytest
 import torch
 from support.seeds import seeded
 from torch import Tensor, nn
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
-from transformers.integrations.executorch import (
-    TorchExportableModuleForDecoderOnlyLM,
-    TorchExportableModuleWithStaticCache,
-)
 
 from pt2q import QuantGraphModule, Quantizer, convert_pt2e, prepare_pt2e, sqnr
 from pt2q.debug import chunks
@@ -54,7 +42,12 @@ Programs = dict[str, QuantGraphModule]
 pytestmark = pytest.mark.slow
 
 
-def ready(model: PreTrainedModel) -> PreTrainedModel:
+# Importing transformers takes a second of each process that collects tests: it is done when run.
+
+
+def ready(model: nn.Module) -> nn.Module:
+    from transformers import GenerationConfig
+
     cache = {"batch_size": 1, "max_cache_len": CACHE, "device": "cpu"}
     model.generation_config = GenerationConfig(
         use_cache=True, cache_implementation="static", max_length=CACHE, cache_config=cache
@@ -63,12 +56,18 @@ def ready(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def static_cache() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.integrations.executorch import TorchExportableModuleWithStaticCache
+
     config = LlamaConfig(num_hidden_layers=1, **SHAPE)
     return TorchExportableModuleWithStaticCache(ready(LlamaForCausalLM(config)))
 
 
 def hybrid_cache() -> nn.Module:
     """Layers that look at a window, and at all; what that helper exports is the module inside."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+    from transformers.integrations.executorch import TorchExportableModuleForDecoderOnlyLM
+
     kinds = ["sliding_attention", "full_attention"]
     config = Gemma3TextConfig(
         num_hidden_layers=2, head_dim=16, sliding_window=CACHE, layer_types=kinds, **SHAPE
