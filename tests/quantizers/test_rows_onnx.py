@@ -82,9 +82,15 @@ def tensorrt(tmp_path_factory: Folders) -> dict[str, Outcome]:
     return {**in_tensorrt_file(*static), **in_tensorrt_file(*training)}
 
 
+# Steps of the result, on average. Linear layers have integer biases, which moves a value by a
+# thousandth of a step; where that turns a rounding, a product carries it to a row of its result.
+MEAN = {"matrix product": 0.3}
+
+
 @pytest.mark.parametrize("name", [*UINT8, *UINT8_TRAINING])
 def test_every_row_runs_in_onnx_runtime(name: str, onnxruntime: dict[str, Outcome]) -> None:
-    onnxruntime[name].check(most=2, mean=0.05)
+    outcome = onnxruntime[name]
+    outcome.check(most=2, mean=MEAN.get(outcome.case.rule.name, 0.05))
 
 
 @pytest.mark.parametrize("name", [*UINT8, *UINT8_TRAINING])
@@ -92,7 +98,7 @@ def test_every_row_runs_in_openvino(name: str, openvino: dict[str, Outcome]) -> 
     outcome = openvino[name]
     rule = next(rule for rule in OPENVINO.rules if rule.name == outcome.case.rule.name)
     # It adds in the convolution's kernel, whose result is not rounded before.
-    mean = 0.25 if rule.name == "addition" else 0.05
+    mean = {**MEAN, "addition": 0.25}.get(rule.name, 0.05)
     replace(outcome, case=replace(outcome.case, rule=rule)).check(most=2, mean=mean)
 
 
