@@ -133,8 +133,9 @@ def test_as_text_and_json(found: Sensitivity) -> None:
 
 
 def test_a_metric_judges(prepared: QuantGraphModule, batches: list[Tensor]) -> None:
+    model = copy.deepcopy(prepared)  # which observes what it is shown
     with torch.no_grad():
-        labels = [prepared(b).argmax(1) for b in batches]
+        labels = [model(b).argmax(1) for b in batches]
 
     def accuracy(results: list[Tensor], positions: list[int]) -> float:
         pairs = zip(results, positions, strict=True)
