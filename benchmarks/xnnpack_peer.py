@@ -16,26 +16,32 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import measuring
 import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
 from large_convnets import LARGE
 from measuring import first, markdown_table
 from stacks import Ours, Peer
 from support.nets import NETS, Net
 from torch import Tensor, nn
-from zoo import KIND_OF, TRAINED, Subject, subject
+from zoo import Subject, subject
 
 from pt2q import sqnr
 from pt2q.deploy import executorch
+from pt2q.deploy.executorch.delegation import delegation_of
+from pt2q.deploy.executorch.file_account import describe
 
 RESULT = measuring.RESULTS / "xnnpack_peer.json"
 PAGE = measuring.ROOT / "docs" / "xnnpack_peer.md"
 CALIBRATION, HELD_OUT = 4, 6
-RUNS = 40
+RUNS = 60
 QUANTIZATION = ("quantize", "dequantize", "choose_qparams")
 
 
@@ -71,21 +77,36 @@ MODELS = (*WHOLE, *SMALL)
 
 def subject_of(name: str) -> Subject:
     """A float model and its batches."""
-    if name in TRAINED or name in KIND_OF:
+    net = WHOLE.get(name)
+    if net is None:
         return subject(name)
     torch.manual_seed(0)
-    net = WHOLE[name]
     batches = [net.inputs(1, seed) for seed in range(CALIBRATION + HELD_OUT)]
     return Subject(net.build(0), batches[:CALIBRATION], batches[CALIBRATION:])
 
 
-def lowered(stack: Ours | Peer, work: Subject) -> Any:
-    """The program that a stack makes of a model."""
-    args = work.calibration[0]
-    prepared = stack.prepare(torch.export.export(work.model, args).module())
+def converted(stack: Ours | Peer, work: Subject) -> Any:
+    """The int8 model that a stack makes of a float one."""
+    prepared = stack.prepare(torch.export.export(work.model, work.calibration[0]).module())
     for batch in work.calibration:
         prepared(*batch)
-    return executorch.lower(stack.convert(prepared), args, check=False)
+    return stack.convert(prepared)
+
+
+def ours(work: Subject) -> executorch.Program:
+    """The program of this stack."""
+    return executorch.lower(converted(Ours(), work), work.calibration[0], check=False)
+
+
+def theirs(work: Subject) -> executorch.Program:
+    """The program of the other stack, lowered as its users do."""
+    exported = torch.export.export(converted(Peer(), work), work.calibration[0])
+    edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    found = delegation_of(edge.exported_program().graph_module)
+    return executorch.Program(bytes(edge.to_executorch().buffer), found)
+
+
+STACKS = {"pt2q": ours, "peer": theirs}
 
 
 def times(loaded: Sequence[Any], args: tuple[Tensor, ...]) -> list[list[float]]:
@@ -106,17 +127,19 @@ def compare(name: str) -> dict[str, Any]:
     """The figures of both stacks for a network; of one that fails, what it says."""
     work = subject_of(name)
     floats = torch.cat([first(work.model(*args)).flatten() for args in work.held_out])
-    programs: dict[str, Any] = {Ours().name: lowered(Ours(), work)}
+    programs: dict[str, Any] = {}
     found: dict[str, Any] = {}
-    try:
-        programs[Peer().name] = lowered(Peer(), work)
-    except Exception as error:
-        found[Peer().name] = {"fails": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    for stack, make in STACKS.items():
+        try:
+            programs[stack] = make(work)
+        except Exception as error:
+            found[stack] = {"fails": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     loaded = {stack: program.load() for stack, program in programs.items()}
     measured = dict(zip(loaded, times(list(loaded.values()), work.held_out[0]), strict=True))
     for stack, program in programs.items():
         found[stack] = {
             **counts(program.delegation),
+            **inside(program),
             "db": float(sqnr(floats, outputs(loaded[stack], work))),
             "bytes": len(program.buffer),
             "median_ms": statistics.median(measured[stack]),
@@ -141,25 +164,33 @@ def counts(found: executorch.Delegation) -> dict[str, Any]:
     }
 
 
+def inside(program: executorch.Program) -> dict[str, int]:
+    """How many operators XNNPACK runs, and how many of them convert numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        method = describe(program.save(Path(folder) / "model.pte")).methods[0]
+    found = dict(method.delegated)
+    return {"nodes": sum(found.values()), "converts": found.get("Convert", 0)}
+
+
 INTRODUCTION = """# XNNPACK beside the other stack
 
 Made by `python benchmarks/xnnpack_peer.py`: the same exported programs, quantized by each stack
 with its own XNNPACK quantizer in the same setting (static int8, a scale per output channel) from
 the same batches, and lowered. The other stack is ExecuTorch's `XNNPACKQuantizer` with `torchao`'s
-flow. *Blobs* are the pieces that XNNPACK runs; *left* are the operators that portable kernels run,
-in brackets those among them that quantize or dequantize. Both programs run in turn in one process
-of one thread; times are the least of {runs} runs, in milliseconds, and the ratio is ours by theirs.
-SQNR in dB is that of what the runtime gives against the float model, on held-out batches; weights
-are random where nothing is shipped.
+flow. *Blobs* are the pieces that XNNPACK runs, *left* the operators that portable kernels run,
+*nodes* what XNNPACK runs, in brackets those that quantize or dequantize. Both programs run in turn
+in one process of one thread; times are the least of {runs} runs, in milliseconds, and the ratio is
+ours by theirs. SQNR in dB is that of what the runtime gives against the float model, on held-out
+batches; weights are random where nothing is shipped.
 
 """
 
 
 def page(results: dict[str, Any]) -> str:
-    pairs = ("blobs", "left", "dB", "ms")
+    pairs = ("blobs", "nodes", "left", "dB", "ms")
     head = ["network", *(cell for name in pairs for cell in (name, "theirs")), "ratio"]
     rows = [_cells(name, found) for name, found in results.items()]
-    ratios = [_ratio(found) for found in results.values() if "fails" not in found["peer"]]
+    ratios = [_ratio(found) for found in results.values() if not _fails(found)]
     last = (
         f"\nOf {len(ratios)} networks that both stacks lower, ours is at most as slow on "
         f"{sum(ratio <= 1 for ratio in ratios)} and within 5 % on "
@@ -170,6 +201,10 @@ def page(results: dict[str, Any]) -> str:
     return INTRODUCTION.format(runs=RUNS) + markdown_table(head, rows) + "\n" + last
 
 
+def _fails(found: dict[str, Any]) -> bool:
+    return any("fails" in one for one in found.values())
+
+
 def _ratio(found: dict[str, Any]) -> float:
     return float(found["pt2q"]["least_ms"] / found["peer"]["least_ms"])
 
@@ -177,14 +212,15 @@ def _ratio(found: dict[str, Any]) -> float:
 def _cells(name: str, found: dict[str, Any]) -> list[str]:
     ours, theirs = _column(found["pt2q"]), _column(found["peer"])
     cells = [cell for pair in zip(ours, theirs, strict=True) for cell in pair]
-    return [name, *cells, "" if "fails" in found["peer"] else f"{_ratio(found):.2f}"]
+    return [name, *cells, "" if _fails(found) else f"{_ratio(found):.2f}"]
 
 
 def _column(one: dict[str, Any]) -> list[str]:
     if "fails" in one:
-        return ["fails", "", "", ""]
+        return ["fails", "", "", "", ""]
+    nodes = f"{one['nodes']} ({one['converts']})"
     left = f"{one['left']} ({one['rounding_left']})"
-    return [str(one["blobs"]), left, f"{one['db']:.1f}", f"{one['least_ms']:.2f}"]
+    return [str(one["blobs"]), nodes, left, f"{one['db']:.1f}", f"{one['least_ms']:.2f}"]
 
 
 def main() -> None:

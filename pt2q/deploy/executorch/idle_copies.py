@@ -29,9 +29,10 @@ def without_idle_expansions(module: GraphModule) -> PassResult:
 def _is_idle(node: Node) -> bool:
     """Whether it gives what an operator gave; an input that is given back needs its copy."""
     overload = getattr(node.target, "_op", None)
-    if overload is not ops.aten.expand_copy.default or not _is_computed(node.args[0]):
+    source: Any = node.args[0] if node.args else None
+    if overload is not ops.aten.expand_copy.default or not _is_computed(source):
         return False
-    before, after = node.args[0].meta["val"], node.meta["val"]
+    before, after = source.meta["val"], node.meta["val"]
     return bool(before.dtype == after.dtype and before.shape == after.shape)
 
 
