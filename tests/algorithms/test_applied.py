@@ -92,7 +92,7 @@ def test_deployed_files_carry_it(tmp_path: Path) -> None:
     converted = improved(XNNPACKQuantizer(), effort="best")
     example = correlated(1, rows=16, width=32, rank=4)[0]
     wanted = json.loads(json.dumps(converted.record.get(Applied).to_dict()))
-    assert wanted["changed"]["gptq"] and wanted["algorithms"][0]["name"] == "smooth_quant"
+    assert wanted["changed"]["smooth_quant"] and wanted["algorithms"][0]["name"] == "smooth_quant"
     program = executorch.lower(converted, example).load()
     assert program.algorithms == wanted
     assert_same(program(*example)[0], converted(*example), 1e-1)
