@@ -39,8 +39,12 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pt2q(site: Path, *args: object) -> subprocess.CompletedProcess[str]:
+    return python(site, "-m", "pt2q", *args)
+
+
+def python(site: Path, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pt2q", *map(str, args)],
+        [sys.executable, *map(str, args)],
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
@@ -83,7 +87,8 @@ print(json.dumps(results))
 def several(site: Path, *calls: tuple[object, ...]) -> list[tuple[int, str, str]]:
     """Exit code, standard output and standard error of commands, run one after the other."""
     words = json.dumps([[str(word) for word in call] for call in calls])
-    done = run_code(SEVERAL, words, path=site)
+    # A new process: one that is forked may have looked for packages already, where these are not.
+    done = python(site, "-c", SEVERAL, words)
     assert (done.returncode, done.stderr) == (0, "")
     return [tuple(result) for result in json.loads(done.stdout)]
 
