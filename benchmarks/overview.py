@@ -54,9 +54,9 @@ PIPELINE = """
 ![seconds of prepare and convert, network by network](benchmarks_flow.svg)
 
 CPU seconds of one thread for `prepare_pt2e` and `convert_pt2e` together, given the exported module,
-static int8 for XNNPACK. A calibration step is a forward pass of the prepared model, as a multiple
-of the float model's, with one sample at a time and with eight. The `mlp` models are chains of so
-many residual layers of 32 features: they show how time grows.
+static int8 for XNNPACK, each stack in a fresh process. A calibration step is a forward pass of the
+prepared model, as a multiple of the float model's, with one sample at a time and with eight. The
+`mlp` models are chains of so many residual layers of 32 features: they show how time grows.
 
 """
 

@@ -4,7 +4,7 @@
     python benchmarks/pipeline.py --models resnet50 --repeats 3
 
 The peer is ``torchao.quantization.pt2e`` with ExecuTorch's XNNPACK quantizer. Both sides get the
-same exported module and the same inputs, alternating, in their default static int8 setting.
+same network and the same inputs, each in a fresh process, in their default static int8 setting.
 Times are CPU seconds of one thread, medians over the repeats; memory is how far each step's peak
 exceeds what was in use before it, in a process of its own (Linux). Raw samples go to
 ``benchmarks/results/pipeline.json``.
@@ -13,6 +13,7 @@ exceeds what was in use before it, in a process of its own (Linux). Raw samples 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -62,39 +63,46 @@ def exported_net(name: str) -> tuple[Any, tuple[torch.Tensor, ...]]:
 
 
 def passes_of(name: str, repeats: int) -> dict[str, Any]:
-    """Seconds of prepare and convert of both stacks, in turn, and of calibration."""
-    exported, inputs = exported_net(name)
-    sides = [Ours(), Peer()]
-    samples: dict[str, Any] = {side.name: {"prepare": [], "convert": []} for side in sides}
-    for turn in range(repeats + 1):
-        for side in sides:
-            if is_run(name, side.name, turn, repeats):
-                seconds = one_flow(side, exported, inputs)
-                add(samples[side.name], seconds if turn > 0 else {})
+    """Seconds of prepare and convert of both stacks, and of calibration."""
+    samples: dict[str, Any] = {}
+    for side in ("pt2q", "peer"):
+        found = in_process("--flow", name, side, "--repeats", str(repeats_of(name, side, repeats)))
+        samples[side] = {step: [one[step] for one in found] for step in ("prepare", "convert")}
     if name in CALIBRATED:
         samples["calibrate"] = calibration(name, 1, 4 * repeats)
         samples["calibrate_8"] = calibration(name, 8, repeats)
     return samples
 
 
-def is_run(name: str, side: str, turn: int, repeats: int) -> bool:
-    """The first turn warms up; where one sample has to do, it is taken cold."""
-    if side == "peer" and layers_of(name) >= TOO_SLOW:
-        return False
-    once = side == "peer" and layers_of(name) >= SLOW
-    return turn == 1 or not (once or repeats == 1)
+def repeats_of(name: str, side: str, repeats: int) -> int:
+    """How many samples are taken; of the peer's largest models one, or none."""
+    if side == "pt2q" or layers_of(name) < SLOW:
+        return repeats
+    return 0 if layers_of(name) >= TOO_SLOW else 1
 
 
-def add(samples: dict[str, list[float]], seconds: dict[str, float]) -> None:
-    for step, value in seconds.items():
-        samples[step].append(value)
+def flows(name: str, side_name: str, repeats: int) -> list[dict[str, float]]:
+    """Seconds of one side, in a process that has seen nothing of the other; a first run warms up.
+
+    Where one sample has to do, it is taken cold.
+    """
+    if repeats == 0:
+        return []
+    exported, inputs = exported_net(name)
+    side = Ours() if side_name == "pt2q" else Peer()
+    if repeats > 1:
+        one_flow(side, exported, inputs)
+    return [one_flow(side, exported, inputs) for _ in range(repeats)]
 
 
 def one_flow(side: Any, exported: Any, inputs: tuple[torch.Tensor, ...]) -> dict[str, float]:
     """Seconds of one prepare and one convert, with a batch between them."""
-    preparing, model = cpu_seconds(side.prepare, exported.module(check_guards=False))
+    module = exported.module(check_guards=False)
+    gc.collect()  # what others left is not looked through in what is measured
+    preparing, model = cpu_seconds(side.prepare, module)
     with torch.no_grad():
         model(*inputs)
+    gc.collect()
     converting, _ = cpu_seconds(side.convert, model)
     return {"prepare": preparing, "convert": converting}
 
@@ -144,12 +152,14 @@ def resident(field: str) -> float:
 
 
 def memory_of(name: str) -> dict[str, Any]:
-    result = {}
-    for side in ("pt2q", "peer"):
-        command = [sys.executable, __file__, "--memory", name, side]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        result[side] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return {side: in_process("--memory", name, side) for side in ("pt2q", "peer")}
+
+
+def in_process(*arguments: str) -> Any:
+    """What this program prints in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 # ------------------------------------------------------------------ summary
@@ -198,7 +208,8 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--memory", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
+    for part in ("--memory", "--flow"):
+        parser.add_argument(part, nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -207,6 +218,9 @@ def main() -> None:
     measuring.set_up()
     if options.memory:
         print(json.dumps(peak_megabytes(*options.memory)))
+        return
+    if options.flow:
+        print(json.dumps(flows(*options.flow, options.repeats)))
         return
     results: dict[str, Any] = {}
     for name in options.models:
