@@ -135,7 +135,7 @@ class HistogramTable:
         """
         edge = torch.arange(counts.shape[1] + 1, dtype=torch.float64)
         count, total, _ = self.below
-        c = torch.nn.functional.pad(counts, (0, 1), value=0.0).mul_(0.5)
+        c = torch.nn.functional.pad(counts, (0, 1)).mul_(0.5)
         b = torch.addcmul(count, c, edge, value=-2)
         a = torch.addcmul(-total, c, edge.square()).sub_(count, alpha=self.half)
         return a.view(-1), b.view(-1), c.view(-1)

@@ -163,13 +163,14 @@ def _many_scales(
 
 def _is_within(span: Span, inverse: Tensor, low: Any, high: Any) -> bool:
     """Whether nothing is clamped in any channel."""
-    least, greatest = (np.rint(_array(end) * _array(inverse)) for end in span)
+    least, greatest = (np.rint(array_of(end) * array_of(inverse)) for end in span)
     if isinstance(low, Tensor):
-        return bool((least >= _array(low)).all() and (greatest <= _array(high)).all())
+        return bool((least >= array_of(low)).all() and (greatest <= array_of(high)).all())
     return bool(least.min() >= low and greatest.max() <= high)
 
 
-def _array(tensor: Tensor) -> Any:
+def array_of(tensor: Tensor) -> Any:
+    """The numbers of a tensor on the host, in one dimension; writing into it writes the tensor."""
     return tensor.numpy().reshape(-1)
 
 
@@ -180,7 +181,7 @@ def _bounds(
 
     Clamping between numbers is ten times as fast as between tensors.
     """
-    zeros = _array(zero_point.cpu())
+    zeros = array_of(zero_point.cpu())
     first = int(zeros[0])
     if (zeros == first).all():
         return float(quant_min - first), float(quant_max - first)

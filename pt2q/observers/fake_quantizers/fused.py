@@ -19,7 +19,7 @@ from pt2q.numerics.fused_step import (
     symmetric_step,
 )
 from pt2q.numerics.qparams import symmetric_zero_point
-from pt2q.numerics.straight_through import Span
+from pt2q.numerics.straight_through import Span, array_of
 from pt2q.observers.fake_quantizers.fake_quantizer import FakeQuantize
 from pt2q.observers.min_max.moving_average import (
     MovingAverageMinMaxObserver,
@@ -124,11 +124,11 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         observer = self.activation_post_process
         ends = []
         for running, new in ((observer.min_val, low), (observer.max_val, high)):
-            array = _array(running)
-            array[:] = moving_average(array, _array(new), observer.averaging_constant)
+            array = array_of(running)
+            array[:] = moving_average(array, array_of(new), observer.averaging_constant)
             ends.append(array)
         scale, middle = self._symmetric(*ends)
-        _array(self.scale)[:] = np.maximum(scale, self.eps) if self._is_floored else scale
+        array_of(self.scale)[:] = np.maximum(scale, self.eps) if self._is_floored else scale
         self.zero_point.fill_(middle)
 
     def _symmetric(self, low: Any, high: Any) -> tuple[Any, int]:
@@ -203,8 +203,3 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             extremes.dim() == 2,
             False,
         )
-
-
-def _array(tensor: Any) -> Any:
-    """The numbers of a tensor on the host, in one dimension; writing into it writes the tensor."""
-    return tensor.numpy().reshape(-1)
