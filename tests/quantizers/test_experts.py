@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,14 @@ EXPERTS, OUT, IN, ROWS = 3, 16, 32, 6
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def transformers_imported() -> None:
+    """Not within an export: the classes of its outputs, known to torch by their import, are not."""
+    importlib.import_module("transformers.integrations.moe")
+
+
 def grouped(x: Tensor, stack: Tensor, chosen: Tensor) -> Tensor:
     """As transformers computes experts: rows in the order of their expert, each group at once."""
-    pytest.importorskip("transformers.integrations.moe")
     order = chosen.argsort()
     counts = torch.nn.functional.one_hot(chosen, EXPERTS).sum(0)
     offsets = counts.cumsum(0).to(torch.int32)
