@@ -52,6 +52,10 @@ CHECKED = {
     "torch.export.ExportedProgram._guards_code": "2.13.0",  # L['x'].size()[0] == 4, as text
     "torch.nn.Module._forward_pre_hooks": "2.13.0",  # by key; as is _with_kwargs
     "torch.Tensor._version": "2.13.0",  # counts writes in place
+    "torch.autograd._get_sequence_nr": "2.13.0",  # the number of the next gradient function
+    "torch.autograd.graph.Node._sequence_nr": "2.13.0",  # of a gradient function
+    "torch._C._autograd._saved_tensors_hooks_is_enabled": "2.13.0",  # False: adding them raises
+    "torch._C._autograd._top_saved_tensors_default_hooks": "2.13.0",  # a pair, or None
     "torch.export._tree_utils.reorder_kwargs": "2.13.0",  # in the order of a spec
     "torch.utils._pytree": "2.13.0",  # tree_flatten and kin, TreeSpec
     "torch.utils._python_dispatch._disable_current_modes": "2.13.0",  # a context manager
@@ -98,12 +102,15 @@ __all__ = [
     "forward_pre_hooks",
     "guard_texts",
     "is_erased",
+    "is_saved_by_its_maker",
     "overload_name",
     "private",
     "pytree",
     "quantized_decomposed",
     "remove_forward_pre_hook",
     "reorder_kwargs",
+    "saved_tensors_hooks",
+    "saves_with_hooks",
     "schema_of",
     "set_codegen",
     "storage_address",
@@ -291,6 +298,32 @@ def version_of(tensor: Tensor) -> int | None:
         tensor: views of one tensor share the count.
     """
     return None if tensor.is_inference() else int(tensor._version)
+
+
+def saves_with_hooks() -> bool:
+    """Whether hooks for what autograd saves may be added here."""
+    return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())
+
+
+def saved_tensors_hooks() -> Any:
+    """The hooks for what autograd saves that were added last, as a pair; None if there are none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def is_saved_by_its_maker(tensor: Tensor, kind: str) -> bool:
+    """Whether the operator that made a tensor is the one that saves it at this moment.
+
+    A gradient function is numbered when it is made, which is before it saves anything: who saves
+    now is the last that was numbered.
+
+    Args:
+        tensor: what a hook for saved tensors is given.
+        kind: the name of its gradient function, such as ``ReluBackward0``.
+    """
+    made_by = tensor.grad_fn
+    if made_by is None or made_by.name() != kind:
+        return False
+    return bool(made_by._sequence_nr() == torch.autograd._get_sequence_nr() - 1)
 
 
 def guard_texts(model: object) -> list[str]:

@@ -10,7 +10,6 @@ backward pass, and the gradient is handed on as it is.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pt2q.ir import ops
+from pt2q.ir.saved_tensors import describe
 from pt2q.numerics.broadcasting import shape_along
 from pt2q.numerics.extremes import extremes
+from pt2q.numerics.rounded_form import rounded_form
 
 Span = tuple[Tensor, Tensor]
 """The smallest and the largest value, of a tensor or of each of its channels."""
@@ -32,30 +33,6 @@ _FEW = 2048
 def use_sweeps(x: Tensor) -> bool:
     """Whether the CPU form applies: float32, on a CPU, not being traced by a compiler."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-
-
-@lru_cache(maxsize=8192)
-def _open_interval(inverse: float, low: float, high: float) -> tuple[float, float]:
-    """The nearest float32 numbers that are clamped: the gradient passes strictly between them.
-
-    ``round(x * inverse)`` grows with ``x``, also in float32, so each border is found by stepping
-    from its estimate.
-    """
-    factor = np.float32(inverse)
-
-    def first_outside(bound: float, direction: float) -> float:
-        def clamped(x: Any) -> bool:
-            return bool((np.rint(x * factor) - bound) * direction > 0)
-
-        x = np.float32((bound + 0.5 * direction) / inverse)
-        away, back = np.float32(np.inf * direction), np.float32(-np.inf * direction)
-        while not clamped(x):
-            x = np.nextafter(x, away)
-        while clamped(inside := np.nextafter(x, back)):
-            x = inside
-        return float(x)
-
-    return first_outside(low, -1.0), first_outside(high, 1.0)
 
 
 class _Within(torch.autograd.Function):
@@ -81,19 +58,20 @@ class _WithinInPlace(_Within):
 
 
 class _PerTensor(torch.autograd.Function):
-    """One scale. Keeps ``x``, which its producer or consumer mostly keeps anyway."""
+    """One scale. Keeps one byte an element: the sign of what was taken away."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inverse: float, scale: float, *bounds: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.arguments = inverse, *bounds
-        return (x * inverse).round_().clamp_(*bounds).mul_(scale)
+        levels = (x * inverse).round_()
+        clamped = levels.clamp(*bounds)
+        ctx.save_for_backward(levels.sub_(clamped).sign_().to(torch.int8))
+        return clamped.mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (x,) = ctx.saved_tensors
-        passed = ops.hardtanh_backward(grad, x, *_open_interval(*ctx.arguments))
+        (excess,) = ctx.saved_tensors
+        passed = ops.hardtanh_backward(grad, excess.to(grad.dtype), -1.0, 1.0)
         return passed, None, None, None, None
 
 
@@ -125,15 +103,15 @@ def _one_scale(
     step, zero = np.float32(float(scale)), int(zero_point)
     low, high = float(limits[0] - zero), float(limits[1] - zero)
     # The operators of a converted graph multiply by the reciprocal, too.
-    inverse = np.float32(1.0) / step
+    inverse, step = float(np.float32(1.0) / step), float(step)
     if span is None and _wants_gradient(x):
         span = extremes(x.detach(), ())
     if span is not None:
         # Rounding keeps the order, so the ends tell whether anything is clamped.
-        least, greatest = (np.rint(np.float32(float(end)) * inverse) for end in span)
+        least, greatest = (np.rint(np.float32(float(end)) * np.float32(inverse)) for end in span)
         if least >= low and greatest <= high:
-            return _applied(within, x, float(inverse), float(step))
-    return _applied(_PerTensor, x, float(inverse), float(step), low, high)
+            return _applied(within, x, inverse, step, low, high)
+    return _applied(_PerTensor, x, inverse, step, low, high)
 
 
 def _wants_gradient(x: Tensor) -> bool:
@@ -157,7 +135,7 @@ def _many_scales(
     if span is None and _wants_gradient(x) and use_sweeps(x):
         span = extremes(x.detach(), tuple(dim for dim, size in enumerate(shape) if size == 1))
     if span is not None and _is_within(span, inverse, low, high):
-        return _applied(within, x, inverse, step)
+        return _applied(within, x, inverse, step, low, high)
     return _applied(_Broadcast, x, inverse, step, low, high)
 
 
@@ -189,8 +167,12 @@ def _bounds(
     return quant_min - offset, quant_max - offset
 
 
-def _applied(function: Any, *arguments: Any) -> Tensor:
-    result: Tensor = function.apply(*arguments)
+def _applied(function: Any, x: Tensor, inverse: Any, scale: Any, low: Any, high: Any) -> Tensor:
+    """The rounded tensor, of which is said how it can be kept in few bytes."""
+    bounds = () if issubclass(function, _Within) else (low, high)
+    result: Tensor = function.apply(x, inverse, scale, *bounds)
+    if not isinstance(low, Tensor):
+        describe(result, lambda: rounded_form(inverse, scale, low, high))
     return result
 
 

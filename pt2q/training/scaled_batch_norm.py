@@ -69,7 +69,8 @@ class _Train(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = _statistics(x)
+        # Under autocast the layer's output is narrower than the parameters.
+        mean, var = _statistics(x.to(weight.dtype))
         spread = torch.addcmul(var, factor, factor, value=eps)
         signed = weight * factor.sign()
         out, _, _ = torch.native_batch_norm(x, signed, bias, mean, spread, False, 0.0, 0.0)

@@ -21,7 +21,8 @@ from pt2q.ir.modes import switch_mode
 from pt2q.ir.module.frozen import freeze_spec, thaw_spec
 from pt2q.ir.module.graph_copy import copy_graph, move_metadata
 from pt2q.ir.module.pickling import freeze_graph, thaw_graph
-from pt2q.ir.record import FlowRecord
+from pt2q.ir.record import FlowRecord, Stage
+from pt2q.ir.saved_tensors import saved_small
 from pt2q.ir.storage import View, restore_views, views_among
 from pt2q.ir.torch_private import pytree
 
@@ -68,6 +69,14 @@ class QuantGraphModule(GraphModule):
         super().__init__(root, graph, class_name)
         self.record = FlowRecord() if record is None else record
         _keep_persistence(root, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute; in training, what autograd keeps of it is kept in few bytes."""
+        trains = self.record.stage is Stage.PREPARED_QAT and torch.is_grad_enabled()
+        if torch.compiler.is_compiling() or not trains:
+            return super().__call__(*args, **kwargs)
+        with saved_small():
+            return super().__call__(*args, **kwargs)
 
     def train(self, mode: bool = True) -> QuantGraphModule:
         """Switch batch norms, dropouts and all that behaves differently in training.
