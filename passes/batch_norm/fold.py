@@ -31,7 +31,7 @@ from pt2q.ir.graph import (
 )
 from pt2q.ir.modes import counter_name
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.storage import StorageMap
+from pt2q.ir.storage import written_constants
 from pt2q.passes.batch_norm.folded_tensors import (
     all_finite,
     factor_and_shift,
@@ -68,7 +68,7 @@ class _Folder:
     def __init__(self, model: QuantGraphModule, norms: list[BatchNorm]) -> None:
         self.model = model
         self.norms = norms
-        self.written = StorageMap.of(model.graph).written_constants()
+        self.written = written_constants(model.graph)
         self.emit = Emitter(model, PASS)
         self.constants: dict[str, list[Node]] = {}
         for node in model.graph.find_nodes(op="get_attr"):

@@ -23,7 +23,7 @@ from pt2q.ir.batch_norm import BatchNorm, Layer, batch_norms, pair_reason
 from pt2q.ir.emit import Emitter
 from pt2q.ir.graph import is_constant
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.storage import StorageMap
+from pt2q.ir.storage import written_constants
 from pt2q.passes.batch_norm.fused_pair import PairWriter
 from pt2q.passes.batch_norm.qat_record import FusedPairs
 from pt2q.spec import annotation_of
@@ -57,7 +57,7 @@ class FuseConvBatchNormQAT:
         Returns:
             Whether something was fused.
         """
-        written = StorageMap.of(model.graph).written_constants()
+        written = written_constants(model.graph)
         pairs, moved = [], {}
         for bn in batch_norms(model):
             layer, reason = _match(bn, written)

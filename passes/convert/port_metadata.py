@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from pt2q.ir import ops
-from pt2q.ir.graph import TRACE_META, carry
+from pt2q.ir.graph import TRACE_META, carry, replace_meta
 from pt2q.ir.module import QuantGraphModule
 
 
@@ -65,4 +65,4 @@ def _port_from(node: Node, source: Node | None) -> None:
         return
     trace = {key: node.meta[key] for key in TRACE_META if key in node.meta}
     carry(node, source)
-    node.meta = {**trace, **node.meta}
+    replace_meta(node, {**trace, **node.meta})

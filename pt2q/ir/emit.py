@@ -180,7 +180,7 @@ def copied(node: Node, graph: Graph, change: Callable[[Node], Node]) -> Node:
     """
     args, kwargs = map_arg((node.args, node.kwargs), change)
     new = _create(graph, node.op, node.target, args, kwargs, node.name, node.type)
-    new.meta = node.meta.copy()
+    new.meta.update(node.meta)
     return new
 
 
@@ -204,16 +204,19 @@ def _create(
 ) -> Node:
     node = graph.create_node(op, target, None, None, name, type_)
     # Set afterwards: create_node searches given arguments for symbolic numbers, which is slow.
+    # And past Node's own way, by which the graph's index of operators and targets is made anew.
     if args:
-        node.args = args
+        object.__setattr__(node, "args", args)
     if kwargs:
-        node.kwargs = kwargs
+        object.__setattr__(node, "kwargs", kwargs)
     return node
 
 
 def _fake_near(node: Node) -> Any:
     """A fake value of a node or of what it reads, for the fake mode it belongs to."""
     for source in (node, *node.all_input_nodes):
+        if isinstance(value_of(source), FakeTensor):
+            return value_of(source)
         for leaf in pytree.tree_leaves(value_of(source)):
             if isinstance(leaf, FakeTensor):
                 return leaf

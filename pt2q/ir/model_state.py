@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pt2q.ir.graph import named_tensors, replace_tensor
 from pt2q.ir.module import QuantGraphModule
-from pt2q.ir.storage import StorageMap, copies, storage_of
+from pt2q.ir.storage import copies, storage_of, written_constants
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def restore_state(model: QuantGraphModule) -> None:
 
 def _written(model: QuantGraphModule) -> dict[str, Tensor]:
     """Tensors that the graph writes into, and all that share storage with one of them."""
-    targets = StorageMap.of(model.graph).written_constants()
+    targets = written_constants(model.graph)
     if not targets:
         return {}
     tensors = named_tensors(model)

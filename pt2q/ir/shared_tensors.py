@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from pt2q.errors import SharedTensorError
 from pt2q.ir.graph import is_constant, is_float_tensor, named_tensors, replace_tensor
-from pt2q.ir.storage import StorageMap, place_of, storage_of
+from pt2q.ir.storage import StorageMap, place_of, storage_of, written_constants
 
 _LIFTED = re.compile(r"(_?lifted_tensor|_tensor_constant|_?constant)_?\d+")
 """What export calls the constants that a program has to itself."""
@@ -76,7 +76,7 @@ def check_state(programs: Programs) -> None:
     Raises:
         SharedTensorError: a program only reads what another writes.
     """
-    written = {p: StorageMap.of(model.graph).written_constants() for p, model in programs.items()}
+    written = {p: written_constants(model.graph) for p, model in programs.items()}
     for program, model in programs.items():
         read = {str(node.target) for node in model.graph.nodes if is_constant(node)}
         for other, targets in written.items():

@@ -42,6 +42,7 @@ CHECKED = {
     "torch._subclasses.fake_tensor.FakeTensorMode": "2.13.0",  # allow_non_fake_inputs
     "torch.ao.quantization.fx._decomposed": "2.13.0",  # importing it registers the operators
     "torch.fx.graph.Graph._codegen": "2.13.0",  # how the forward of a graph is written
+    "torch.fx.graph.Graph._find_nodes_lookup_table": "2.13.0",  # Node.__setattr__ asks for it
     "torch.fx.graph.Graph._tracer_cls": "2.13.0",  # handed on to a copy
     "torch.fx.graph._PyTreeCodeGen": "2.13.0",  # its pytree_info holds the specs of arguments
     "torch.fx.graph_module.GraphModule._code": "2.13.0",  # set by recompile; as are _CODE, specs
@@ -101,6 +102,7 @@ __all__ = [
     "disable_current_modes",
     "forward_pre_hooks",
     "guard_texts",
+    "index_at_rest",
     "is_erased",
     "is_saved_by_its_maker",
     "overload_name",
@@ -273,6 +275,24 @@ def storage_address(tensor: Tensor) -> int:
         tensor: strided, with a storage; a fake one has one too.
     """
     return int(tensor.untyped_storage()._cdata)
+
+
+_INDEX = "_find_nodes_lookup_table"
+
+
+@contextmanager
+def index_at_rest(graph: Graph) -> Iterator[None]:
+    """While code is written for a graph, each node is told twice how to write itself.
+
+    A node that is told anything takes itself out of the graph's index of operators and targets and
+    puts itself back; without the index it need not.
+    """
+    index = graph.__dict__.pop(_INDEX, None)
+    try:
+        yield
+    finally:
+        if index is not None:
+            setattr(graph, _INDEX, index)
 
 
 def forward_pre_hooks(module: nn.Module) -> dict[int, Any]:

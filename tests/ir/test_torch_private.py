@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 RULE = ROOT / ".ci" / "torch_private.py"
 ON_INSTANCES = {  # attributes that objects have and their classes need not
     "torch.fx.graph.Graph._codegen": lambda: Graph(),
+    "torch.fx.graph.Graph._find_nodes_lookup_table": lambda: Graph(),
     "torch.fx.graph.Graph._tracer_cls": lambda: Graph(),
     "torch.fx.graph_module.GraphModule._code": lambda: GraphModule(nn.Module(), Graph()),
     "torch.fx.node.Node._erased": lambda: Graph().placeholder("x"),
@@ -46,6 +47,18 @@ def test_every_name_exists_in_this_torch(name: str) -> None:
 def test_a_name_that_was_not_checked_is_refused() -> None:
     with pytest.raises(KeyError, match=r"torch\._dynamo\.config is not in CHECKED.*enter it there"):
         private("torch._dynamo.config")
+
+
+def test_a_graph_has_its_index_again_when_its_code_is_written() -> None:
+    graph = Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(operator.neg, (x,)))
+    at_rest = torch_private.index_at_rest
+    with pytest.raises(ValueError, match="code"), at_rest(graph), at_rest(graph):
+        x.meta = {"val": 1}
+        raise ValueError("code")
+    assert graph.find_nodes(op="placeholder") == [x] and x.meta == {"val": 1}
+    assert len(graph.find_nodes(op="call_function", target=operator.neg)) == 1
 
 
 def test_the_names_that_are_wrapped() -> None:

@@ -12,7 +12,7 @@ from pt2q.app.data.reading import read_batches
 from pt2q.app.data.source import Batches
 from pt2q.deploy.signature import signature_of
 from pt2q.errors import DataError
-from pt2q.ir.storage import StorageMap
+from pt2q.ir.storage import written_constants
 
 SHARE = 10
 """One batch in so many is held out."""
@@ -82,7 +82,7 @@ def remembers(program: ExportedProgram) -> bool:
         program: decomposed, or as ``torch.export.export`` gives it, whose signature does not say.
     """
     graph = program.module(check_guards=False).graph
-    return bool(StorageMap.of(graph).written_constants())
+    return bool(written_constants(graph))
 
 
 def parted(batches: Batches, limit: int | None, seed: int, in_a_row: bool) -> Data:

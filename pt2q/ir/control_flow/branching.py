@@ -91,11 +91,12 @@ class Branching:
 
 def branchings(model: GraphModule) -> list[Branching]:
     """The control-flow calls of one graph, not of the graphs inside."""
-    return [
-        Branching(node, _BY_TARGET[node.target], model)
-        for node in model.graph.nodes
-        if node.op == "call_function" and node.target in _BY_TARGET
-    ]
+    found = (
+        node
+        for target in _BY_TARGET
+        for node in model.graph.find_nodes(op="call_function", target=target, sort=False)
+    )
+    return [Branching(node, _BY_TARGET[node.target], model) for node in sorted(found)]
 
 
 def named_graph_modules(model: GraphModule) -> Iterator[tuple[str, GraphModule]]:

@@ -35,6 +35,7 @@ from pt2q.ir.graph.metadata import (
     handle_of,
     origin_name,
     provenance,
+    replace_meta,
     set_handle,
     stand_for,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "origin_name",
     "provenance",
     "real_readers",
+    "replace_meta",
     "replace_tensor",
     "set_constant",
     "set_handle",

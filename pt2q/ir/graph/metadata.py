@@ -121,8 +121,16 @@ def carry(node: Node, *sources: Node) -> None:
         node: keeps its value and its history.
         sources: what it stands for or belongs to; where two say something else, the first holds.
     """
-    node.meta = {key: value for key, value in node.meta.items() if key in OWN_META}
+    replace_meta(node, {key: value for key, value in node.meta.items() if key in OWN_META})
     add_meta(node, *sources)
+
+
+def replace_meta(node: Node, meta: dict[str, Any]) -> None:
+    """Give a node other metadata.
+
+    Past Node's own way, which makes the graph's index of operators and targets anew.
+    """
+    object.__setattr__(node, "meta", meta)
 
 
 def stand_for(node: Node, replaced: Node, pass_name: str) -> None:

@@ -24,7 +24,7 @@ from pt2q.ir.module.pickling import freeze_graph, thaw_graph
 from pt2q.ir.record import FlowRecord, Stage
 from pt2q.ir.saved_tensors import saved_small
 from pt2q.ir.storage import View, restore_views, views_among
-from pt2q.ir.torch_private import pytree
+from pt2q.ir.torch_private import index_at_rest, pytree
 
 _deferred: ContextVar[bool] = ContextVar("deferred", default=False)
 
@@ -44,7 +44,8 @@ def deferred_code() -> Iterator[None]:
 
 
 def _generate_and_forward(self: QuantGraphModule, *args: Any, **kwargs: Any) -> Any:
-    GraphModule.recompile(self)
+    with index_at_rest(self.graph):
+        GraphModule.recompile(self)
     return self.forward(*args, **kwargs)
 
 
@@ -94,7 +95,8 @@ class QuantGraphModule(GraphModule):
     def recompile(self) -> Any:
         """Bring the code up to date with the graph; under `deferred_code`, at the next call."""
         if not _deferred.get():
-            return super().recompile()
+            with index_at_rest(self.graph):
+                return super().recompile()
         type(self).forward = _generate_and_forward
         return None
 

@@ -51,6 +51,16 @@ def effects_of(node: Node) -> Effects:
     return _of_operator(node)
 
 
+def may_write(node: Node) -> bool:
+    """Whether a call of what runs no graphs may write into what it is given."""
+    return _writes(node.target) or _trains(node)
+
+
+@lru_cache(maxsize=4096)
+def _writes(target: Any) -> bool:
+    return schema_of(target) is not None and bool(_roles(target)[0])
+
+
 def _of_operator(node: Node) -> Effects:
     if node.target in ops.EINSUM:  # of one operand a view, of several a product
         operands = _given(node, _named(node.target, "tensors"))

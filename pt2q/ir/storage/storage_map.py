@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
+from pt2q.ir.control_flow import is_control_flow
+from pt2q.ir.storage.effects import may_write
 from pt2q.ir.storage.reader import Reading, read
+
+
+def written_constants(graph: Graph) -> set[str]:
+    """What `StorageMap.written_constants` says; the graph is not read where no call writes."""
+    calls = (node for node in graph.nodes if node.op == "call_function")
+    if not any(may_write(node) or is_control_flow(node) for node in calls):
+        return set()
+    return StorageMap.of(graph).written_constants()
 
 
 @dataclass(frozen=True)

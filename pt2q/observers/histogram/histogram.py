@@ -14,11 +14,13 @@ from pt2q.numerics.extremes import INF, MASK_LIMITS, extremes_without_masks
 from pt2q.numerics.grid_error import Grid
 from pt2q.numerics.histogram import DEFAULT_BINS
 from pt2q.numerics.qparams import symmetric_zero_point
-from pt2q.numerics.sampling import flattened, summarise
+from pt2q.numerics.sampling import WHOLE, flattened, summarise
 from pt2q.observers.histogram.merging import merged
 from pt2q.observers.histogram.search import searched_qparams
 from pt2q.observers.histogram.streaming import StreamingHistogram
 from pt2q.observers.min_max.min_max import MinMaxObserver
+
+_LIMIT = MASK_LIMITS[torch.float32]
 
 
 class HistogramObserver(MinMaxObserver):
@@ -50,6 +52,42 @@ class HistogramObserver(MinMaxObserver):
             raise ValueError(f"expected bounds around 0, found {low} and {high}")
         self.low, self.high = low, high
         self.histogram = StreamingHistogram(bins)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`StatisticsObserver.forward`.
+
+        Most tensors are small and plain, beside layers that take as long as a few calls: what is
+        asked and written of those is the least there can be.
+        """
+        if not (
+            type(x) is Tensor
+            and x.dtype is torch.float32
+            and 0 < x.numel() <= WHOLE
+            and x.is_cpu
+            and x.is_contiguous()
+            and not x.requires_grad
+            and self._takes_small()
+        ):
+            return super().forward(x)
+        flat = x.view(-1)
+        low, high = torch.aminmax(flat)
+        least, greatest = low.item(), high.item()
+        if not (least > -_LIMIT and greatest < _LIMIT):
+            return super().forward(x)
+        held = self._buffers
+        if least < held["min_val"].item() or greatest > held["max_val"].item():  # type: ignore[union-attr]
+            self._take_range(low, high)
+        self.histogram.add_whole(flat, max(-least, greatest))
+        return x
+
+    def _takes_small(self) -> bool:
+        """Whether small tensors are taken whole, without a question to a subclass."""
+        return (
+            self.observer_enabled
+            and not self.constant_input
+            and type(self)._observe is HistogramObserver._observe
+            and not torch.is_inference_mode_enabled()
+        )
 
     def _observe(self, x: Tensor) -> None:
         flat = flattened(x)

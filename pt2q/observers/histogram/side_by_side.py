@@ -34,12 +34,22 @@ def kept(values: Tensor) -> Tensor:
         values: of one dimension. What is large, or not float32 on the host, is cloned.
     """
     size = values.numel()
-    if type(values) is not Tensor or values.dtype != torch.float32 or values.device.type != "cpu":
+    if type(values) is not Tensor or values.dtype is not torch.float32 or not values.is_cpu:
         return values.clone()
     if size > _LARGEST:
         return values.clone()
-    if _BLOCK.used + size > _SIZE or _BLOCK.values is None:
-        _BLOCK.values, _BLOCK.used = torch.empty(_SIZE, device="cpu", dtype=torch.float32), 0
-    part = _BLOCK.values[_BLOCK.used : _BLOCK.used + size]
-    _BLOCK.used += size
-    return part.copy_(values)
+    return room_for(size).copy_(values)
+
+
+def room_for(size: int) -> Tensor:
+    """Return that many float32 values, not written yet, beside what was kept before.
+
+    Args:
+        size: an eighth of a block at most.
+    """
+    start, block = _BLOCK.used, _BLOCK.values
+    if block is None or start + size > _SIZE:
+        block = torch.empty(_SIZE, device="cpu", dtype=torch.float32)
+        _BLOCK.values, start = block, 0
+    _BLOCK.used = end = start + size
+    return block[start:end]

@@ -108,9 +108,29 @@ class StreamingHistogram(PlainAttributes):
         if self._waiting.size >= _MOST_WAITING:
             self.flush()
 
+    def add_whole(self, flat: Tensor, largest: float) -> None:
+        """Take in a small tensor as it is.
+
+        Args:
+            flat: finite, ``[n]``, float32 on the host.
+            largest: The largest magnitude in it.
+        """
+        waiting, totals, size = self._waiting, self.totals, flat.shape[0]
+        if waiting.weight != 1:
+            self.flush()
+            waiting = self._waiting = Waiting()
+        waiting.take_whole(flat, largest)
+        totals.calls += 1
+        totals.whole += size
+        if self.turn is not None:
+            self.turn += 1
+        if waiting.size >= _MOST_WAITING:
+            self.flush()
+
     def flush(self) -> None:
         """Count what waits, or keep it while it is little."""
         waiting, self._waiting = self._waiting, Waiting(weight=self._waiting.weight)
+        waiting.close()
         if not waiting.values:
             return
         values = torch.cat([*waiting.values, *waiting.minima, *waiting.maxima])
