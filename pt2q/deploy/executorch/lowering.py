@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from pt2q.deploy.agreement import Call, check_agreement
+from pt2q.deploy.executorch.attention import attention_in_parts, attentions
 from pt2q.deploy.executorch.decomposing import taken_apart_where_needed
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegation_of_all
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
@@ -303,7 +304,12 @@ def _needs_rewriting(program: ExportedProgram) -> bool:
     if not quantized_nodes(program.graph_module):
         return False
     module = program.module(check_guards=False)
-    return bool(half_types(module) or quantized_lookups(module) or quantized_picks(module))
+    return bool(
+        half_types(module)
+        or quantized_lookups(module)
+        or quantized_picks(module)
+        or attentions(module)
+    )
 
 
 def _for_xnnpack(model: nn.Module) -> nn.Module:
@@ -316,5 +322,6 @@ def _for_xnnpack(model: nn.Module) -> nn.Module:
     round_pads(copied)
     picks_as_lookups(copied)
     fuse_lookups(copied)
+    attention_in_parts(copied)
     store_known_parts(copied)
     return copied
