@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from pt2q.deploy.agreement import Call, check_agreement
 from pt2q.deploy.executorch.attention import attention_in_parts, attentions
 from pt2q.deploy.executorch.decomposing import taken_apart_where_needed
+from pt2q.deploy.executorch.delegable_forms import delegable, delegable_forms
 from pt2q.deploy.executorch.delegation import Delegation, delegation_of, delegation_of_all
 from pt2q.deploy.executorch.embeddings import fuse_lookups, quantized_lookups
 from pt2q.deploy.executorch.idle_copies import without_idle_expansions
@@ -309,6 +310,7 @@ def _needs_rewriting(program: ExportedProgram) -> bool:
         or quantized_lookups(module)
         or quantized_picks(module)
         or attentions(module)
+        or delegable(module)
     )
 
 
@@ -324,4 +326,5 @@ def _for_xnnpack(model: nn.Module) -> nn.Module:
     fuse_lookups(copied)
     attention_in_parts(copied)
     store_known_parts(copied)
+    delegable_forms(copied)
     return copied
