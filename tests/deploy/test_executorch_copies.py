@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from support.lowering import quantized
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from pt2q.deploy.executorch import Program, lower, lowering
+from pt2q.deploy.executorch.file_account import describe
 
 
 class Positions(nn.Module):
@@ -33,7 +36,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         q = self.project(x).view(1, 6, 2, 4).transpose(1, 2)
-        return (q @ q.transpose(-1, -2)).softmax(-1) @ q, x.expand(3, 6, 8)
+        return (q @ q.transpose(-1, -2)).softmax(-1) @ q, x.expand(30, 6, 8)
 
 
 def portable(program: Program) -> dict[str, int]:
@@ -74,3 +77,34 @@ def test_expansions_that_expand_nothing_are_left_out(monkeypatch: pytest.MonkeyP
     assert portable(before)["aten.expand_copy.default"] == 5
     assert portable(found)["aten.expand_copy.default"] == 1  # the one that expands
     assert found.delegation.blobs < before.delegation.blobs
+
+
+class Residual(nn.Module):
+    """What is quantized is read by two operators in float, and by a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first(x)
+        return self.second(y), y.sigmoid() * y.exp()
+
+
+def test_what_is_read_in_float_is_dequantized_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    converted = quantized(Residual().eval(), (x,))
+    found = lower(converted, (x,))
+    monkeypatch.setattr(lowering, "share_dequantizes", lambda model: False)
+    before = lower(converted, (x,))
+    assert alike(found, before, x)
+    assert converts(before, tmp_path) - converts(found, tmp_path) == 1
+
+
+def converts(program: Program, folder: Path) -> int:
+    """How many numbers XNNPACK quantizes and dequantizes."""
+    (method,) = describe(program.save(folder / "model.pte")).methods
+    return dict(method.delegated)["Convert"]

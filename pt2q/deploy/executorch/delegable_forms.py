@@ -96,13 +96,13 @@ def _parts(emit: Emitter) -> Node | None:
     readers = list(node.users)
     if any(reader.target is not ops.GETITEM for reader in readers):
         return None
-    source = ops.data_input(node)
+    source: Node = ops.data_input(node)
     dim = ops.argument(node, "dim") % value_of(source).dim()
     values = value_of(node)
     sizes = [value.shape[dim] if value.dim() == value_of(source).dim() else 1 for value in values]
     own = any(ops.is_op(user, ops.QUANTIZE) for reader in readers for user in reader.users)
     for reader in readers:
-        number = reader.args[1]
+        number: Any = reader.args[1]
         begin = sum(sizes[:number])
         found = _slice(emit, _read_again(emit, source, own), dim, begin, begin + sizes[number])
         if value_of(found).shape != values[number].shape:

@@ -36,6 +36,7 @@ from pt2q.deploy.executorch.refusals import (
 )
 from pt2q.deploy.executorch.retracing import gone_through_where_changed
 from pt2q.deploy.executorch.runtime import PROVENANCE, LoadedProgram, load
+from pt2q.deploy.executorch.shared_dequantizes import share_dequantizes
 from pt2q.deploy.export import (
     ONE_EXPORT,
     export_rewritten,
@@ -327,4 +328,5 @@ def _for_xnnpack(model: nn.Module) -> nn.Module:
     attention_in_parts(copied)
     store_known_parts(copied)
     delegable_forms(copied)
+    share_dequantizes(copied)
     return copied
