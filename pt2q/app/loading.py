@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from importlib import import_module
 
+from pt2q.collection import paused_collection
 from pt2q.library_output import quiet_python
 
 OWN_PROCESS: ContextVar[bool] = ContextVar("pt2q_own_process", default=False)
@@ -22,15 +22,8 @@ def loading() -> Iterator[None]:
     them again and again is a tenth of a command's time. In a process that only calls the command
     the collector is left alone.
     """
-    if not OWN_PROCESS.get() or not gc.isenabled():
+    with paused_collection(for_good=True) if OWN_PROCESS.get() else nullcontext():
         yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def load(names: Iterable[str]) -> None:

@@ -10,8 +10,9 @@ from typing import get_args, overload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from pt2q.collection import paused_collection
 from pt2q.errors import FlowError, NotExportedError, ReferenceIncompleteWarning
-from pt2q.flow.modules import own_modules, paused_collection
+from pt2q.flow.modules import own_modules
 from pt2q.ir.float_tensors import FloatTensors
 from pt2q.ir.graph import named_tensors
 from pt2q.ir.model_state import restore_state

@@ -10,6 +10,7 @@ from typing import overload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from pt2q.collection import paused_collection
 from pt2q.errors import (
     AlreadyQuantizedWarning,
     BatchNormNotFoldedWarning,
@@ -18,7 +19,7 @@ from pt2q.errors import (
     TrainingModeWarning,
 )
 from pt2q.flow.annotating import annotate, ask, resolve, resolve_together
-from pt2q.flow.modules import own_modules, paused_collection
+from pt2q.flow.modules import own_modules
 from pt2q.flow.owned_weights import own_scaled_weights
 from pt2q.flow.provenance import Provenance
 from pt2q.ir.model_state import keep_state, unite_kept_state

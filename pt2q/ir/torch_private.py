@@ -35,6 +35,8 @@ from torch.fx.graph import _PyTreeCodeGen as PyTreeCodeGen
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 
+from pt2q.replaced import replaced
+
 CHECKED = {
     "torch._ops.OpOverload": "2.13.0",  # what node.target is; _schema, _overloadname
     "torch._ops.OpOverloadPacket": "2.13.0",  # .overloads() and one attribute for each
@@ -190,11 +192,8 @@ def composites_looked_up_once() -> Iterator[None]:
             before()
             known = found
 
-    utils._materialize_cpp_cia_ops = once
-    try:
+    with replaced(utils, _materialize_cpp_cia_ops=once):
         yield
-    finally:
-        utils._materialize_cpp_cia_ops = before
 
 
 _CODE = ("_code", "_lineno_map", "_prologue_start")
@@ -237,11 +236,8 @@ def compiled_when_asked() -> Iterator[None]:
         module._recompile_submodules()
         return None
 
-    GraphModule.recompile = later  # type: ignore[assignment,method-assign]
-    try:
+    with replaced(GraphModule, recompile=later):
         yield
-    finally:
-        GraphModule.recompile = before  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -251,11 +247,8 @@ def translations_read_once() -> Iterator[None]:
     Each reading parses the source of 500 functions: half of the time that a small file takes.
     """
     apis = private("torch.onnx._internal._lazy_import.onnxscript_apis")
-    apis.get_torchlib_ops = lambda: list(_translations(apis))
-    try:
+    with replaced(apis, get_torchlib_ops=lambda: list(_translations(apis))):
         yield
-    finally:
-        vars(apis).pop("get_torchlib_ops", None)
 
 
 @functools.cache

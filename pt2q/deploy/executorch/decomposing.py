@@ -16,6 +16,8 @@ from weakref import WeakSet
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from pt2q.replaced import replaced
+
 
 @contextmanager
 def taken_apart_where_needed() -> Iterator[None]:
@@ -23,12 +25,9 @@ def taken_apart_where_needed() -> Iterator[None]:
 
     Lowerings take turns: each puts back what it found.
     """
-    before = ExportedProgram.run_decompositions
-    ExportedProgram.run_decompositions = _where_needed(before)  # type: ignore[method-assign]
-    try:
+    run = _where_needed(ExportedProgram.run_decompositions)
+    with replaced(ExportedProgram, run_decompositions=run):
         yield
-    finally:
-        ExportedProgram.run_decompositions = before  # type: ignore[method-assign]
 
 
 def _where_needed(run: Callable[..., ExportedProgram]) -> Callable[..., ExportedProgram]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.fx.traceback import NodeSource
 
+from pt2q.replaced import replaced
+
 
 @contextmanager
 def shared_node_sources() -> Iterator[None]:
@@ -18,11 +20,8 @@ def shared_node_sources() -> Iterator[None]:
     a sixth of its time goes into their copies. No entry changes once it is made.
     Lowerings take turns.
     """
-    NodeSource.__deepcopy__ = _itself  # type: ignore[attr-defined]
-    try:
+    with replaced(NodeSource, __deepcopy__=_itself):
         yield
-    finally:
-        del NodeSource.__deepcopy__  # type: ignore[attr-defined]
 
 
 def _itself(source: Any, memo: dict[int, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch.fx import GraphModule
@@ -11,6 +11,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from pt2q.ir import ops
 from pt2q.optional import optional_modules
+from pt2q.replaced import replaced
 
 
 @contextmanager
@@ -28,14 +29,10 @@ def sought_where_possible() -> Iterator[None]:
         attention.ConvertToSDPAPass: ops.SOFTMAX_ONLY,
         enlarged.ConvertToUpsampleBilinear2d: ops.UPSAMPLE_BILINEAR,
     }
-    before = {owner: owner.call for owner in sought}
-    for owner, call in before.items():
-        owner.call = _with(sought[owner], call)
-    try:
+    with ExitStack() as stack:
+        for owner, operators in sought.items():
+            stack.enter_context(replaced(owner, call=_with(operators, owner.call)))
         yield
-    finally:
-        for owner, call in before.items():
-            owner.call = call
 
 
 def _with(sought: frozenset[Any], call: Callable[..., Any]) -> Callable[..., Any]:

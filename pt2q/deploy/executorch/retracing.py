@@ -21,6 +21,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from pt2q.ir.torch_private import FakeTensor, pytree, schema_of
 from pt2q.optional import optional_modules
+from pt2q.replaced import replaced
 
 _PLAIN = (
     *(int, float, bool, str, type(None)),
@@ -47,13 +48,8 @@ def gone_through_where_changed() -> Iterator[None]:
         _RUN: _with_known_values(passes, getattr(owner, _RUN)),
         "call": _where_changed(owner, owner.call),
     }
-    for name, function in instead.items():  # it inherits both
-        setattr(owner, name, function)
-    try:
+    with replaced(owner, **instead):
         yield
-    finally:
-        for name in instead:
-            delattr(owner, name)
 
 
 def _where_changed(plain: Any, call: Callable[..., Any]) -> Callable[..., Any]:
