@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,8 @@ torch.set_num_threads(1)
 
 # Graphs are made of objects by the ten thousand, and few of them are garbage: look seldom.
 gc.set_threshold(50_000, 20, 50)
+FILES = 10
+_ended = itertools.count(1)
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
@@ -35,6 +38,15 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     keep_one_warm()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """So does what is left of some files: what caches hold."""
+    ends = nextitem is None or nextitem.path != item.path
+    if ends and next(_ended) % FILES == 0:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_unconfigure() -> None:

@@ -14,6 +14,7 @@ import functools
 import pkgutil
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
@@ -38,6 +39,7 @@ from torch.utils._python_dispatch import _disable_current_modes as disable_curre
 from pt2q.replaced import replaced
 
 CHECKED = {
+    "torch._ops": "2.13.0",  # py_impl writes the type Callable[_P, _T] anew in each call
     "torch._ops.OpOverload": "2.13.0",  # what node.target is; _schema, _overloadname
     "torch._ops.OpOverloadPacket": "2.13.0",  # .overloads() and one attribute for each
     "torch._subclasses.fake_tensor.FakeTensor": "2.13.0",  # FakeTensor(mode, meta tensor, device)
@@ -178,7 +180,8 @@ def composites_looked_up_once() -> Iterator[None]:
 
     Taking a program apart, as every lowering does several times, looks all of them up for each
     namespace of operators: half a second in which nothing changes. They are looked up again when
-    an operator can have come: with a module, or by `torch.library`.
+    an operator can have come: with a module, or by `torch.library`. Each is then given twenty
+    kernels by a function that puts the same type together for its signature; `typing` keeps it.
     """
     utils = private("torch._export.utils")
     before = utils._materialize_cpp_cia_ops
@@ -192,7 +195,10 @@ def composites_looked_up_once() -> Iterator[None]:
             before()
             known = found
 
-    with replaced(utils, _materialize_cpp_cia_ops=once):
+    with (
+        replaced(utils, _materialize_cpp_cia_ops=once),
+        replaced(private("torch._ops"), Callable=typing.Callable),
+    ):
         yield
 
 

@@ -86,15 +86,17 @@ def test_the_names_that_are_wrapped() -> None:
 def test_composites_are_looked_up_once() -> None:
     utils = torch_private.private("torch._export.utils")
     before, expected = utils._materialize_cpp_cia_ops, utils._collect_all_valid_cia_ops()
+    plain = torch._ops.Callable
     with torch_private.composites_looked_up_once():
         assert utils._materialize_cpp_cia_ops is not before
+        assert torch._ops.Callable[..., int] is torch._ops.Callable[..., int]
         assert [utils._collect_all_valid_cia_ops() for _ in range(2)] == [expected] * 2
         with torch.library._scoped_library("pt2q_tests", "DEF") as library:
             library.define("composed(Tensor x) -> Tensor")
             library.impl("composed", torch.sin, "CompositeImplicitAutograd")
             new = utils._collect_all_valid_cia_ops() - expected
             assert new == {torch.ops.pt2q_tests.composed.default}
-    assert utils._materialize_cpp_cia_ops is before
+    assert utils._materialize_cpp_cia_ops is before and torch._ops.Callable is plain
 
 
 def test_translations_are_read_once() -> None:
