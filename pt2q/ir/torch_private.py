@@ -78,6 +78,7 @@ CHECKED = {
     "torch.library._defs": "2.13.0",  # the names of operators that libraries define
     "torch.library._impls": "2.13.0",  # and of what they compute with
     "torch.onnx._internal._lazy_import.onnxscript_apis": "2.13.0",  # get_torchlib_ops: a list
+    "torch.onnx._internal.exporter._schemas": "2.13.0",  # op_signature_from_function, of functions
 }
 """Name and the release it was checked on."""
 
@@ -250,11 +251,21 @@ def compiled_when_asked() -> Iterator[None]:
 def translations_read_once() -> Iterator[None]:
     """Have torch.onnx read its translations once in a process, and not once per file.
 
-    Each reading parses the source of 500 functions: half of the time that a small file takes.
+    Each reading parses the source of 500 functions: half of the time that a small file takes. What
+    these take and give is worked out once, too.
     """
     apis = private("torch.onnx._internal._lazy_import.onnxscript_apis")
-    with replaced(apis, get_torchlib_ops=lambda: list(_translations(apis))):
+    schemas = private("torch.onnx._internal.exporter._schemas")
+    with (
+        replaced(apis, get_torchlib_ops=lambda: list(_translations(apis))),
+        replaced(schemas, op_signature_from_function=_signatures(schemas)),
+    ):
         yield
+
+
+@functools.cache
+def _signatures(schemas: Any) -> Any:
+    return functools.lru_cache(4096)(schemas.op_signature_from_function)
 
 
 @functools.cache

@@ -102,12 +102,20 @@ def test_composites_are_looked_up_once() -> None:
 def test_translations_are_read_once() -> None:
     pytest.importorskip("onnxscript")
     apis = private("torch.onnx._internal._lazy_import.onnxscript_apis")
+    schemas = private("torch.onnx._internal.exporter._schemas")
     expected = [meta.qualified_name for meta in apis.get_torchlib_ops()]
     assert len(expected) > 400
+    signature_of = schemas.op_signature_from_function
     with torch_private.translations_read_once():
         one, other = apis.get_torchlib_ops(), apis.get_torchlib_ops()
         assert one is not other and all(a is b for a, b in zip(one, other, strict=True))
         assert [meta.qualified_name for meta in one] == expected
+        function = one[0].function
+        found = schemas.op_signature_from_function(function, "__traced", function.__name__)
+        same = schemas.op_signature_from_function(function, "__traced", function.__name__)
+        assert found is same
+        assert str(found) == str(signature_of(function, "__traced", function.__name__))
+    assert schemas.op_signature_from_function is signature_of
     assert vars(apis).keys() == {"_name", "_module"}
 
 
