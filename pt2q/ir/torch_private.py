@@ -332,7 +332,8 @@ def version_of(tensor: Tensor) -> int | None:
 
 def saves_with_hooks() -> bool:
     """Whether hooks for what autograd saves may be added here."""
-    return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())
+    autograd: Any = torch._C._autograd
+    return bool(autograd._saved_tensors_hooks_is_enabled())
 
 
 def saved_tensors_hooks() -> Any:
@@ -353,7 +354,8 @@ def is_saved_by_its_maker(tensor: Tensor, kind: str) -> bool:
     made_by = tensor.grad_fn
     if made_by is None or made_by.name() != kind:
         return False
-    return bool(made_by._sequence_nr() == torch.autograd._get_sequence_nr() - 1)
+    autograd: Any = torch.autograd
+    return bool(made_by._sequence_nr() == autograd._get_sequence_nr() - 1)
 
 
 def guard_texts(model: object) -> list[str]:

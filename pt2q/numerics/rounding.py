@@ -11,6 +11,9 @@ from torch import Tensor
 
 from pt2q.numerics.broadcasting import shape_along
 
+# Elements that are held in float32 on the way.
+_AT_ONCE = 2**18
+
 
 def _broadcastable(value: Tensor | float, x: Tensor, ch_axis: int | None) -> Tensor | float:
     """Shape per-channel parameters ``[C]`` to line up with axis ``ch_axis`` of ``x``."""
@@ -75,7 +78,16 @@ def quantize(
     Raises:
         TypeError: ``x`` is of another dtype.
     """
-    return _levels(x, scale, zero_point, quant_min, quant_max, ch_axis).to(dtype)
+    if x.numel() <= _AT_ONCE or x.dim() < 2:
+        return _levels(x, scale, zero_point, quant_min, quant_max, ch_axis).to(dtype)
+    result = torch.empty_like(x, dtype=dtype)
+    per_row = ch_axis is not None and ch_axis % x.dim() == 0
+    count = max(_AT_ONCE * x.shape[0] // x.numel(), 1)
+    for start in range(0, x.shape[0], count):
+        rows = slice(start, start + count)
+        own = (p[rows] if per_row and isinstance(p, Tensor) else p for p in (scale, zero_point))
+        result[rows].copy_(_levels(x[rows], *own, quant_min, quant_max, ch_axis))
+    return result
 
 
 def dequantize(

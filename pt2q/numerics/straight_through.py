@@ -100,10 +100,10 @@ def _one_scale(
     within: Any,
 ) -> Tensor:
     """The form in sweeps, with numbers for parameters."""
-    step, zero = np.float32(float(scale)), int(zero_point)
+    step, zero = float(scale), int(zero_point)
     low, high = float(limits[0] - zero), float(limits[1] - zero)
     # The operators of a converted graph multiply by the reciprocal, too.
-    inverse, step = float(np.float32(1.0) / step), float(step)
+    inverse = float(np.float32(1.0) / np.float32(step))
     if span is None and _wants_gradient(x):
         span = extremes(x.detach(), ())
     if span is not None:

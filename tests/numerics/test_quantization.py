@@ -217,3 +217,23 @@ def test_sqnr() -> None:
     assert float(sqnr(reference, reference)) == math.inf
     assert float(sqnr(reference, reference * 1.1)) == pytest.approx(20.0, abs=1e-4)
     assert float(sqnr(torch.zeros(2), torch.ones(2))) == -math.inf
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, None])
+@pytest.mark.parametrize("shape", [(700, 800), (3, 200_000), (70, 80, 10, 10)])
+def test_large_tensors_are_quantized_part_by_part(shape: tuple[int, ...], axis: int | None) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    size = 1 if axis is None else shape[axis]
+    scale, zero_point = torch.rand(size) + 0.01, torch.randint(-9, 9, (size,))
+    arguments = scale, zero_point, -100, 100, torch.int8
+    found = quantize(x, *arguments, axis)
+    if axis is None:
+        expected = qd.quantize_per_tensor(x, float(scale), int(zero_point), -100, 100, torch.int8)
+    else:
+        at = axis % x.dim()
+        expected = qd.quantize_per_channel(x, scale, zero_point, at, -100, 100, torch.int8)
+    assert torch.equal(found, expected) and found.stride() == x.stride()
+    assert torch.equal(
+        quantize(x.bfloat16(), *arguments, axis), quantize(x.bfloat16().float(), *arguments, axis)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -95,6 +96,33 @@ def test_when_the_histogram_is_counted_makes_no_difference() -> None:
     late.flush()
     assert int(late.exponent) == int(early.exponent) and late.totals == early.totals
     assert torch.equal(late.counts, early.counts) and torch.equal(late.zeros, early.zeros)
+
+
+@pytest.mark.parametrize("sizes", [(50,), (50, 900, 300), (40_000,), (40_000, 50, 40_000), ()])
+@pytest.mark.parametrize("flushed", [0, 1, 3])
+def test_all_is_counted_apart(sizes: tuple[int, ...], flushed: int) -> None:
+    histogram = StreamingHistogram(BINS)
+    for i, size in enumerate(sizes):
+        x = torch.randn(size, generator=torch.Generator().manual_seed(i)) * (i + 1)
+        largest = float(x.abs().max())
+        if size <= 900:
+            histogram.add_whole(x, largest)
+        else:
+            histogram.add(summarise(x, histogram.totals.calls), largest)
+        if i < flushed:
+            histogram.flush()
+    expected, before = copy.deepcopy(histogram), copy.deepcopy(histogram)
+    expected.flush()
+    expected.count_kept()
+    found = histogram.all_counted()
+    for name, buffer in expected.named_buffers():
+        assert torch.equal(found.get_buffer(name), buffer), name
+    for name, buffer in before.named_buffers():
+        assert torch.equal(histogram.get_buffer(name), buffer), name
+    assert histogram.totals == before.totals == found.totals
+    histogram.flush()
+    histogram.count_kept()
+    assert torch.equal(histogram.counts, expected.counts)
 
 
 def test_tails_are_restored_from_block_extremes() -> None:

@@ -23,15 +23,13 @@ def estimated_counts(histograms: Sequence[StreamingHistogram], low: Tensor, high
     Zeros are exact on every grid and so have no say in the search.
 
     Args:
-        histograms: N histograms of one number of bins, flushed; kept values are counted.
+        histograms: N histograms of one number of bins, with everything counted.
         low: ``[N]`` smallest values.
         high: ``[N]`` largest values.
 
     Returns:
         float64 ``[N, bins]``, even bins covering ``[-bins / 2, bins / 2)``.
     """
-    for histogram in histograms:
-        histogram.count_kept()
     result = torch.zeros(len(histograms), histograms[0].bins, dtype=torch.float64)
     zeros = torch.stack([h.zeros.cpu() for h in histograms]).double()
     whole = [i for i, h in enumerate(histograms) if h.totals.whole > 0]

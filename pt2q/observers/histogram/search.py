@@ -45,8 +45,9 @@ def _batches(
     """Yield the keys of histograms that are searched at once, and how many values each keeps."""
     kinds: dict[int, list[int]] = {}
     for key, histogram in histograms.items():
-        histogram.flush()
-        kinds.setdefault(few_length(histogram, grid), []).append(key)
+        # The others count when it is their turn: a table of counts is as large as all that waits.
+        length = few_length(histogram, grid) if histogram.flush_few() else 0
+        kinds.setdefault(length, []).append(key)
     for length, members in kinds.items():
         for start in range(0, len(members), _AT_ONCE):
             yield members[start : start + _AT_ONCE], length
@@ -73,6 +74,7 @@ def _least_error(
     length: int,
 ) -> tuple[Tensor, Tensor]:
     """Return scales (float32) and zero points (int64), ``[N]`` each, in units of the values."""
+    histograms = histograms if length else [h.all_counted() for h in histograms]
     exponent = torch.stack([h.exponent.cpu() for h in histograms])
     seen: Seen = (
         ValueTable(few_values(histograms, exponent, length))

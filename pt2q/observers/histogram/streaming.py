@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import astuple
 from typing import Any
 
@@ -127,6 +128,31 @@ class StreamingHistogram(PlainAttributes):
         if waiting.size >= _MOST_WAITING:
             self.flush()
 
+    def flush_few(self) -> bool:
+        """Keep what waits as it is, if all values are few; says whether they are."""
+        if self._are_few or self._waiting.size == 0:
+            self.flush()
+            return self.few.shape[0] > 0
+        return False
+
+    @property
+    def _are_few(self) -> bool:
+        """Whether all values are few enough to be kept, and none is counted."""
+        few = self.totals.samples == 0 and self.totals.whole <= MOST_KEPT
+        return few and self.counts.shape[0] == 0
+
+    def all_counted(self) -> StreamingHistogram:
+        """A histogram of the same values whose counts say all; this one stays as it is."""
+        if self._waiting.size == 0 and self.few.shape[0] == 0:
+            return self
+        result = copy.copy(self)
+        kept = {name: self._buffers[name] for name in ("exponent", "saved_totals")}
+        written = {name: getattr(self, name).clone() for name in ("counts", "zeros", "few")}
+        result.__dict__["_buffers"] = kept | written
+        result.flush()
+        result.count_kept()
+        return result
+
     def flush(self) -> None:
         """Count what waits, or keep it while it is little."""
         waiting, self._waiting = self._waiting, Waiting(weight=self._waiting.weight)
@@ -135,8 +161,7 @@ class StreamingHistogram(PlainAttributes):
             return
         values = torch.cat([*waiting.values, *waiting.minima, *waiting.maxima])
         self._make_ready(values.device)
-        uncounted = self.counts.shape[0] == 0
-        if uncounted and self.totals.samples == 0 and self.totals.whole <= MOST_KEPT:
+        if self._are_few:
             self._widen(waiting.largest)
             self._buffers["few"] = torch.cat([self.few, values.float()])
             return
