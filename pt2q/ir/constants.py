@@ -11,7 +11,7 @@ from torch.fx.node import map_arg
 
 from pt2q.ir import ops
 from pt2q.ir.graph import get_constant, holds_tensor
-from pt2q.ir.storage import StorageMap
+from pt2q.ir.storage import StorageMap, writes_nothing
 from pt2q.ir.torch_private import is_erased, schema_of
 
 
@@ -24,16 +24,18 @@ class Constants:
 
     def __init__(self, model: GraphModule) -> None:
         self.model = model
-        storage = StorageMap.of(model.graph)
+        storage = None if writes_nothing(model.graph) else StorageMap.of(model.graph)
         self._known: set[Node] = set()
         for node in model.graph.nodes:
-            if self._is_known(node, storage):
+            changes = storage is not None and storage.is_mutated(node)
+            if not changes and self._is_known(node):
                 self._known.add(node)
 
-    def _is_known(self, node: Node, storage: StorageMap) -> bool:
+    def _is_known(self, node: Node) -> bool:
+        """Whether what a node gives, whose storage is not written, is known."""
         if node.op == "get_attr":
-            return not storage.is_mutated(node) and holds_tensor(self.model, node)
-        if node.op != "call_function" or storage.is_mutated(node) or not _is_pure(node):
+            return holds_tensor(self.model, node)
+        if node.op != "call_function" or not _is_pure(node):
             return False
         if not node.all_input_nodes:
             return ops.is_op(node, ops.FILLED)

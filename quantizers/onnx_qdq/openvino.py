@@ -16,7 +16,6 @@ from pt2q.ir import ops
 from pt2q.ir.graph import value_of
 from pt2q.quantizers.onnx_qdq.onnxruntime import ONNXRUNTIME
 from pt2q.quantizers.toolkit import reasons
-from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table.rule import Match, Rule
 
@@ -57,7 +56,7 @@ def _behind(
     which: Callable[[Node], bool] = lambda node: True,
 ) -> Node | None:
     """The first of some operators that values come from, through others that pass them on."""
-    waiting, seen = list(float_activations(match.head)), set[Node]()
+    waiting, seen = list(match.activations), set[Node]()
     while waiting:
         node = waiting.pop()
         if ops.is_op(node, wanted) and which(node):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pt2q.ir import ops
 from pt2q.ir.ops import is_op
 from pt2q.quantizers.toolkit import reasons
-from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table import common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import annotate_weighted_inputs
@@ -30,7 +29,7 @@ class OnnxTable(BackendTable):
 
 
 def _computed_factors(match: Match) -> Reason | None:
-    if is_op(match.head, ops.MATMUL) and roles_of(match.head).weight is not None:
+    if is_op(match.head, ops.MATMUL) and match.roles.weight is not None:
         return reasons.CONSTANT_FACTOR
     return None
 

@@ -14,7 +14,6 @@ from pt2q.ir.graph import value_of
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.engine.table_quantizer import TableQuantizer
-from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table import checks, common_rows, examples
 from pt2q.quantizers.toolkit.table.annotate import set_annotation
@@ -63,7 +62,7 @@ def group_size(config: QuantizationConfig) -> int | None:
 
 
 def _groups_fit(match: Match) -> Reason | None:
-    size, weight = group_size(match.config), roles_of(match.head).weight
+    size, weight = group_size(match.config), match.roles.weight
     if size is None or weight is None:
         return None
     columns = value_of(weight).shape[1]

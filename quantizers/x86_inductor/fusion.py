@@ -19,7 +19,6 @@ from pt2q.ir.ops import (
 )
 from pt2q.quantizers.toolkit import reasons
 from pt2q.quantizers.toolkit.reading.residual_additions import residual_of, why_no_residual
-from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table.annotate import annotate_chain
 from pt2q.quantizers.toolkit.table.rule import Match
@@ -39,7 +38,7 @@ def adds_to_convolution(match: Match) -> Reason | None:
 def same_shape(match: Match) -> Reason | None:
     """The operands of an addition have one shape."""
     # As text: symbolic sizes have no hash.
-    shapes = {str(tuple(source.meta["val"].shape)) for source in float_activations(match.head)}
+    shapes = {str(tuple(source.meta["val"].shape)) for source in match.activations}
     return None if len(shapes) == 1 else reasons.OPERAND_SHAPES_DIFFER
 
 

@@ -9,7 +9,7 @@ from torch.fx import Node
 from pt2q.ir.graph import value_of
 from pt2q.ir.ops import CONV_TRANSPOSE, argument, has_argument, is_op
 from pt2q.quantizers.toolkit import reasons
-from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations, roles_of
+from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table.products import is_unscaled, multiplies_constant
 from pt2q.quantizers.toolkit.table.rule import Match
@@ -17,7 +17,7 @@ from pt2q.quantizers.toolkit.table.rule import Match
 
 def matrix_operand(match: Match) -> Reason | None:
     """One factor is a matrix, the other one a constant."""
-    source = float_activations(match.head)
+    source = match.activations
     if len(source) == 1 and _rank(source[0]) == 2:
         return None
     constant = multiplies_constant(match.head)
@@ -33,7 +33,7 @@ def unscaled(match: Match) -> Reason | None:
 
 def several_channels(match: Match) -> Reason | None:
     """Each output channel reads several input channels: others count as depthwise."""
-    weight = roles_of(match.head).weight
+    weight = match.roles.weight
     axis = 0 if is_op(match.head, CONV_TRANSPOSE) else 1
     return reasons.DEPTHWISE if weight is not None and value_of(weight).shape[axis] == 1 else None
 
@@ -57,7 +57,7 @@ def mean_over_image(match: Match) -> Reason | None:
 
 def pools_to_one(match: Match) -> Reason | None:
     """An adaptive pool gives one value per image and channel."""
-    source = float_activations(match.head)[0]
+    source = match.activations[0]
     if _rank(source) != 4 or list(argument(match.head, "output_size")) != [1, 1]:
         return reasons.POOLS_TO_MANY
     return None
@@ -77,7 +77,7 @@ def pool_window(match: Match) -> Reason | None:
 
 def literal_bounds(match: Match) -> Reason | None:
     """Bounds are numbers."""
-    return reasons.TENSOR_BOUNDS if len(roles_of(match.head).activations) > 1 else None
+    return reasons.TENSOR_BOUNDS if len(match.roles.activations) > 1 else None
 
 
 def _rank(node: Node) -> int:

@@ -4,7 +4,7 @@ from pt2q.ir.storage.effects import Effects, effects_of
 from pt2q.ir.storage.identity import copies, has_storage, place_of, span_of, storage_of
 from pt2q.ir.storage.mapped import is_low, low_memory, release, spilled
 from pt2q.ir.storage.parts import Part, packed, unpacked
-from pt2q.ir.storage.storage_map import StorageMap, written_constants
+from pt2q.ir.storage.storage_map import StorageMap, writes_nothing, written_constants
 from pt2q.ir.storage.views import View, restore_views, views_among
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "storage_of",
     "unpacked",
     "views_among",
+    "writes_nothing",
     "written_constants",
 ]

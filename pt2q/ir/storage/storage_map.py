@@ -16,12 +16,15 @@ from pt2q.ir.storage.effects import may_write
 from pt2q.ir.storage.reader import Reading, read
 
 
+def writes_nothing(graph: Graph) -> bool:
+    """Whether no call of a graph writes into a tensor, which is seen without reading it all."""
+    calls = (node for node in graph.nodes if node.op == "call_function")
+    return not any(may_write(node) or is_control_flow(node) for node in calls)
+
+
 def written_constants(graph: Graph) -> set[str]:
     """What `StorageMap.written_constants` says; the graph is not read where no call writes."""
-    calls = (node for node in graph.nodes if node.op == "call_function")
-    if not any(may_write(node) or is_control_flow(node) for node in calls):
-        return set()
-    return StorageMap.of(graph).written_constants()
+    return set() if writes_nothing(graph) else StorageMap.of(graph).written_constants()
 
 
 @dataclass(frozen=True)

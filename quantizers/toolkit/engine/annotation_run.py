@@ -98,7 +98,7 @@ class AnnotationRun:
     def _matched(self, rule: Rule, node: Node, choice: Choice[QuantizationConfig]) -> Match:
         nodes = follow_chain(node, rule.tails, self._may_fuse)
         if rule.kernel is not None and choice.config is not None:
-            choice = replace(choice, config=rule.kernel.fitted(choice.config))
+            choice = replace(choice, config=self.context.fits.fitted(rule.kernel, choice.config))
         return Match(rule=rule, nodes=nodes, choice=choice, context=self.context)
 
     def _may_fuse(self, node: Node) -> bool:
@@ -123,11 +123,11 @@ class AnnotationRun:
 
     def _row(self, node: Node) -> Row:
         match = self.kept.get(node)
-        row = Row(node=node.name, module=module_path(node), operator=str(node.target))
+        where = {"node": node.name, "module": module_path(node), "operator": str(node.target)}
         if match is not None:
-            return replace(row, words=describe(match, node), rule=match.rule.name)
+            return Row(**where, words=describe(match, node), rule=match.rule.name)
         reason = self.reasons.get(node, reasons.NOT_COVERED)
-        return replace(row, reason=reason.filled(runtime=self.table.runtime))
+        return Row(**where, reason=reason.filled(runtime=self.table.runtime))
 
 
 def _by_head(rules: Iterable[Rule]) -> dict[Target, list[Rule]]:

@@ -59,7 +59,7 @@ def _reason_to_leave(match: Match, kept: dict[Node, Match]) -> Reason | None:
 
 
 def _has_source(match: Match, kept: dict[Node, Match]) -> bool:
-    activations = roles_of(match.head).activations
+    activations = match.roles.activations
     if match.rule.when is When.INPUT_QUANTIZED:
         return bool(activations) and _comes_quantized(activations[0], kept)
     # A graph's input is neither quantized nor computed: it does not speak against int8.

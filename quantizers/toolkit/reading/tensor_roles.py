@@ -11,6 +11,8 @@ from pt2q.ir.ops import ADDMM, MATMUL, MM, is_op, tensor_arguments
 
 WEIGHT_NAMES = frozenset({"weight"})
 BIAS_NAMES = frozenset({"bias"})
+FACTOR_NAMES = frozenset({"mat2", "other"})
+PRODUCTS = ADDMM | MM | MATMUL
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def roles_of(node: Node) -> Roles:
 
 
 def _is_constant_factor(node: Node, name: str, source: Node) -> bool:
-    return is_op(node, ADDMM | MM | MATMUL) and name in ("mat2", "other") and is_constant(source)
+    return name in FACTOR_NAMES and is_op(node, PRODUCTS) and is_constant(source)
 
 
 def float_activations(node: Node) -> tuple[Node, ...]:

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from pt2q.ir.graph import is_float_tensor
 from pt2q.quantizers.toolkit.config import QuantizationConfig
-from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations, roles_of
+from pt2q.quantizers.toolkit.reading.tensor_roles import roles_of
 from pt2q.quantizers.toolkit.table.rule import Match
 from pt2q.spec import (
     QUANT_ANNOTATION_KEY,
@@ -81,9 +81,9 @@ def annotate_with(match: Match, config: QuantizationConfig) -> None:
         match: the place.
         config: taken in place of the match's own.
     """
-    roles = roles_of(match.head)
+    roles = match.roles
     inputs: dict[Node, QuantizationSpecBase | None] = dict.fromkeys(
-        float_activations(match.head), config.input_activation
+        match.activations, config.input_activation
     )
     if roles.weight is not None:
         inputs[roles.weight] = config.weight
@@ -103,12 +103,12 @@ def annotate_inputs(match: Match) -> None:
 
 
 def _activations(match: Match) -> Inputs:
-    return dict.fromkeys(float_activations(match.head), match.config.input_activation)
+    return dict.fromkeys(match.activations, match.config.input_activation)
 
 
 def annotate_sharing(match: Match) -> None:
     """One set of parameters for all inputs and the output: concatenation."""
-    first, *others = float_activations(match.head)
+    first, *others = match.activations
     shared = SharedQuantizationSpec((first, match.head))
     inputs: Inputs = {first: match.config.input_activation, **dict.fromkeys(others, shared)}
     annotate_chain(match, inputs, shared)

@@ -10,14 +10,13 @@ from pt2q.ir.experts import picks_matrices
 from pt2q.ir.graph import is_constant, is_float_tensor, value_of
 from pt2q.ir.ops import argument, has_argument, is_mutating, tensor_arguments
 from pt2q.quantizers.toolkit import reasons
-from pt2q.quantizers.toolkit.reading.tensor_roles import float_activations, roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.table.rule import Match
 
 
 def one_float_type(match: Match) -> Reason | None:
     """All floating point tensors of the operator are of one type that can be quantized."""
-    values = [value_of(node) for node in (*float_activations(match.head), match.head)]
+    values = [value_of(node) for node in (*match.activations, match.head)]
     found = dict.fromkeys(v.dtype for v in values if isinstance(v, torch.Tensor))
     names = [str(dtype).removeprefix("torch.") for dtype in found]
     if not found.keys() <= QUANTIZABLE:
@@ -28,7 +27,7 @@ def one_float_type(match: Match) -> Reason | None:
 
 def constant_weight(match: Match) -> Reason | None:
     """Weight and bias are constants of the module, in float."""
-    roles = roles_of(match.head)
+    roles = match.roles
     if roles.weight is None or not is_constant(roles.weight):
         picked = picks_matrices(match.head)
         return reasons.PICKED_MATRICES if picked else reasons.WEIGHT_COMPUTED
@@ -41,8 +40,8 @@ def constant_weight(match: Match) -> Reason | None:
 
 def batched(match: Match) -> Reason | None:
     """A convolution's input has a batch dimension."""
-    weight = roles_of(match.head).weight
-    source = value_of(float_activations(match.head)[0])
+    weight = match.roles.weight
+    source = value_of(match.activations[0])
     if weight is not None and source.dim() != value_of(weight).dim():
         return reasons.NO_BATCH
     return None
@@ -93,19 +92,19 @@ def no_picked_matrices(match: Match) -> Reason | None:
 
 def no_mask(match: Match) -> Reason | None:
     """No operand is an additive attention mask."""
-    if any(match.context.masks.is_mask(source) for source in float_activations(match.head)):
+    if any(match.context.masks.is_mask(source) for source in match.activations):
         return reasons.ATTENTION_MASK
     return None
 
 
 def several_tensors(match: Match) -> Reason | None:
     """What joins tensors joins two different ones at least."""
-    return reasons.JOINS_TOO_FEW if len(float_activations(match.head)) < 2 else None
+    return reasons.JOINS_TOO_FEW if len(match.activations) < 2 else None
 
 
 def float_inputs(match: Match) -> Reason | None:
     """The values carried are floating point; integers and booleans are left alone."""
-    source = roles_of(match.head).activations
+    source = match.roles.activations
     if not source:
         return reasons.READS_NO_TENSOR
     value = value_of(source[0])
@@ -120,7 +119,7 @@ def varies(match: Match) -> Reason | None:
 
     Runtimes take the range of a constant when they load the program, or not at all.
     """
-    sources = float_activations(match.head) if match.config.is_dynamic else []
+    sources = match.activations if match.config.is_dynamic else ()
     fixed = bool(sources) and all(map(match.context.constants.is_constant, sources))
     return reasons.NOTHING_TO_MEASURE if fixed else None
 
@@ -130,11 +129,11 @@ def kernel_takes(match: Match) -> Reason | None:
     kernel = match.rule.kernel
     if kernel is None:
         return None
-    return _ranks_fit(match, *kernel.dimensions) or kernel.why_not(match.config)
+    return _ranks_fit(match, *kernel.dimensions) or match.context.fits.why_not(kernel, match.config)
 
 
 def _ranks_fit(match: Match, fewest: int, most: int) -> Reason | None:
-    for node in (*float_activations(match.head), match.head):
+    for node in (*match.activations, match.head):
         value = value_of(node)
         rank = value.dim() if isinstance(value, torch.Tensor) else fewest
         if rank < fewest:

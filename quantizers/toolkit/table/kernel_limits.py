@@ -7,6 +7,7 @@ weights are fitted to them, and the tables of the documentation are made from th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -196,6 +197,31 @@ class KernelLimits:
             found = spec_words(config.bias)
             return KERNEL_TAKES.filled(role="biases", takes="float", found=found)
         return None
+
+
+class Fits:
+    """What kernels make of configurations, asked once for each pair.
+
+    A table has a few kernels and a user a few configurations; a graph has thousands of calls.
+    """
+
+    def __init__(self) -> None:
+        self._fitted: dict[tuple[int, int], tuple[Any, QuantizationConfig]] = {}
+        self._reasons: dict[tuple[int, int], tuple[Any, Reason | None]] = {}
+
+    def fitted(self, kernel: KernelLimits, config: QuantizationConfig) -> QuantizationConfig:
+        """See `KernelLimits.fitted`: the same object for the same two."""
+        key = id(kernel), id(config)
+        if key not in self._fitted:  # both are kept, so that no other has their address
+            self._fitted[key] = (kernel, config), kernel.fitted(config)
+        return self._fitted[key][1]
+
+    def why_not(self, kernel: KernelLimits, config: QuantizationConfig) -> Reason | None:
+        """See `KernelLimits.why_not`."""
+        key = id(kernel), id(config)
+        if key not in self._reasons:
+            self._reasons[key] = (kernel, config), kernel.why_not(config)
+        return self._reasons[key][1]
 
 
 def spec_words(spec: QuantizationSpec) -> str:

@@ -8,20 +8,22 @@ head and follows single users, so a whole graph is matched in linear time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 
 from torch.fx import GraphModule, Node
 
 from pt2q.ir.constants import Constants
+from pt2q.ir.graph import is_float_tensor
 from pt2q.ir.ops import BATCH_NORM, Target
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.reading.attention_masks import MaskFinder
+from pt2q.quantizers.toolkit.reading.tensor_roles import Roles, roles_of
 from pt2q.quantizers.toolkit.reasons import Reason
 from pt2q.quantizers.toolkit.selection.statements import Choice
 from pt2q.quantizers.toolkit.table.examples import Example
-from pt2q.quantizers.toolkit.table.kernel_limits import KernelLimits
+from pt2q.quantizers.toolkit.table.kernel_limits import Fits, KernelLimits
 
 
 class When(Enum):
@@ -46,10 +48,12 @@ class Context:
     Args:
         model: the module that owns the graph, for constants.
         masks: tells attention masks from other tensors.
+        fits: what kernels take of configurations.
     """
 
     model: GraphModule
     masks: MaskFinder
+    fits: Fits = field(default_factory=Fits)
 
     @cached_property
     def constants(self) -> Constants:
@@ -82,6 +86,16 @@ class Match:
     def last(self) -> Node:
         """The operator whose output leaves the chain."""
         return self.nodes[-1]
+
+    @cached_property
+    def roles(self) -> Roles:
+        """What each tensor is to the head."""
+        return roles_of(self.head)
+
+    @cached_property
+    def activations(self) -> tuple[Node, ...]:
+        """The activations of the head that are single floating point tensors."""
+        return tuple(source for source in self.roles.activations if is_float_tensor(source))
 
     @property
     def config(self) -> QuantizationConfig:
