@@ -85,8 +85,9 @@ def quantize(
     count = max(_AT_ONCE * x.shape[0] // x.numel(), 1)
     for start in range(0, x.shape[0], count):
         rows = slice(start, start + count)
-        own = (p[rows] if per_row and isinstance(p, Tensor) else p for p in (scale, zero_point))
-        result[rows].copy_(_levels(x[rows], *own, quant_min, quant_max, ch_axis))
+        factor = scale[rows] if per_row and isinstance(scale, Tensor) else scale
+        zero = zero_point[rows] if per_row and isinstance(zero_point, Tensor) else zero_point
+        result[rows].copy_(_levels(x[rows], factor, zero, quant_min, quant_max, ch_axis))
     return result
 
 
