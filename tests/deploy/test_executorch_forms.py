@@ -58,17 +58,18 @@ def test_each_form_runs_on_xnnpack() -> None:
     assert found.blobs == 1
 
 
-def test_norms_of_single_and_of_long_rows_stay_as_they_are() -> None:
+def test_norms_of_single_rows_long_rows_and_images_stay_as_they_are() -> None:
     torch.manual_seed(0)
     forms = {
         "one row": lambda x: nn.functional.layer_norm(x[0], [8]),
         "long rows": lambda x: nn.functional.layer_norm(x.repeat(8, 64), [512]),
+        "image": lambda x: nn.functional.layer_norm(x.expand(2, 3, 4, 8), [8]),
         "two dimensions": lambda x: nn.functional.layer_norm(
             x.expand(8, 8).reshape(2, 4, 8), [4, 8]
         ),
     }
     found = lowered(Each(forms), torch.randn(1, 8)).delegation
-    assert dict(found.portable)[NORM] == 3
+    assert dict(found.portable)[NORM] == 4
 
 
 class Parts(nn.Module):

@@ -181,8 +181,11 @@ def _power(emit: Emitter) -> Node | None:
 def _normed(emit: Emitter) -> Node | None:
     node = emit.origin
     source, shape = ops.data_input(node), ops.argument(node, "normalized_shape")
-    rows = value_of(source).numel() // shape[-1]
-    if len(shape) != 1 or rows < LEAST_ROWS or shape[0] > WIDEST_ROW:
+    value = value_of(source)
+    # Four dimensions are an image to the delegate, which would turn it around for each step.
+    if len(shape) != 1 or value.dim() > 3 or shape[0] > WIDEST_ROW:
+        return None
+    if value.numel() // shape[0] < LEAST_ROWS:
         return None
     weight, bias, eps = (ops.argument(node, name) for name in ("weight", "bias", "eps"))
     centred = emit.call(ops.aten.sub.Tensor, source, _mean_of_rows(emit, source))
