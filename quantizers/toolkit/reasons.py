@@ -169,6 +169,7 @@ MEAN_DROPS_DIMENSIONS = Reason(
 MEAN_CHANGES_TYPE = Reason("mean-changes-type", "it changes the dtype")
 POOLS_TO_MANY = Reason("pools-to-many", "the int8 kernel pools a batch of images to size 1")
 STRIDE_BEYOND_WINDOW = Reason("stride-beyond-window", "its stride is larger than its window")
+PADS_OTHERWISE = Reason("pads-otherwise", "it pads with other numbers than zeros, or cuts off")
 TENSOR_BOUNDS = Reason("tensor-bounds", "its bounds are tensors")
 
 # ------------------------------------------------------------------ residual additions

@@ -75,6 +75,14 @@ def pool_window(match: Match) -> Reason | None:
     return None
 
 
+def adds_zeros(match: Match) -> Reason | None:
+    """Zeros are added, which have an integer of their own, and nothing is cut off."""
+    node = match.head
+    zeros = not has_argument(node, "mode") or argument(node, "mode") == "constant"
+    grows = all(isinstance(size, int) and size >= 0 for size in argument(node, "pad"))
+    return None if zeros and grows and not argument(node, "value") else reasons.PADS_OTHERWISE
+
+
 def literal_bounds(match: Match) -> Reason | None:
     """Bounds are numbers."""
     return reasons.TENSOR_BOUNDS if len(match.roles.activations) > 1 else None

@@ -184,6 +184,14 @@ MAX_POOL = replace(
     checks=(*RESHAPE.checks, own.pool_window),
     examples=(examples.MAX_POOL,),
 )
+PADDING = replace(
+    RESHAPE,
+    name="padding",
+    heads=ops.PAD,
+    kernel=kernels.elementwise("XNNStaticConstantPad"),
+    checks=(*RESHAPE.checks, own.adds_zeros),
+    examples=(examples.PADDING,),
+)
 BOUND = replace(
     RESHAPE,
     name="bound",
@@ -259,6 +267,7 @@ XNNPACK = BackendTable(
         MEAN,
         POOL,
         MAX_POOL,
+        PADDING,
         BOUND,
         RESHAPE,
         PERMUTE,

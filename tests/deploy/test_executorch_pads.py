@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from support.lowering import quantized
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pt2q import convert_pt2e, prepare_pt2e, sqnr
 from pt2q.deploy.executorch import lower
+from pt2q.deploy.executorch.file_account import describe
 from pt2q.quantizers import XNNPACKQuantizer
 
 FRAME = [1, 1, 1, 1]
@@ -58,3 +62,27 @@ def test_padding_read_in_float_runs(
     expected, eager, found = results[name]
     assert sqnr(eager, found) > 40
     assert sqnr(expected, found) > 30
+
+
+class Between(nn.Module):
+    """A padding between two convolutions."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.first, self.second, self.value = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.pad(self.first(x), [0, 1, 2, 0], value=self.value))
+
+
+@pytest.mark.parametrize(("value", "converts"), [(0.0, 2), (1.0, 4)])
+def test_zeros_are_added_in_integers(value: float, converts: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Between(value).eval(), torch.randn(1, 3, 10, 10)
+    converted = quantized(model, (x,))
+    program = lower(converted, (x,))
+    (method,) = describe(program.save(tmp_path / "model.pte")).methods
+    assert dict(method.delegated)["Convert"] == converts
+    (found,) = program.load()(x)
+    assert sqnr(converted(x), found) > 40
+    assert sqnr(model(x), found) > 30

@@ -30,6 +30,8 @@ def xnnpack_partitioner() -> Any:
         "executorch.backends.xnnpack.partition.xnnpack_partitioner", extra="executorch"
     )
 
+    (config,) = optional_modules("executorch.backends.xnnpack.partition.config", extra="executorch")
+
     class Partitioner(xnnpack.XnnpackPartitioner):  # type: ignore[misc, name-defined]
         def partition(self, exported_program: Any) -> Any:
             # Past the search of the whole stack, with its sources, for a deprecated caller.
@@ -42,7 +44,40 @@ def xnnpack_partitioner() -> Any:
                 for number, nodes in enumerate(joined(ep.graph_module.graph, groups))
             ]
 
-    return Partitioner()
+    known = config.ALL_PARTITIONER_CONFIGS
+    taken = [_padding_of(one) if one is config.ConstantPadConfig else one for one in known]
+    return Partitioner(taken)
+
+
+def _padding_of(base: Any) -> Any:
+    """What takes paddings, those of integers by zeros too, which ExecuTorch pads in float.
+
+    Args:
+        base: ExecuTorch's own.
+    """
+    (precision,) = optional_modules(
+        "executorch.backends.xnnpack.partition.config.xnnpack_config", extra="executorch"
+    )
+    kinds = precision.ConfigPrecisionType
+
+    class Padding(base):  # type: ignore[misc]
+        def supported_precision_types(self) -> list[Any]:
+            return [kinds.FP32, kinds.STATIC_QUANT]
+
+        def get_node_and_deps(self, node: Node, ep: Any) -> list[Node]:
+            found: list[Node] = super().get_node_and_deps(node, ep) if _keeps(node) else [node]
+            return found
+
+    return Padding
+
+
+def _keeps(node: Node) -> bool:
+    """Whether zeros are added between a dequantize and a quantize of the same parameters."""
+    source, user = node.args[0], next(iter(node.users), None)
+    value = node.args[2] if len(node.args) > 2 else 0.0
+    if not isinstance(source, Node) or user is None or value:
+        return False
+    return source.args[1:] == user.args[1:]
 
 
 def joined(graph: Graph, groups: Sequence[Group]) -> list[list[Node]]:

@@ -178,6 +178,7 @@ AVERAGE_POOL = between_convolutions(lambda x: F.avg_pool2d(x, 2))
 # ------------------------------------------------------------------ values passed on
 
 MAX_POOL = between_convolutions(lambda x: F.max_pool2d(x, 2))
+PADDING = between_convolutions(lambda x: F.pad(x, (0, 1, 2, 0)))
 BOUND = between_convolutions(lambda x: F.relu(x).clamp(0, 1))
 RESHAPE = on_images(lambda m, x: m[1](m[0](x).flatten(1)), CONV, partial(nn.Linear, 512, 8))
 PERMUTE = on_images(lambda m, x: m[1](m[0](x).permute(0, 2, 3, 1)), CONV, partial(nn.Linear, 8, 8))
