@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from torch.fx import Graph, GraphModule, Node
 
@@ -123,11 +124,11 @@ class AnnotationRun:
 
     def _row(self, node: Node) -> Row:
         match = self.kept.get(node)
-        where = {"node": node.name, "module": module_path(node), "operator": str(node.target)}
+        row = partial(Row, node.name, module_path(node), str(node.target))
         if match is not None:
-            return Row(**where, words=describe(match, node), rule=match.rule.name)
+            return row(words=describe(match, node), rule=match.rule.name)
         reason = self.reasons.get(node, reasons.NOT_COVERED)
-        return Row(**where, reason=reason.filled(runtime=self.table.runtime))
+        return row(reason=reason.filled(runtime=self.table.runtime))
 
 
 def _by_head(rules: Iterable[Rule]) -> dict[Target, list[Rule]]:
