@@ -124,7 +124,7 @@ class AnnotationRun:
 
     def _row(self, node: Node) -> Row:
         match = self.kept.get(node)
-        row = partial(Row, node.name, module_path(node), str(node.target))
+        row = partial(Row, node=node.name, module=module_path(node), operator=str(node.target))
         if match is not None:
             return row(words=describe(match, node), rule=match.rule.name)
         reason = self.reasons.get(node, reasons.NOT_COVERED)
