@@ -29,6 +29,9 @@ from pt2q.ir.torch_private import (
 
 _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
+# Below this, a look costs more than the bytes.
+_FEW = 1024
+
 
 class SmallForm(ABC):
     """How a tensor is put into fewer bytes, and made of them again with the same values."""
@@ -92,11 +95,16 @@ class _Keeper:
 
     def pack(self, tensor: Tensor) -> _Kept:
         """Keep a tensor."""
+        if tensor.numel() < _FEW:
+            return self._whole(tensor)
         described = self.described.get(tensor)
         if described is not None and described.version == version_of(tensor):
             return self._rounded(tensor.detach(), described)
         if is_saved_by_its_maker(tensor, "ReluBackward0") and tensor.dtype in _BITS:
             return self._small(tensor.detach(), _Signs(tensor.dtype))
+        return self._whole(tensor)
+
+    def _whole(self, tensor: Tensor) -> _Kept:
         if self.outer is not None:
             return _Kept(self.outer[0](tensor))
         return _Kept(tensor.detach(), version=version_of(tensor))

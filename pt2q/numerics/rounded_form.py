@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pt2q.ir.saved_tensors import SmallForm
 
+# Elements that are held in float32 on the way.
+_AT_ONCE = 2**18
 _INTEGERS = ((torch.int8, 2**8), (torch.int16, 2**16))
 
 
@@ -31,13 +33,25 @@ class RoundedForm(SmallForm):
     dtype: torch.dtype
 
     def shrunk(self, tensor: Tensor) -> Tensor:
-        """See `SmallForm.shrunk`."""
-        if isinstance(self.inverse, Tensor):
-            levels = (tensor * self.inverse).round_()
-            return (levels.add_(self.shift) if self.shift else levels).to(self.dtype)
+        """See `SmallForm.shrunk`; part by part, or new pages would cost more than the numbers."""
+        if tensor.numel() <= _AT_ONCE or tensor.dim() < 2:
+            return self._levels(tensor, self.inverse).to(self.dtype)
+        result = torch.empty_like(tensor, dtype=self.dtype)
+        count = max(_AT_ONCE * tensor.shape[0] // tensor.numel(), 1)
+        for start in range(0, tensor.shape[0], count):
+            rows = slice(start, start + count)
+            inverse = self.inverse
+            if isinstance(inverse, Tensor) and inverse.shape[0] > 1:
+                inverse = inverse[rows]
+            result[rows].copy_(self._levels(tensor[rows], inverse))
+        return result
+
+    def _levels(self, tensor: Tensor, inverse: float | Tensor) -> Tensor:
+        if isinstance(inverse, Tensor):
+            levels = (tensor * inverse).round_()
+            return levels.add_(self.shift) if self.shift else levels
         # One sweep for both; the sum is rounded to the same whole number.
-        shifted = torch.add(tensor.new_tensor(self.shift), tensor, alpha=self.inverse)
-        return shifted.round_().to(self.dtype)
+        return torch.add(tensor.new_tensor(self.shift), tensor, alpha=inverse).round_()
 
     def restored(self, small: Tensor) -> Tensor:
         """See `SmallForm.restored`."""
