@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 from support.processes import keep_one_warm, let_it_go
 from support.seeds import seeded
+from torch.export import ExportedProgram
 
-from pt2q.ir.torch_private import composites_looked_up_once
+from pt2q.ir.torch_private import compiled_when_asked, composites_looked_up_once
 from pt2q.passes import verified_passes
+from pt2q.replaced import replaced
 
 # The same examples in every run, however slow the machine: a failure repeats.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -58,6 +64,26 @@ def composites_known() -> Iterator[None]:
     """Taking a program apart looks all composite operators up; many tests do so."""
     with composites_looked_up_once():
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def exports_compiled_when_asked() -> Iterator[None]:
+    """Capturing a program and unlifting it compile its code nine times; few tests run any of it."""
+    with (
+        replaced(torch.export, export=_compiled_when_asked(torch.export.export)),
+        replaced(ExportedProgram, module=_compiled_when_asked(ExportedProgram.module)),
+    ):
+        yield
+
+
+def _compiled_when_asked(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def compiled_later(*args: Any, **kwargs: Any) -> Any:
+        alone = threading.current_thread() is threading.main_thread()  # threads would take turns
+        with compiled_when_asked() if alone else nullcontext():
+            return call(*args, **kwargs)
+
+    return compiled_later
 
 
 @pytest.fixture(autouse=True)
