@@ -267,7 +267,6 @@ XNNPACK = BackendTable(
         MEAN,
         POOL,
         MAX_POOL,
-        PADDING,
         BOUND,
         RESHAPE,
         PERMUTE,
@@ -276,6 +275,7 @@ XNNPACK = BackendTable(
         REPEAT,
         COPY,
         DROPOUT,
+        PADDING,
     ),
     in_float_dynamic=(
         (ops.CONV1D | ops.CONV_TRANSPOSE1D, reasons.DYNAMIC_IMAGES_ONLY),

@@ -54,6 +54,13 @@ class _Program(nn.Module):
         return self.function(self.layers, *inputs)
 
 
+def _drawn_apart(make: Callable[[], nn.Module]) -> nn.Module:
+    """A layer whose weights do not change what is drawn for others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return make()
+
+
 CONV = partial(nn.Conv2d, 8, 8, 3, padding=1)
 CONV1D = partial(nn.Conv1d, 8, 8, 3, padding=1)
 LINEAR = partial(nn.Linear, 32, 32)
@@ -178,7 +185,10 @@ AVERAGE_POOL = between_convolutions(lambda x: F.avg_pool2d(x, 2))
 # ------------------------------------------------------------------ values passed on
 
 MAX_POOL = between_convolutions(lambda x: F.max_pool2d(x, 2))
-PADDING = between_convolutions(lambda x: F.pad(x, (0, 1, 2, 0)))
+PADDING = replace(
+    between_convolutions(lambda x: F.pad(x, (0, 1, 2, 0))),
+    layers=(partial(_drawn_apart, CONV),) * 2,
+)
 BOUND = between_convolutions(lambda x: F.relu(x).clamp(0, 1))
 RESHAPE = on_images(lambda m, x: m[1](m[0](x).flatten(1)), CONV, partial(nn.Linear, 512, 8))
 PERMUTE = on_images(lambda m, x: m[1](m[0](x).permute(0, 2, 3, 1)), CONV, partial(nn.Linear, 8, 8))
