@@ -30,7 +30,7 @@ from pt2q.ir.torch_private import (
 _BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
 # Below this, a look costs more than the bytes.
-_FEW = 1024
+_FEW = 2**14
 
 
 class SmallForm(ABC):

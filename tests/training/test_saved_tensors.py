@@ -35,6 +35,11 @@ class Residual(nn.Module):
         return self.last((self.left(y) + self.right(y) + y).mean((2, 3)))
 
 
+@pytest.fixture(autouse=True)
+def weights_are_not_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pt2q.ir.saved_tensors._FEW", 1)
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["fast", "plain"])
 def prepared(request: pytest.FixtureRequest) -> QuantGraphModule:
     torch.manual_seed(0)
