@@ -177,6 +177,8 @@ def describe(tensor: Tensor, form: Callable[[], SmallForm | None]) -> None:
         form: makes the form, or None if there is none; called if somebody wants it.
     """
     keeper = _keeping.get()
-    found = None if keeper is None else form()
-    if keeper is not None and found is not None:
+    if keeper is None or tensor.numel() < _FEW:
+        return
+    found = form()
+    if found is not None:
         keeper.described[tensor] = _Described(found, version_of(tensor))

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from pt2q.ir.saved_tensors import SmallForm
+from pt2q.numerics.parts import row_parts
 
-# Elements that are held in float32 on the way.
-_AT_ONCE = 2**18
 _INTEGERS = ((torch.int8, 2**8), (torch.int16, 2**16))
 
 
@@ -34,12 +33,11 @@ class RoundedForm(SmallForm):
 
     def shrunk(self, tensor: Tensor) -> Tensor:
         """See `SmallForm.shrunk`; part by part, or new pages would cost more than the numbers."""
-        if tensor.numel() <= _AT_ONCE or tensor.dim() < 2:
+        parts = row_parts(tensor)
+        if not parts:
             return self._levels(tensor, self.inverse).to(self.dtype)
         result = torch.empty_like(tensor, dtype=self.dtype)
-        count = max(_AT_ONCE * tensor.shape[0] // tensor.numel(), 1)
-        for start in range(0, tensor.shape[0], count):
-            rows = slice(start, start + count)
+        for rows in parts:
             inverse = self.inverse
             if isinstance(inverse, Tensor) and inverse.shape[0] > 1:
                 inverse = inverse[rows]

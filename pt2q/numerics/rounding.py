@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from pt2q.numerics.broadcasting import shape_along
-
-# Elements that are held in float32 on the way.
-_AT_ONCE = 2**18
+from pt2q.numerics.parts import row_parts
 
 
 def _broadcastable(value: Tensor | float, x: Tensor, ch_axis: int | None) -> Tensor | float:
@@ -78,13 +76,12 @@ def quantize(
     Raises:
         TypeError: ``x`` is of another dtype.
     """
-    if x.numel() <= _AT_ONCE or x.dim() < 2:
+    parts = row_parts(x)
+    if not parts:
         return _levels(x, scale, zero_point, quant_min, quant_max, ch_axis).to(dtype)
     result = torch.empty_like(x, dtype=dtype)
     per_row = ch_axis is not None and ch_axis % x.dim() == 0
-    count = max(_AT_ONCE * x.shape[0] // x.numel(), 1)
-    for start in range(0, x.shape[0], count):
-        rows = slice(start, start + count)
+    for rows in parts:
         factor = scale[rows] if per_row and isinstance(scale, Tensor) else scale
         zero = zero_point[rows] if per_row and isinstance(zero_point, Tensor) else zero_point
         result[rows].copy_(_levels(x[rows], factor, zero, quant_min, quant_max, ch_axis))

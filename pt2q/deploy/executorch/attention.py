@@ -53,10 +53,9 @@ def attention_in_parts(model: GraphModule) -> bool:
     found = attentions(model)
     if not found:
         return False
-    masks = SharedMasks(StorageMap.of(model.graph))
-    constants = Constants(model)
+    masks = _Masks(SharedMasks(StorageMap.of(model.graph)), Constants(model))
     for node in found:
-        _write(Emitter(model, PASS_NAME).before(node), _Masks(masks, constants))
+        _write(Emitter(model, PASS_NAME).before(node), masks)
     model.graph.eliminate_dead_code()
     model.recompile()
     return True

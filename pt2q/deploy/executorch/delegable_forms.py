@@ -39,8 +39,10 @@ def delegable(model: GraphModule) -> list[Node]:
         model: a converted module.
     """
     found = [n for n in model.graph.nodes if n.target in FORMS and _is_plain(n) and _is_meant(n)]
-    storage = StorageMap.of(model.graph) if found else None
-    return [node for node in found if storage is not None and not storage.is_mutated(node)]
+    if not found:
+        return []
+    storage = StorageMap.of(model.graph)
+    return [node for node in found if not storage.is_mutated(node)]
 
 
 def delegable_forms(model: GraphModule) -> bool:

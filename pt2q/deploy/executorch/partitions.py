@@ -26,11 +26,9 @@ def xnnpack_partitioner() -> Any:
     Raises:
         MissingDependencyError: executorch is not installed.
     """
-    (xnnpack,) = optional_modules(
-        "executorch.backends.xnnpack.partition.xnnpack_partitioner", extra="executorch"
-    )
-
-    (config,) = optional_modules("executorch.backends.xnnpack.partition.config", extra="executorch")
+    names = ("xnnpack_partitioner", "config")
+    modules = (f"executorch.backends.xnnpack.partition.{name}" for name in names)
+    xnnpack, config = optional_modules(*modules, extra="executorch")
 
     class Partitioner(xnnpack.XnnpackPartitioner):  # type: ignore[misc, name-defined]
         def partition(self, exported_program: Any) -> Any:

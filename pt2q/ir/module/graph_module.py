@@ -43,9 +43,13 @@ def deferred_code() -> Iterator[None]:
         _deferred.reset(token)
 
 
+def _write_code(model: QuantGraphModule) -> Any:
+    with index_at_rest(model.graph):
+        return GraphModule.recompile(model)
+
+
 def _generate_and_forward(self: QuantGraphModule, *args: Any, **kwargs: Any) -> Any:
-    with index_at_rest(self.graph):
-        GraphModule.recompile(self)
+    _write_code(self)
     return self.forward(*args, **kwargs)
 
 
@@ -95,8 +99,7 @@ class QuantGraphModule(GraphModule):
     def recompile(self) -> Any:
         """Bring the code up to date with the graph; under `deferred_code`, at the next call."""
         if not _deferred.get():
-            with index_at_rest(self.graph):
-                return super().recompile()
+            return _write_code(self)
         type(self).forward = _generate_and_forward
         return None
 

@@ -28,6 +28,11 @@ class Roles:
     weight: Node | None = None
     bias: Node | None = None
 
+    @property
+    def float_activations(self) -> tuple[Node, ...]:
+        """The activations that are single floating point tensors."""
+        return tuple(filter(is_float_tensor, self.activations))
+
 
 def roles_of(node: Node) -> Roles:
     """Read the roles from the operator's schema.
@@ -56,4 +61,4 @@ def _is_constant_factor(node: Node, name: str, source: Node) -> bool:
 
 def float_activations(node: Node) -> tuple[Node, ...]:
     """The activations of an operator that are single floating point tensors."""
-    return tuple(source for source in roles_of(node).activations if is_float_tensor(source))
+    return roles_of(node).float_activations

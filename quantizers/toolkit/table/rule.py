@@ -15,7 +15,6 @@ from functools import cached_property
 from torch.fx import GraphModule, Node
 
 from pt2q.ir.constants import Constants
-from pt2q.ir.graph import is_float_tensor
 from pt2q.ir.ops import BATCH_NORM, Target
 from pt2q.quantizers.toolkit.config import Mode, QuantizationConfig
 from pt2q.quantizers.toolkit.reading.attention_masks import MaskFinder
@@ -95,7 +94,7 @@ class Match:
     @cached_property
     def activations(self) -> tuple[Node, ...]:
         """The activations of the head that are single floating point tensors."""
-        return tuple(source for source in self.roles.activations if is_float_tensor(source))
+        return self.roles.float_activations
 
     @property
     def config(self) -> QuantizationConfig:
